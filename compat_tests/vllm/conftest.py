@@ -1,0 +1,50 @@
+"""Engines and models for the tests on real vLLM."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE))
+
+from engine_process import EngineProcess  # noqa: E402 the line above makes it importable
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let vLLM warn as it likes: its warnings are not about us."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from the name of a model to its folder."""
+    folder = tmp_path_factory.getbasetemp() / "models"
+
+    def build(name: str) -> Path:
+        command = [sys.executable, HERE.parent / "models.py", name, folder]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return Path(done.stdout.strip())
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def start_engine(
+    model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., EngineProcess]]:
+    """Return a function that starts an engine, by model name; all end with the module."""
+    with ExitStack() as running:
+
+        def start(name: str, **arguments: Any) -> EngineProcess:
+            engine = EngineProcess(model(name), tmp_path_factory.mktemp("engine"), **arguments)
+            running.callback(engine.close)
+            return engine
+
+        yield start

@@ -1,0 +1,192 @@
+"""One real vLLM engine in this process, driven by commands: run by `engine_process.EngineProcess`.
+
+Reads one JSON object a line, {"call": method of `Engine`, "with": arguments}, and answers with
+{"result": ...} or {"error": traceback}. The engine core runs in this process and is stepped by
+hand, so a test decides what has happened when it looks, and no time does.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+from prometheus_client import REGISTRY
+from vllm import EngineArgs, SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.request import Request
+
+OWN_LABELS = ("engine", "model_name", "engine_index")
+
+
+class Engine:
+    """The commands. Arguments and results are JSON; token ids are lists of int."""
+
+    def __init__(self, **engine_args: Any) -> None:
+        self._llm = LLMEngine.from_engine_args(EngineArgs(**engine_args))
+        self._core = self._llm.engine_core.engine_core
+        self._scheduler = self._core.scheduler
+        self._loras: dict[str, int] = {}
+        self._internal_ids: dict[str, str] = {}
+        self._finished: dict[str, dict[str, Any]] = {}
+
+    def add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        max_tokens: int = 24,
+        salt: str | None = None,
+        lora: str | None = None,
+        kv_transfer_params: dict[str, Any] | None = None,
+        prompt_embeds: float | None = None,
+    ) -> None:
+        """Queue a request: greedy, and never ended by a token."""
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.CUMULATIVE,
+            extra_args={"kv_transfer_params": kv_transfer_params} if kv_transfer_params else None,
+        )
+        content = self._content(prompt, prompt_embeds) | ({"cache_salt": salt} if salt else {})
+        self._internal_ids[request_id] = self._llm.add_request(
+            request_id, content, params, lora_request=self._lora(lora)
+        )
+
+    def step(self, times: int = 1) -> list[str]:
+        """Step the engine; returns the ids of the requests that have finished by now."""
+        for _ in range(times):
+            self._step()
+        return sorted(self._finished)
+
+    def run(self, limit_s: float = 120.0) -> dict[str, dict[str, Any]]:
+        """Step until nothing is left to do, saves and reports included; returns what finished."""
+        deadline = time.monotonic() + limit_s
+        while self._llm.has_unfinished_requests() or self._scheduler.has_requests():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not idle after {limit_s} s: {self.state()}")
+            self._step()
+        finished, self._finished = self._finished, {}
+        return finished
+
+    def abort(self, request_id: str) -> None:
+        """Abort a request, as a client that disconnects does."""
+        self._llm.abort_request([request_id])
+
+    def state(self) -> dict[str, Any]:
+        """Where every request is, and what the block pool holds."""
+        pool = self._scheduler.kv_cache_manager.block_pool
+        known = self._scheduler.requests
+        requests = {name: known[key] for name, key in self._internal_ids.items() if key in known}
+        return {
+            "requests": {name: request.status.name for name, request in requests.items()},
+            "preemptions": {name: request.num_preemptions for name, request in requests.items()},
+            "num_free_blocks": pool.get_num_free_blocks(),
+            "num_blocks": pool.num_gpu_blocks,
+            "busy": self._scheduler.has_requests(),
+        }
+
+    def reset_prefix_cache(self, connector: bool = False) -> bool:
+        """Drop the engine's own prefix cache, and with `connector` ours as well."""
+        return self._llm.reset_prefix_cache(reset_connector=connector)
+
+    def scribble(self, byte: int = 0x41) -> None:
+        """Overwrite every page, so that a load that copies nothing finds no old truth there."""
+        self._llm.collective_rpc("scribble", args=(byte,))
+
+    def cached_pages(self, prompt: list[int], salt: str | None = None) -> list[str]:
+        """Digest each full page of `prompt` in the engine's own prefix cache, all ranks together."""
+        request = Request(
+            request_id="probe",
+            prompt_token_ids=[*prompt, 0],
+            sampling_params=SamplingParams(),
+            pooling_params=None,
+            cache_salt=salt,
+            block_hasher=self._core.request_block_hasher,
+        )
+        blocks, *_ = self._scheduler.kv_cache_manager.get_computed_blocks(request)
+        ranks = self._llm.collective_rpc("page_digests", args=(blocks.get_block_ids()[0],))
+        return [hashlib.sha256("".join(page).encode()).hexdigest() for page in zip(*ranks)]
+
+    def sleep(self, level: int = 1) -> None:
+        """Pause, and from level 1 on drop all caches."""
+        self._llm.sleep(level=level)
+
+    def wake_up(self) -> None:
+        """Resume after `sleep`."""
+        self._llm.wake_up()
+
+    def metrics(self) -> dict[str, float]:
+        """Return every Prometheus sample of this process as {name or name{label=value}: value}."""
+        samples = (sample for family in REGISTRY.collect() for sample in family.samples)
+        return {_sample_name(s): s.value for s in samples if not s.name.endswith("_bucket")}
+
+    def connector(self, method: str, **arguments: Any) -> Any:
+        """Call a method of the scheduler's connector."""
+        return getattr(self._scheduler.connector, method)(**arguments)
+
+    def worker_connectors(self, method: str, **arguments: Any) -> list[Any]:
+        """Call a method of every rank's connector."""
+        return self._llm.collective_rpc("call_connector", args=(method,), kwargs=arguments)
+
+    def _step(self) -> None:
+        for output in self._llm.step():
+            if output.finished:
+                completion = output.outputs[0]
+                self._finished[output.request_id] = {
+                    "tokens": list(completion.token_ids),
+                    "finish_reason": completion.finish_reason,
+                    "num_cached_tokens": output.num_cached_tokens,
+                }
+
+    def _content(self, prompt: list[int], scale: float | None) -> dict[str, Any]:
+        if scale is None:
+            return {"prompt_token_ids": prompt}
+        import torch
+
+        hidden = self._llm.model_config.get_hidden_size()
+        generator = torch.Generator().manual_seed(prompt[0])
+        embeds = torch.randn(len(prompt), hidden, generator=generator) * scale
+        return {"prompt_embeds": embeds.to(self._llm.model_config.dtype)}
+
+    def _lora(self, path: str | None) -> LoRARequest | None:
+        if path is None:
+            return None
+        number = self._loras.setdefault(path, len(self._loras) + 1)
+        return LoRARequest(f"lora-{number}", number, path)
+
+
+def _sample_name(sample: Any) -> str:
+    labels = ",".join(f"{k}={v}" for k, v in sample.labels.items() if k not in OWN_LABELS)
+    return f"{sample.name}{{{labels}}}" if labels else sample.name
+
+
+def _answer(engine: Engine | None, command: dict[str, Any]) -> tuple[Engine | None, Any]:
+    if command["call"] == "start":
+        return Engine(**command["with"]), None
+    return engine, getattr(engine, command["call"])(**command["with"])
+
+
+def main() -> None:
+    """Serve commands until the other side closes the pipe."""
+    commands = os.fdopen(int(sys.argv[1]))
+    answers = os.fdopen(int(sys.argv[2]), "w", buffering=1)
+    engine: Engine | None = None
+    for line in commands:
+        try:
+            engine, result = _answer(engine, json.loads(line))
+            reply = {"result": result}
+        except Exception:  # noqa: BLE001 the other side decides what an error means
+            reply = {"error": traceback.format_exc()}
+        answers.write(json.dumps(reply) + "\n")
+    if engine is not None:
+        engine._llm.engine_core.shutdown()
+
+
+if __name__ == "__main__":
+    main()

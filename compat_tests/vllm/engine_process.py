@@ -1,0 +1,218 @@
+"""A real vLLM engine in a process of its own, as an object."""
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+HERE = Path(__file__).parent
+START_LIMIT_S = 300.0
+
+
+class EngineFailure(AssertionError):
+    """The engine process raised, died, or did not answer in time."""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One request; see `engine_child.Engine.add`."""
+
+    prompt: list[int]
+    max_tokens: int = 24
+    salt: str | None = None
+    lora: str | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    prompt_embeds: float | None = None
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """What became of a request."""
+
+    tokens: list[int]
+    finish_reason: str
+    num_cached_tokens: int
+
+
+class EngineProcess:
+    """One engine with one configuration. Slow to start (10 s and more): share it.
+
+    Args:
+        model: Folder of a model of `models.py`.
+        folder: Empty folder of this engine alone: working directory and log.
+        connector: `kv_transfer_config`, or None for an engine without a connector.
+        env: Environment on top of the harness's own.
+        engine_args: Everything else `vllm.EngineArgs` takes.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        connector: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        **engine_args: Any,
+    ) -> None:
+        self.log = folder / "engine.log"
+        self._num_requests = 0
+        self._start_process(folder, env or {})
+        if connector is not None:
+            engine_args["kv_transfer_config"] = {"kv_role": "kv_both"} | connector
+        self._call("start", START_LIMIT_S, **_defaults(model) | engine_args)
+
+    def complete(self, *asks: Ask) -> list[Completion]:
+        """Serve requests at the same time; returns when the engine has nothing left to do."""
+        ids = [self.add(ask) for ask in asks]
+        finished = self.run()
+        return [finished[request_id] for request_id in ids]
+
+    def complete_each(self, asks: Iterable[Ask]) -> list[Completion]:
+        """Serve requests one after the other."""
+        return [self.complete(ask)[0] for ask in asks]
+
+    def add(self, ask: Ask) -> str:
+        """Queue a request and return its id; `step` or `run` serves it."""
+        self._num_requests += 1
+        request_id = f"r{self._num_requests}"
+        self._call("add", request_id=request_id, **msgspec.structs.asdict(ask))
+        return request_id
+
+    def step(self, times: int = 1) -> list[str]:
+        """Step the engine; returns the ids of requests that have finished since the last `run`."""
+        return self._call("step", times=times)
+
+    def run(self, limit_s: float = 120.0) -> dict[str, Completion]:
+        """Step until nothing is left to do, and return what has finished by request id."""
+        return msgspec.convert(self._call("run", limit_s + 60, limit_s=limit_s), dict[str, Completion])
+
+    def abort(self, request_id: str) -> None:
+        """Abort a request."""
+        self._call("abort", request_id=request_id)
+
+    def state(self) -> dict[str, Any]:
+        """Return statuses of requests, free and total pages, and whether the engine is busy."""
+        return self._call("state")
+
+    def forget(self) -> None:
+        """Drop the engine's own prefix cache and overwrite its pages: only the connector remembers."""
+        assert self._call("reset_prefix_cache"), "pages are still in use"
+        self._call("scribble")
+
+    def forget_all(self) -> None:
+        """As `forget`, and the connector forgets too."""
+        assert self._call("reset_prefix_cache", connector=True), "the reset was refused"
+        self._call("scribble")
+
+    def cached_pages(self, prompt: list[int], salt: str | None = None) -> list[str]:
+        """Digest the full pages of `prompt` that the engine's own prefix cache holds."""
+        return self._call("cached_pages", prompt=prompt, salt=salt)
+
+    def sleep(self, level: int = 1) -> None:
+        """Put the engine to sleep."""
+        self._call("sleep", level=level)
+
+    def wake_up(self) -> None:
+        """Wake the engine up."""
+        self._call("wake_up")
+
+    def metrics(self) -> dict[str, float]:
+        """Return all Prometheus samples by name, with labels where there are any."""
+        return self._call("metrics")
+
+    def connector(self, method: str, **arguments: Any) -> Any:
+        """Call a method of the scheduler's connector."""
+        return self._call("connector", method=method, **arguments)
+
+    def worker_connectors(self, method: str, **arguments: Any) -> list[Any]:
+        """Call a method of each rank's connector."""
+        return self._call("worker_connectors", method=method, **arguments)
+
+    def close(self) -> None:
+        """End the process and everything it started."""
+        with contextlib.suppress(OSError):
+            self._commands.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._answers.close()
+
+    def _start_process(self, folder: Path, env: dict[str, str]) -> None:
+        command_read, command_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, HERE / "engine_child.py", str(command_read), str(answer_write)],
+                cwd=folder,
+                env=_environment() | env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(command_read, answer_write),
+                start_new_session=True,
+            )
+        os.close(command_read)
+        os.close(answer_write)
+        self._commands = os.fdopen(command_write, "w", buffering=1)
+        self._answers = os.fdopen(answer_read)
+
+    def _call(self, call: str, timeout_s: float = 120.0, **arguments: Any) -> Any:
+        with contextlib.suppress(BrokenPipeError):
+            self._commands.write(json.dumps({"call": call, "with": arguments}) + "\n")
+        readable, _, _ = select.select([self._answers], [], [], timeout_s)
+        line = self._answers.readline() if readable else ""
+        if not line:
+            self._kill()
+            reason = "died" if readable else f"gave no answer within {timeout_s} s"
+            raise EngineFailure(f"engine {reason} in {call}; end of {self.log}:\n{self._log_tail()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise EngineFailure(f"engine failed in {call}; log in {self.log}\n{reply['error']}")
+        return reply["result"]
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _log_tail(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+
+def random_tokens(seed: int, num_tokens: int) -> list[int]:
+    """Return the same random token ids for the same seed, valid for every model of `models.py`."""
+    rng = random.Random(seed)
+    return [rng.randrange(400) for _ in range(num_tokens)]
+
+
+def _defaults(model: Path) -> dict[str, Any]:
+    config = json.loads((model / "config.json").read_text())
+    return {
+        "model": str(model),
+        "dtype": config["dtype"],  # vLLM would turn float32 into bfloat16
+        "enforce_eager": True,
+        "disable_log_stats": False,
+        "max_model_len": 4096,
+        "kv_cache_memory_bytes": 256 << 20,
+        "worker_extension_cls": "engine_probe.WorkerProbe",
+    }
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, made safe: no network, nothing imported from the checkout."""
+    unwanted = ("PYTHONHASHSEED", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return kept | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": str(HERE),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }

@@ -1,0 +1,143 @@
+"""vLLM's own OpenAI server as a child process that never outlives the demo."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 15
+LOG_TAIL_LINES = 15
+
+KV_TRANSFER = {"kv_connector": "flexkv", "kv_role": "kv_both"}
+
+
+class DemoError(Exception):
+    """What went wrong, in one line."""
+
+
+@contextmanager
+def running_server(model: Path, work: Path) -> Iterator[int]:
+    """Run the server on `model` and yield its port; on the way out nothing of it is left.
+
+    Raises:
+        DemoError: It does not start; names the reason after the end of its log was printed.
+    """
+    port = _free_port()
+    log_path = work / "server.log"
+    # Outside the checkout, so that vLLM imports what is installed and nothing that lies here.
+    outside = tempfile.mkdtemp(prefix="flexkv-demo-")
+    with log_path.open("w") as log:
+        server = subprocess.Popen(
+            _command(model, port),
+            cwd=outside,
+            env=_environment(work),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_ready(server, port, log_path)
+        yield port
+    finally:
+        _stop(server)
+        shutil.rmtree(outside, ignore_errors=True)
+
+
+def _command(model: Path, port: int) -> list[str]:
+    # The module, not the `vllm` command: with the CPU wheel the command does not find its version.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    options = {
+        "model": model,
+        "served-model-name": "demo",
+        "host": HOST,
+        "port": port,
+        # With float32 a prefix that was loaded and one that was computed give equal answers;
+        # bfloat16 rounds differently for different shapes.
+        "dtype": "float32",
+        "max-model-len": 8192,
+        "max-num-batched-tokens": 8192,
+        "kv-transfer-config": json.dumps(KV_TRANSFER),
+    }
+    flags = ["--enforce-eager", "--enable-prompt-tokens-details"]
+    return [*command, *(f"--{key}={value}" for key, value in options.items()), *flags]
+
+
+def _environment(work: Path) -> dict[str, str]:
+    """Keep the server offline and its caches out of the user's home."""
+    changed = {
+        "DO_NOT_TRACK": "1",
+        "HF_HOME": str(work / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",
+        "VLLM_CACHE_ROOT": str(work / "vllm"),
+        "VLLM_CONFIG_ROOT": str(work / "vllm"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",  # `/reset_prefix_cache`
+    }
+    # An allow-list of plug-ins would hide ours.
+    kept = {key: value for key, value in os.environ.items() if key != "VLLM_PLUGINS"}
+    return {**kept, **changed}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while not _answers(port):
+        if server.poll() is not None:
+            raise DemoError(_why_it_ended(log_path))
+        if time.monotonic() > end_s:
+            msg = f"the server did not answer within {START_TIMEOUT_S} s, see {log_path}"
+            raise DemoError(msg)
+        time.sleep(0.2)
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _why_it_ended(log_path: Path) -> str:
+    """Print the end of the log and return the reason in one line."""
+    log = log_path.read_text(errors="replace")
+    print(*log.splitlines()[-LOG_TAIL_LINES:], sep="\n", file=sys.stderr)
+    errors = re.findall(r"\b(?:\w+\.)*\w+(?:Error|Exception): .+", log)
+    causes = [error for error in errors if "See root cause" not in error]
+    reason = (causes or errors or ["no error in its log"])[0]
+    return f"the server did not start: {reason} (all of it: {log_path})"
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server's whole process group: politely, then not."""
+    for number, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, STOP_TIMEOUT_S)):
+        try:
+            os.killpg(server.pid, number)
+            server.wait(timeout_s)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,49 @@
+"""The one place where an unexpected exception stops: the border to an engine.
+
+A cache that fails must cost its hits and nothing else. Every hook that an engine calls goes
+through a barrier; the first exception that nobody expected switches this half of the connector
+off for good, and from then on the engine gets the answer that promises nothing.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["FaultBarrier"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class FaultBarrier:
+    """Runs hooks; once switched off, answers for them.
+
+    Thread: not thread safe; one barrier for each thread that an engine calls from.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        """Why the connector is off, in one clause; empty while it is on."""
+
+    def switch_off(self, reason: str) -> None:
+        """Stop running hooks, for `reason`. Said once; later reasons are not."""
+        if not self.reason:
+            self.reason = reason
+            logger.warning("connector.off: serving without KV caching, because %s", reason)
+
+    def run(self, hook: Callable[[], T], instead: Callable[[], T]) -> T:
+        """Return `hook()`, or `instead()` if it fails or the connector is off.
+
+        Args:
+            hook: What the engine asked for.
+            instead: The harmless answer. It still has to keep promises made before the failure,
+                so it must not depend on what may be broken.
+        """
+        if not self.reason:
+            try:
+                return hook()
+            except Exception as error:
+                logger.exception("connector.failed: please report the lines below")
+                self.switch_off(f"of an unexpected error: {type(error).__name__}: {error}")
+        return instead()

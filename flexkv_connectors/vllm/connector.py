@@ -1,0 +1,273 @@
+"""The class that vLLM calls. It only delegates, each hook through the fault barrier."""
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import vllm
+from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    SupportsHMA,
+)
+
+from flexkv_connectors.common.fault_barrier import FaultBarrier
+from flexkv_connectors.common.versions import require_supported
+from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
+from flexkv_connectors.vllm.ledger import LoadLedger
+from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
+from flexkv_connectors.vllm.scheduler import SchedulerHalf
+from flexkv_connectors.vllm.stats import FlexKVPromMetrics, FlexKVStats
+from flexkv_connectors.vllm.worker import WorkerHalf
+from flexkv_core.metrics import Counters
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        KVConnectorStats,
+    )
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+__all__ = ["FlexKVConnector"]
+
+logger = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    """Answer a hook that expects no answer."""
+
+
+class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
+    """FlexKV behind vLLM's KV connector interface, 0.28 to 0.33.
+
+    vLLM makes one instance in the scheduler's process and one in each worker; only the half that
+    belongs to the instance's role exists. Models that cannot be restored from blocks are served
+    without caching.
+    """
+
+    def __init__(
+        self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
+    ) -> None:
+        """Translate the configuration and build the half for `role`.
+
+        Raises:
+            ConfigError: An option cannot be used.
+            UnsupportedEngineError: This vLLM has never been checked.
+        """
+        super().__init__(vllm_config, role, kv_cache_config)
+        require_supported("vllm", vllm.__version__)
+        cache = read_cache_config(vllm_config)
+        self._barrier = FaultBarrier()
+        self._counters = Counters()
+        self._ledger = LoadLedger(report_finished=cache.load_async)
+        self._load_async = cache.load_async
+        self._accepted: list[Load] = []
+        """Promised to vLLM and not handed to the workers yet; kept here, where nothing fails."""
+
+        if reason := why_not(vllm_config, kv_cache_config):
+            self._barrier.switch_off(reason)
+            return
+        deployment = translate(vllm_config, kv_cache_config, cache)
+        if role is KVConnectorRole.SCHEDULER:
+            self._scheduler = SchedulerHalf(deployment, self._counters)
+        else:
+            self._worker = WorkerHalf(deployment, self._ledger)
+
+    # Worker: what vLLM's model runner calls around one forward pass, in this order.
+
+    @override
+    def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
+        if not self._barrier.reason:
+            self._worker.register(kv_caches)
+
+    @override
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        orders = _orders(kv_connector_metadata)
+        self._barrier.run(lambda: self._worker.begin_step(orders), _nothing)
+
+    @override
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        for load in _orders(connector_metadata).loads:
+            self._ledger.promise(load.request_id, load.page_ids)
+
+    @override
+    def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
+        orders = _orders(self._get_connector_metadata())
+        self._barrier.run(
+            lambda: self._worker.load(orders), self._ledger.settle_all_as_failed
+        )
+
+    @override
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Do nothing: loads of a synchronous step are complete before its forward pass."""
+
+    @override
+    def save_kv_layer(
+        self,
+        layer_name: str,
+        kv_layer: "torch.Tensor",
+        attn_metadata: "AttentionMetadata",
+        **kwargs: Any,
+    ) -> None:
+        """Do nothing: blocks are saved for all layers at once, after the forward pass."""
+
+    @override
+    def wait_for_save(self) -> None:
+        self._barrier.run(lambda: self._worker.save(), _nothing)
+
+    @override
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        self._barrier.run(lambda: self._worker.collect(), self._ledger.settle_all_as_failed)
+        return None, self._ledger.take_finished() or None
+
+    @override
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._ledger.take_failed_pages()
+
+    @override
+    def build_connector_worker_meta(self) -> StepReport | None:
+        return self._barrier.run(
+            lambda: self._worker.take_report(), lambda: StepReport(refusal=self._barrier.reason)
+        )
+
+    @override
+    def shutdown(self) -> None:
+        if self._role is KVConnectorRole.WORKER:
+            self._barrier.run(lambda: self._worker.shutdown(), _nothing)
+
+    # Scheduler, in the order of one step.
+
+    @override
+    def get_num_new_matched_tokens(
+        self, request: "Request", num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        num_tokens = self._barrier.run(
+            lambda: self._scheduler.match(request, num_computed_tokens), lambda: 0
+        )
+        return num_tokens, self._load_async and num_tokens > 0
+
+    @override
+    def update_state_after_alloc(
+        self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
+    ) -> None:
+        page_ids = blocks.get_block_ids()[0]
+        load = self._barrier.run(
+            lambda: self._scheduler.accept(request, page_ids, num_external_tokens),
+            lambda: self._scheduler.decline(request, page_ids, num_external_tokens),
+        )
+        if load is not None:
+            self._accepted.append(load)
+
+    @override
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> StepOrders:
+        orders = self._barrier.run(
+            lambda: self._scheduler.build_orders(scheduler_output), StepOrders
+        )
+        orders.loads, self._accepted = self._accepted, []
+        return orders
+
+    @override
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        report = connector_output.kv_connector_worker_meta
+        if isinstance(report, StepReport):
+            self._barrier.run(lambda: self._scheduler.digest(report), _nothing)
+            if report.refusal:
+                self._barrier.switch_off(report.refusal)
+
+    @override
+    def request_finished_all_groups(
+        self, request: "Request", block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Never delay the release of pages: what is still to be saved goes out before their reuse."""
+        self._barrier.run(lambda: self._scheduler.finish(request, block_ids[0]), _nothing)
+        return False, None
+
+    @override
+    def request_finished(
+        self, request: "Request", block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished_all_groups(request, (block_ids,))
+
+    @override
+    def has_pending_push_work(self) -> bool:
+        return self._barrier.run(lambda: self._scheduler.has_pending_work, lambda: False)
+
+    @override
+    def reset_cache(self) -> bool:
+        """Forget everything, because the weights may have changed."""
+        self._barrier.run(lambda: self._scheduler.reset(), _nothing)
+        return True
+
+    @override
+    def take_events(self) -> "Iterable[KVCacheEvent]":
+        nothing: list[KVCacheEvent] = []
+        return self._barrier.run(lambda: self._scheduler.take_events(), lambda: nothing)
+
+    @override
+    def get_external_cache_hit_sources(
+        self, request: "Request", num_external_tokens: int
+    ) -> "dict[CacheHitSource, int]":
+        """Say that hits come from host memory. vLLM asks from 0.32 on."""
+        from vllm.v1.metrics.cache_hit_source import (  # noqa: PLC0415 not in older versions
+            CacheHitSource,
+        )
+
+        return {CacheHitSource.HOST: num_external_tokens} if num_external_tokens else {}
+
+    # Both roles, and what vLLM asks of the class.
+
+    @override
+    def get_kv_connector_stats(self) -> "KVConnectorStats | None":
+        if self._role is KVConnectorRole.WORKER:
+            return None
+        counts = self._barrier.run(
+            lambda: self._scheduler.take_counts(), lambda: {"switched_off": 1.0}
+        )
+        return FlexKVStats(data=counts) if counts else None
+
+    @property
+    @override
+    def requires_kv_delivery(self) -> bool:
+        """A save that is dropped is a future miss, nothing that a preemption has to wait for."""
+        return False
+
+    @classmethod
+    @override
+    def build_kv_connector_stats(
+        cls, data: dict[str, Any] | None = None
+    ) -> "KVConnectorStats | None":
+        return FlexKVStats(data=data or {})
+
+    @classmethod
+    @override
+    def build_prom_metrics(
+        cls,
+        vllm_config: "VllmConfig",
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> "KVConnectorPromMetrics":
+        return FlexKVPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+def _orders(metadata: KVConnectorMetadata) -> StepOrders:
+    assert isinstance(metadata, StepOrders)
+    return metadata
+
+
+# MultiConnector files a child's statistics under its class's name and looks them up under its
+# registered name (vllm-project/vllm#57683): the two must be one.
+FlexKVConnector.__name__ = "flexkv"

@@ -1,0 +1,228 @@
+"""vLLM's configuration as the cache sees it: the only place that reads `VllmConfig`.
+
+Both halves translate the same objects and must come to the same answer; what only a worker can
+know (how much memory it got) travels in its first report instead.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flexkv_connectors.vllm.kv_caches import PageShape
+from flexkv_connectors.vllm.support import why_not_group, why_not_parallel
+from flexkv_core.config import CacheConfig, parse_config
+from flexkv_core.env import hub_cache_folder, read_environment
+from flexkv_core.errors import ConfigError
+from flexkv_core.layout import BlockFormat
+from flexkv_core.model_identity import identify_model
+from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
+
+__all__ = ["Deployment", "read_cache_config", "translate", "why_not"]
+
+BLOCK_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One engine's parallel shape, page geometry and cache options.
+
+    Ranks count through pipeline stages and, inside a stage, through tensor-parallel ranks, as in
+    vLLM. `num_replicas` consecutive ranks hold identical KV; the first of them owns the copy.
+    """
+
+    cache: CacheConfig
+    rank: int
+    num_ranks: int
+    num_replicas: int
+    num_engines: int
+    """Engines of this server on this node that share `cpu_cache_gb` (data parallelism)."""
+
+    page_shape: PageShape
+    num_layers: int
+    """Layers of this rank's stage."""
+
+    total_heads: int
+    """Distinct KV heads over all ranks."""
+
+    block_tokens: int
+    draft_blocks: int
+    """Blocks at the end of a sequence that draft layers have not finished yet."""
+
+    publishes_events: bool
+    describe_namespace: Callable[[], Namespace]
+
+    @property
+    def owners(self) -> range:
+        """Ranks that own a host pool."""
+        return range(0, self.num_ranks, self.num_replicas)
+
+    @property
+    def replicas(self) -> frozenset[int]:
+        """Ranks that read the pool of another rank."""
+        return frozenset(range(self.num_ranks)) - frozenset(self.owners)
+
+    @property
+    def owner(self) -> int:
+        """The rank that owns this rank's host pool."""
+        return self.rank - self.rank % self.num_replicas
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this rank owns a host pool."""
+        return self.rank == self.owner
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens in one of vLLM's blocks, our pages."""
+        return self.page_shape.page_tokens
+
+    @property
+    def pages_per_block(self) -> int:
+        """Pages in one of our blocks."""
+        return self.block_tokens // self.page_tokens
+
+    @property
+    def block_format(self) -> BlockFormat:
+        """This rank's share of a block."""
+        return BlockFormat(
+            num_heads=self.page_shape.num_heads,
+            num_layers=self.num_layers,
+            block_tokens=self.block_tokens,
+            token_bytes=self.page_shape.token_bytes,
+            cell_heads=_cell_heads(self.total_heads, self.cache.max_tp or self._tp),
+        )
+
+    @property
+    def _tp(self) -> int:
+        return self.total_heads // self.page_shape.num_heads
+
+
+def why_not(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:
+    """Name what keeps this deployment from being cached, if anything does."""
+    reason = why_not_group(kv_cache_config) or why_not_parallel(vllm_config)
+    if reason is None and getattr(vllm_config.cache_config, "calculate_kv_scales", False):
+        reason = "its KV scales are computed at run time"
+    if reason is None and callable(vllm_config.model_config.hf_overrides):
+        reason = "its model overrides are a function, which has no identity"
+    return reason
+
+
+def read_cache_config(vllm_config: "VllmConfig") -> CacheConfig:
+    """Merge the options of the file, the environment and vLLM's extra config.
+
+    Raises:
+        ConfigError: One sentence about the first option that cannot be used.
+    """
+    transfer = vllm_config.kv_transfer_config
+    extra: Mapping[str, Any] = transfer.kv_connector_extra_config if transfer else {}
+    return parse_config(read_environment(), extra)
+
+
+def translate(
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", cache: CacheConfig
+) -> Deployment:
+    """Read the deployment from an engine that `why_not` has nothing against.
+
+    Raises:
+        ConfigError: The options contradict the engine's.
+    """
+    (group,) = kv_cache_config.kv_cache_groups
+    spec: AttentionSpec = group.kv_cache_spec
+    parallel = vllm_config.parallel_config
+    replicas = _num_replicas(vllm_config, kv_cache_config)
+    total_heads = spec.num_heads * parallel.tensor_parallel_size // replicas
+    shape = PageShape(spec.num_heads, spec.block_size, spec.state_content_size_bytes)
+    block_tokens = _block_tokens(cache, spec.block_size)
+    cell_heads = _cell_heads(total_heads, cache.max_tp or parallel.tensor_parallel_size)
+    return Deployment(
+        cache=cache,
+        rank=parallel.rank,
+        num_ranks=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
+        num_replicas=replicas,
+        num_engines=max(parallel.data_parallel_size_local, 1),
+        page_shape=shape,
+        num_layers=len(group.layer_names),
+        total_heads=total_heads,
+        block_tokens=block_tokens,
+        draft_blocks=int(_has_draft_layers(vllm_config)),
+        publishes_events=_publishes_events(vllm_config),
+        describe_namespace=lambda: _namespace(
+            vllm_config, spec, total_heads, block_tokens, cell_heads
+        ),
+    )
+
+
+def _num_replicas(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> int:
+    """Return how many consecutive tensor-parallel ranks hold identical KV."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    num_heads = 1 if model.use_mla else int(model.get_total_num_kv_heads())
+    return max(1, int(parallel.tensor_parallel_size) // num_heads)
+
+
+def _block_tokens(cache: CacheConfig, page_tokens: int) -> int:
+    """Return the block size: the one asked for, or the default grown to whole pages."""
+    if cache.block_tokens is None:
+        return max(DEFAULT_BLOCK_TOKENS, page_tokens) // page_tokens * page_tokens
+    if cache.block_tokens % page_tokens:
+        msg = (
+            f"block_tokens is {cache.block_tokens}, but vLLM's block is {page_tokens} tokens here: "
+            f"set block_tokens to a multiple of {page_tokens}, or leave it out"
+        )
+        raise ConfigError(msg)
+    return cache.block_tokens
+
+
+def _cell_heads(total_heads: int, max_tp: int) -> int:
+    return max(1, total_heads // max_tp)
+
+
+def _has_draft_layers(vllm_config: "VllmConfig") -> bool:
+    speculative = vllm_config.speculative_config
+    return speculative is not None and speculative.draft_model_config is not None
+
+
+def _publishes_events(vllm_config: "VllmConfig") -> bool:
+    events = vllm_config.kv_events_config
+    return events is not None and events.enable_kv_cache_events
+
+
+DEFAULT_BLOCK_TOKENS = 64
+
+
+def _namespace(
+    vllm_config: "VllmConfig",
+    spec: "AttentionSpec",
+    total_heads: int,
+    block_tokens: int,
+    cell_heads: int,
+) -> Namespace:
+    model, cache = vllm_config.model_config, read_cache_config(vllm_config)
+    hub = hub_cache_folder()
+    named = vllm_config.cache_config.cache_dtype
+    draft = vllm_config.speculative_config if _has_draft_layers(vllm_config) else None
+    return Namespace(
+        model=identify_model(model.model, model.revision, hub_cache=hub),
+        weight_version=cache.weight_version or "",
+        weight_quantization=model.quantization or "",
+        kv_cache_dtype=canonical_dtype(str(spec.dtype) if named == "auto" else named),
+        kv_scales="",
+        overrides=settings_digest(model.hf_overrides),
+        num_layers=model.get_total_num_hidden_layers(),
+        num_kv_heads=total_heads,
+        key_head_size=spec.head_size,
+        value_head_size=spec.head_size_v,
+        draft_model="" if draft is None else identify_model(
+            draft.model, draft.revision, hub_cache=hub
+        ),
+        num_draft_layers=0,
+        block_tokens=block_tokens,
+        block_format="cells",
+        block_format_version=BLOCK_FORMAT_VERSION,
+        cell_heads=cell_heads,
+        cell_layers=model.get_total_num_hidden_layers(),
+        user=cache.namespace or "",
+    )

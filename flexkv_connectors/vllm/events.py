@@ -1,0 +1,99 @@
+"""Cache events in vLLM's own form, for routers that follow a fleet's caches.
+
+The events describe themselves: they carry tokens and parents, so a router that has never heard
+of the engine's own blocks understands them. A block's name is the first 8 bytes of its key as an
+unsigned integer of at least 2**32, never 0: all known consumers accept that, and the same block
+has the same name in every tier.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flexkv_core.events import BlocksRemoved, BlocksStored, CacheEvent, EventLog
+from flexkv_core.types import BlockKey, JobId
+
+if TYPE_CHECKING:
+    from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.v1.request import Request
+
+__all__ = ["EventFeed", "event_hash"]
+
+_MEDIUM = {"host": "CPU"}
+_MIN_HASH = 2**32
+
+
+def event_hash(key: BlockKey) -> int:
+    """Return the name of a block in events: 64 bits, packed by msgpack in 9 bytes always."""
+    value = int.from_bytes(key[:8], "big")
+    return value if value >= _MIN_HASH else value + _MIN_HASH
+
+
+class EventFeed:
+    """Turns what the manager logs into vLLM's events. Thread: the scheduler's.
+
+    Blocks whose keys say more than their tokens and LoRA (salts, media, a caller's namespace) are
+    not announced: the event form has no place for it, and a router would send the wrong requests.
+    """
+
+    def __init__(self, *, enabled: bool, block_tokens: int) -> None:
+        self.log = EventLog() if enabled else None
+        self._block_tokens = block_tokens
+        self._writers: dict[JobId, Request] = {}
+        self._events: list[KVCacheEvent] = []
+
+    def expect(self, job_id: JobId, request: "Request") -> None:
+        """Note whose tokens plan `job_id` saves."""
+        if self.log is not None:
+            self._writers[job_id] = request
+
+    def settle(self, job_id: JobId) -> None:
+        """Translate what happened up to the end of plan `job_id`, whose tokens are still known."""
+        if self.log is not None:
+            self._events += self._translate(self.log.take())
+            self._writers.pop(job_id, None)
+
+    def take(self) -> "Sequence[KVCacheEvent]":
+        """Return all events since the last call."""
+        if self.log is None:
+            return ()
+        events, self._events = self._events + self._translate(self.log.take()), []
+        return events
+
+    def _translate(self, logged: Sequence[CacheEvent]) -> "list[KVCacheEvent]":
+        translated = (self._one(event) for event in logged)
+        return [event for event in translated if event is not None]
+
+    def _one(self, event: CacheEvent) -> "KVCacheEvent | None":
+        from vllm.distributed import kv_events  # noqa: PLC0415 only where events are on
+
+        if isinstance(event, BlocksStored):
+            return self._stored(event)
+        if isinstance(event, BlocksRemoved):
+            hashes = [event_hash(key) for key in event.keys]
+            return kv_events.BlockRemoved(block_hashes=hashes, medium=_MEDIUM[event.tier])
+        return kv_events.AllBlocksCleared()
+
+    def _stored(self, event: BlocksStored) -> "KVCacheEvent | None":
+        from vllm.distributed import kv_events  # noqa: PLC0415 only where events are on
+
+        request = self._writers.get(event.job_id)
+        if request is None or not _tells_all(request):
+            return None
+        lora = request.lora_request
+        start = event.first_block * self._block_tokens
+        end = start + len(event.keys) * self._block_tokens
+        return kv_events.BlockStored(
+            block_hashes=[event_hash(key) for key in event.keys],
+            parent_block_hash=None if event.parent is None else event_hash(event.parent),
+            token_ids=list(request.all_token_ids[start:end]),
+            block_size=self._block_tokens,
+            lora_id=None if lora is None else lora.adapter_id,
+            medium=_MEDIUM[event.tier],
+            lora_name=None if lora is None else lora.name,
+        )
+
+
+def _tells_all(request: "Request") -> bool:
+    """Whether tokens and LoRA alone identify the request's blocks."""
+    ours = (request.kv_transfer_params or {}).get("flexkv") or {}
+    return request.cache_salt is None and not request.mm_features and not ours.get("namespace")

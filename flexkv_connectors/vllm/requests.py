@@ -1,0 +1,102 @@
+"""What the scheduler half remembers of one request."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from flexkv_connectors.vllm.request_keys import media_spans
+from flexkv_core.errors import TokenError
+from flexkv_core.keys import KeyChain
+from flexkv_core.lease import Lease
+from flexkv_core.types import BlockKey
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+__all__ = ["RequestState", "Switches", "read_switches"]
+
+logger = logging.getLogger(__name__)
+
+
+class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a caller may ask for one request: `kv_transfer_params={"flexkv": {...}}`."""
+
+    load: bool = True
+    """Whether cached KV may be used for it."""
+
+    save: bool = True
+    """Whether its KV may be kept for others."""
+
+    namespace: str | None = None
+    """Keeps its blocks apart from those of every other namespace, both ways."""
+
+
+def read_switches(kv_transfer_params: Mapping[str, Any] | None) -> Switches:
+    """Read the part of vLLM's `kv_transfer_params` that is ours.
+
+    A request whose switches cannot be read is neither loaded nor saved: it may have meant to keep
+    its KV to itself.
+    """
+    ours = (kv_transfer_params or {}).get("flexkv", {})
+    try:
+        return msgspec.convert(ours, Switches)
+    except msgspec.ValidationError as error:
+        logger.warning("request.switches_refused value=%r: %s; it is not cached", ours, error)
+        return Switches(load=False, save=False)
+
+
+class RequestState:
+    """One request of the engine, from its arrival to its end."""
+
+    __slots__ = (
+        "_chain",
+        "lease",
+        "may_load",
+        "may_save",
+        "num_loading_tokens",
+        "num_local_tokens",
+        "num_tried_blocks",
+        "page_ids",
+        "request",
+    )
+
+    def __init__(self, request: "Request", chain: KeyChain | None, switches: Switches) -> None:
+        self.request = request
+        self._chain = chain
+        self.may_load = chain is not None and switches.load
+        self.may_save = chain is not None and switches.save
+        self.lease: Lease | None = None
+        """What the last offer stands on, until the engine takes it or asks again."""
+
+        self.num_local_tokens = 0
+        """The engine's own prefix hit when it was last offered something."""
+
+        self.num_loading_tokens = 0
+        """Tokens the engine waits for; while there are any, its pages hold nothing to save."""
+
+        self.num_tried_blocks = 0
+        """Leading blocks whose saving was decided; what did not fit then is tried with the next."""
+
+        self.page_ids: list[int] = []
+        """The engine's page table of the request."""
+
+    def keys(self) -> Sequence[BlockKey]:
+        """Return the keys of all full blocks of the tokens known by now."""
+        assert self._chain is not None
+        try:
+            self._chain.advance(self.request.all_token_ids, media_spans(self.request))
+        except TokenError as error:
+            logger.warning("request.not_cached id=%s: %s", self.request.request_id, error)
+            self.may_load = self.may_save = False
+        return self._chain.keys
+
+    def begin_run(self, page_ids: Iterable[int]) -> None:
+        """Note that the engine computes the request from now on, in `page_ids`.
+
+        After a preemption some of its blocks may have left the cache: all are looked at again.
+        """
+        self.page_ids = list(page_ids)
+        self.num_loading_tokens = 0
+        self.num_tried_blocks = 0

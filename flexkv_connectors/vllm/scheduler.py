@@ -1,0 +1,283 @@
+"""The scheduler half: turns the engine's calls into verbs of `CacheManager`."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from flexkv_connectors.common.patience import Patience
+from flexkv_connectors.common.replicas import ReplicaPools
+from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.vllm.events import EventFeed
+from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
+from flexkv_connectors.vllm.request_keys import RequestKeys
+from flexkv_connectors.vllm.requests import RequestState, read_switches
+from flexkv_core.index.radix import Refusal
+from flexkv_core.job import Completion, JobKind
+from flexkv_core.manager import CacheManager, TierSpec
+from flexkv_core.metrics import Counters
+from flexkv_core.plan import EnginePages, Status, TransferPlan
+from flexkv_core.types import RequestId
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+__all__ = ["SchedulerHalf"]
+
+logger = logging.getLogger(__name__)
+
+
+class SchedulerHalf:
+    """Decides for one engine what is loaded and saved.
+
+    Thread: the scheduler's. Nothing blocks. A request already asked about costs O(1) a step, a
+    new block O(blocks of its request).
+    """
+
+    def __init__(self, deployment: Deployment, counters: Counters) -> None:
+        self._deployment = deployment
+        self._counters = counters
+        self._keys = RequestKeys(deployment.block_tokens)
+        self._events = EventFeed(
+            enabled=deployment.publishes_events, block_tokens=deployment.block_tokens
+        )
+        self._states: dict[str, RequestState] = {}
+        self._replicas = ReplicaPools(deployment.owners, deployment.replicas)
+        self._patience = Patience(limit_s=30.0)
+        self._orders = StepOrders()
+        self._manager: CacheManager | None = None
+
+    @property
+    def manager(self) -> CacheManager | None:
+        """The control plane; None until the workers have opened the host tier."""
+        return self._manager
+
+    def match(self, request: "Request", num_local_tokens: int) -> int:
+        """Return how many tokens beyond the engine's own hit are offered; whole pages."""
+        state = self._state(request)
+        if self._manager is None or not state.may_load or not self._replicas.ready:
+            return 0
+        if state.lease is None:
+            state.lease = self._manager.match(
+                RequestId(request.request_id), state.keys()
+            )
+        offer = self._usable_tokens(state) - num_local_tokens
+        if offer < max(self._deployment.cache.min_load_tokens, 1):
+            self._let_go(state)
+            return 0
+        state.num_local_tokens = num_local_tokens
+        return offer
+
+    def accept(self, request: "Request", page_ids: list[int], num_tokens: int) -> Load | None:
+        """Plan the load of the offer's first `num_tokens` tokens; 0 drops the offer."""
+        state = self._state(request)
+        state.page_ids = page_ids
+        if num_tokens == 0:
+            self._let_go(state)
+            return None
+        state.num_loading_tokens = num_tokens
+        pages = self._pages_between(state, state.num_local_tokens + num_tokens)
+        plan = self._plan_load(state, pages, state.num_local_tokens + num_tokens)
+        return Load(request.request_id, pages, plan)
+
+    def decline(self, request: "Request", page_ids: list[int], num_tokens: int) -> Load | None:
+        """Return the promise that `accept` could not keep, so that it is reported as failed."""
+        state = self._states.get(request.request_id)
+        if state is None or num_tokens == 0:
+            return None
+        state.page_ids = page_ids
+        pages = self._pages_between(state, state.num_local_tokens + num_tokens)
+        return Load(request.request_id, pages, None)
+
+    def build_orders(self, scheduler_output: "SchedulerOutput") -> StepOrders:
+        """Decide this step's saves and hand out everything that waits for the workers."""
+        orders, self._orders = self._orders, StepOrders()
+        orders.pools = self._replicas.waiting_pools
+        for request_id, num_computed in self._scheduled(scheduler_output):
+            state = self._states.get(request_id)
+            if state is not None and (plan := self._plan_save(state, num_computed)):
+                orders.saves.append(plan)
+        return orders
+
+    def finish(self, request: "Request", page_ids: list[int]) -> None:
+        """Save what an ending request still owes, and forget it. Its pages may be reused at once."""
+        state = self._states.pop(request.request_id, None)
+        if state is None or self._manager is None:
+            return
+        self._let_go(state)
+        if state.num_loading_tokens:
+            return
+        state.page_ids = page_ids
+        # The token sampled last was never fed back: it has no KV.
+        num_known = max(request.num_prompt_tokens, request.num_tokens - 1)
+        if plan := self._plan_save(state, min(request.num_computed_tokens, num_known)):
+            self._orders.late_saves.append(plan)
+
+    def digest(self, report: StepReport) -> None:
+        """Take in what the workers report."""
+        self._patience.reward()
+        self._replicas.note(report.pools, report.attached)
+        if self._manager is None and self._replicas.num_slots is not None:
+            self._manager = self._create_manager(self._replicas.num_slots)
+        for result in report.results:
+            if self._manager and (completion := self._manager.complete(result)):
+                self._conclude(completion)
+
+    def reset(self) -> None:
+        """Forget every block. What is being copied ends without becoming findable."""
+        if self._manager is None:
+            return
+        for state in self._states.values():
+            self._let_go(state)
+        self._manager.reset()
+
+    @property
+    def has_pending_work(self) -> bool:
+        """Whether an idle engine has to keep stepping for us to hear from the workers."""
+        waiting = (
+            self._manager is None
+            or not self._replicas.ready
+            or bool(self._orders.late_saves)
+            or self._manager.num_in_flight > 0
+        )
+        return self._patience.lasts(waiting=waiting)
+
+    def take_events(self) -> Sequence[object]:
+        """Return vLLM's own events about what became findable and what left."""
+        return self._events.take()
+
+    def take_counts(self) -> dict[str, float]:
+        """Return what has been counted since the last call."""
+        if self._manager is not None:
+            self._counters.set("host_used_blocks", self._manager.num_used_blocks("host"))
+        return self._counters.drain()
+
+    def _create_manager(self, num_slots: int) -> CacheManager:
+        self._counters.set("host_capacity_blocks", num_slots)
+        deployment = self._deployment
+        logger.info(
+            "connector.ready host_blocks=%d block_tokens=%d ranks=%d namespace=%s",
+            num_slots,
+            deployment.block_tokens,
+            deployment.num_ranks,
+            deployment.describe_namespace().short,
+        )
+        return CacheManager(
+            [TierSpec("host", num_slots, deployment.cache.eviction_policy)],
+            ranks=deployment.num_ranks,
+            owners=deployment.owners,
+            recorder=self._counters,
+            events=self._events.log,
+        )
+
+    def _state(self, request: "Request") -> RequestState:
+        state = self._states.get(request.request_id)
+        if state is None:
+            switches = read_switches(request.kv_transfer_params)
+            chain = self._keys.chain_for(request, switches.namespace)
+            state = RequestState(request, chain, switches)
+            self._states[request.request_id] = state
+        return state
+
+    def _usable_tokens(self, state: RequestState) -> int:
+        """Tokens of the lease that the engine may skip; it must compute one in a synchronous step."""
+        if state.lease is None:
+            return 0
+        usable = state.lease.num_blocks * self._deployment.block_tokens
+        if self._deployment.cache.load_async:
+            return usable
+        page_tokens = self._deployment.page_tokens
+        return min(usable, (state.request.num_tokens - 1) // page_tokens * page_tokens)
+
+    def _let_go(self, state: RequestState) -> None:
+        if state.lease is not None and self._manager is not None:
+            self._manager.release(state.lease)
+        state.lease = None
+
+    def _pages_between(self, state: RequestState, end: int) -> list[int]:
+        """Return the pages of tokens [num_local_tokens, end): no other request reads them."""
+        page_tokens = self._deployment.page_tokens
+        return state.page_ids[state.num_local_tokens // page_tokens : end // page_tokens]
+
+    def _plan_load(self, state: RequestState, pages: list[int], end: int) -> TransferPlan | None:
+        """Plan tokens [num_local_tokens, end); None if a reset has taken the lease's blocks."""
+        lease, state.lease = state.lease, None
+        if lease is None or self._manager is None:
+            return None
+        block_tokens = self._deployment.block_tokens
+        first_block, offset = divmod(state.num_local_tokens, block_tokens)
+        plan = self._manager.plan_get(
+            lease,
+            EnginePages(pages, offset // self._deployment.page_tokens),
+            first_block=first_block,
+            num_blocks=-(-end // block_tokens) - first_block,
+        )
+        if plan is None:
+            self._manager.release(lease)
+        return plan
+
+    def _plan_save(self, state: RequestState, num_computed: int) -> TransferPlan | None:
+        """Plan the full blocks among the first `num_computed` tokens that nobody has saved yet."""
+        num_tokens = min(num_computed, state.request.num_tokens)
+        num_blocks = num_tokens // self._deployment.block_tokens - self._deployment.draft_blocks
+        if self._manager is None or not state.may_save or num_blocks <= state.num_tried_blocks:
+            return None
+        state.num_tried_blocks = num_blocks
+        request_id = RequestId(state.request.request_id)
+        reservation = self._manager.reserve(request_id, state.keys()[:num_blocks])
+        if isinstance(reservation, Refusal):
+            return None
+        per_block = self._deployment.pages_per_block
+        first = reservation.first_block * per_block
+        pages = state.page_ids[first : first + reservation.num_blocks * per_block]
+        plan = self._manager.plan_put(reservation, EnginePages(pages))
+        assert plan is not None, "nothing happens between a reservation and its plan"
+        self._events.expect(plan.job_id, state.request)
+        return plan
+
+    def _scheduled(self, output: "SchedulerOutput") -> Iterable[tuple[str, int]]:
+        """Yield (request id, tokens computed once this step is done); follows page tables."""
+        for new in output.scheduled_new_reqs:
+            if state := self._states.get(new.req_id):
+                state.begin_run(new.block_ids[0])
+            yield new.req_id, new.num_computed_tokens + output.num_scheduled_tokens[new.req_id]
+        cached = output.scheduled_cached_reqs
+        rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
+        for request_id, new_block_ids, num_computed in rows:
+            if state := self._states.get(request_id):
+                added = new_block_ids[0] if new_block_ids else ()
+                if request_id in cached.resumed_req_ids:
+                    state.begin_run(added)
+                else:
+                    state.page_ids.extend(added)
+            yield request_id, num_computed + output.num_scheduled_tokens[request_id]
+
+    def _conclude(self, completion: Completion) -> None:
+        """Count an ended transfer; a request whose transfer failed does not try again."""
+        self._events.settle(completion.job_id)
+        state = self._states.get(completion.request_id)
+        if completion.kind is JobKind.GET:
+            self._count("load", completion)
+            if state is not None and completion.status is Status.OK:
+                self._counters.add("load_tokens", state.num_loading_tokens)
+            elif state is not None:
+                state.may_load = False
+        else:
+            self._count("save", completion)
+            num_tokens = completion.num_published * self._deployment.block_tokens
+            self._counters.add("save_tokens", num_tokens)
+            if state is not None and completion.status is not Status.OK:
+                state.may_save = False
+
+    def _count(self, what: str, completion: Completion) -> None:
+        self._counters.add(f"{what}_bytes", completion.num_bytes)
+        self._counters.add(f"{what}_seconds", completion.seconds)
+        self._counters.add(f"{what}_failed_blocks", completion.num_lost)
+        if completion.num_lost:
+            logger.warning(
+                "%s.failed request=%s blocks=%d status=%s",
+                what,
+                completion.request_id,
+                completion.num_lost,
+                completion.status.name,
+            )

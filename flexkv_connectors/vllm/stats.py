@@ -1,0 +1,79 @@
+"""Counts of the cache as vLLM's connector statistics: its log line and its `/metrics`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+)
+
+from flexkv_core.metrics import METRICS
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+__all__ = ["FlexKVPromMetrics", "FlexKVStats"]
+
+_MB = 1e6
+
+
+class FlexKVStats(KVConnectorStats):
+    """What changed since the last step: `data` maps names of `METRICS` to numbers."""
+
+    @override
+    def reset(self) -> None:
+        self.data = {}
+
+    @override
+    def is_empty(self) -> bool:
+        return not self.data
+
+    @override
+    def aggregate(self, other: KVConnectorStats) -> "FlexKVStats":
+        """Add `other`'s counters; its gauges are newer and replace ours."""
+        for name, value in other.data.items():
+            counts = METRICS[name].kind == "counter"
+            self.data[name] = self.data.get(name, 0) + value if counts else value
+        return self
+
+    @override
+    def reduce(self) -> dict[str, int | float]:
+        """Summarise an interval for vLLM's log line."""
+        summary = {name: round(value, 3) for name, value in sorted(self.data.items())}
+        for direction in ("load", "save"):
+            seconds = self.data.get(f"{direction}_seconds", 0)
+            if seconds:
+                speed = self.data.get(f"{direction}_bytes", 0) / seconds / _MB
+                summary[f"{direction}_MB_per_s"] = round(speed, 1)
+        return summary
+
+
+class FlexKVPromMetrics(KVConnectorPromMetrics):
+    """The table `METRICS` as Prometheus metrics named `flexkv:<name>`, one series an engine."""
+
+    def __init__(
+        self,
+        vllm_config: "VllmConfig",
+        metric_types: Mapping[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: Mapping[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        families = {"counter": self._counter_cls, "gauge": self._gauge_cls}
+        self._series: dict[str, dict[int, Any]] = {}
+        for metric in METRICS.values():
+            family = families[metric.kind](
+                name=f"flexkv:{metric.name}", documentation=metric.help, labelnames=labelnames
+            )
+            self._series[metric.name] = {
+                engine: family.labels(*values) for engine, values in per_engine_labelvalues.items()
+            }
+
+    @override
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Record one step's changes of engine `engine_idx`."""
+        for name, value in transfer_stats_data.items():
+            series = self._series[name][engine_idx]
+            series.inc(value) if METRICS[name].kind == "counter" else series.set(value)

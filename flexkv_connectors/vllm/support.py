@@ -1,0 +1,59 @@
+"""Which of vLLM's models and modes can be cached; the rest is served without caching.
+
+A reason is one clause for a person. It is not an error: the engine works, without our help.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+__all__ = ["why_not_group", "why_not_parallel", "why_not_request"]
+
+
+def why_not_parallel(vllm_config: "VllmConfig") -> str | None:
+    """Name the parallel mode that splits one sequence's KV over ranks, if there is one."""
+    parallel = vllm_config.parallel_config
+    context_ranks = {
+        "decode": parallel.decode_context_parallel_size,
+        "prefill": getattr(parallel, "prefill_context_parallel_size", 1),
+    }
+    for name, size in context_ranks.items():
+        if size > 1:
+            return f"{name} context parallelism spreads a block over ranks"
+    return None
+
+
+def why_not_group(kv_cache_config: "KVCacheConfig") -> str | None:
+    """Name what keeps this model's KV from being restored from blocks, if anything does."""
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
+        return f"the model mixes {len(groups)} cache groups ({', '.join(kinds) or 'none'})"
+    return _why_not_spec(groups[0].kv_cache_spec)
+
+
+def _why_not_spec(spec: Any) -> str | None:  # noqa: ANN401 vLLM's KVCacheSpec, any subclass
+    from vllm.v1.kv_cache_interface import (  # noqa: PLC0415 vLLM is loaded by its own processes
+        FullAttentionSpec,
+        MLAAttentionSpec,
+    )
+
+    if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):
+        return f"its cache is a {type(spec).__name__}, not full attention or MLA"
+    if spec.sliding_window is not None or spec.attention_chunk_size is not None:
+        return "its attention sees only a window of the sequence"
+    states = getattr(spec, "tokens_per_state", 1), getattr(spec, "compress_ratio", 1)
+    if states != (1, 1):
+        return "several tokens share one cached state"
+    return None
+
+
+def why_not_request(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
+    """Name what keeps this request's tokens from identifying its KV, if anything does."""
+    if request.prompt_embeds is not None or getattr(request, "prompt_is_token_ids", None):
+        return "its prompt holds embeddings"
+    if getattr(request, "resumable", False):
+        return "it is a streaming session whose tokens may be taken back"
+    return None

@@ -1,0 +1,154 @@
+"""The worker half: turns a step's orders into verbs of `CacheWorker`, and results into a report."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.vllm.host_pool import open_host_pool
+from flexkv_connectors.vllm.kv_caches import page_pool
+from flexkv_connectors.vllm.ledger import LoadLedger
+from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
+from flexkv_core.layout import PagePool
+from flexkv_core.plan import EnginePages, Place, TransferPlan, TransferResult
+from flexkv_core.tiers.host import HostPool
+from flexkv_core.transfer.cpu_lane import CpuLane
+from flexkv_core.types import JobId
+from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["WorkerHalf"]
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerHalf:
+    """Moves one rank's bytes for vLLM's model runner.
+
+    Thread: the model runner's. Everything is done when a hook returns: on a CPU the copies run
+    inside `load` and `save`, between forward passes.
+    """
+
+    def __init__(self, deployment: Deployment, ledger: LoadLedger) -> None:
+        self._deployment = deployment
+        self._ledger = ledger
+        self._report = StepReport()
+        self._pages: PagePool | None = None
+        self._pool: HostPool | None = None
+        self._worker: CacheWorker | None = None
+        self._unsaved: list[TransferPlan] = []
+        self._loading: dict[JobId, Load] = {}
+
+    def register(self, kv_caches: Mapping[str, "torch.Tensor"]) -> None:
+        """Read the geometry of the engine's tensors; an owner opens its host pool.
+
+        Raises:
+            LayoutError: The tensors are not laid out as declared.
+            ConfigError: The host tier does not fit into this machine.
+        """
+        self._pages = page_pool(kv_caches, self._deployment.page_shape)
+        if self._deployment.is_owner:
+            pool = open_host_pool(self._deployment)
+            self._report.pools[self._deployment.rank] = pool.address
+            self._open(pool)
+
+    def begin_step(self, orders: StepOrders) -> None:
+        """Do what must happen before the forward pass may overwrite pages."""
+        self._attach(orders)
+        # vLLM skips the call after the forward pass in some modes; the pages are still intact here.
+        self._submit_saves(self._unsaved)
+        self._submit_saves(orders.late_saves)
+        self._unsaved = orders.saves
+
+    def load(self, orders: StepOrders) -> None:
+        """Fill the pages of this step's loads."""
+        for load in orders.loads:
+            if load.plan is None or self._worker is None:
+                self._ledger.settle(load.request_id, 0)
+                continue
+            self._loading[load.plan.job_id] = load
+            self._worker.submit(self._in_kernel_pages(load.plan))
+
+    def save(self) -> None:
+        """Copy this step's finished blocks out, after the forward pass has computed them."""
+        self._submit_saves(self._unsaved)
+        self._unsaved = []
+
+    def take_report(self) -> StepReport | None:
+        """Return what the scheduler half has not heard yet, or None."""
+        report, self._report = self._report, StepReport()
+        return None if report == StepReport() else report
+
+    def shutdown(self) -> None:
+        """Stop copying and give the host memory back."""
+        if self._worker is not None:
+            self._worker.shutdown(timeout_s=2.0)
+        if self._pool is not None:
+            self._pool.close()
+
+    def _open(self, pool: HostPool) -> None:
+        assert self._pages is not None
+        deployment = self._deployment
+        lane = CpuLane(
+            deployment.rank,
+            self._pages,
+            deployment.block_format,
+            pool,
+            num_threads=deployment.cache.copy_threads or 2,
+        )
+        self._pool = pool
+        self._worker = CacheWorker(
+            deployment.rank,
+            {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane},
+            is_owner=deployment.is_owner,
+        )
+
+    def _attach(self, orders: StepOrders) -> None:
+        address = orders.pools.get(self._deployment.owner)
+        if address is None or self._pool is not None:
+            return
+        self._open(HostPool.attach(address))
+        self._report.attached.add(self._deployment.rank)
+
+    def _submit_saves(self, plans: list[TransferPlan]) -> None:
+        if self._worker is None:
+            return
+        for plan in plans:
+            self._worker.submit(self._in_kernel_pages(plan))
+
+    def collect(self) -> None:
+        """Take in what has ended."""
+        if self._worker is None:
+            return
+        for result in self._worker.poll():
+            self._report.results.append(result)
+            if result.job_id in self._loading:
+                self._settle(result)
+
+    def _settle(self, result: TransferResult) -> None:
+        load = self._loading.pop(result.job_id)
+        assert load.plan is not None
+        assert isinstance(load.plan.target, EnginePages)
+        good_pages = result.num_blocks * self._deployment.pages_per_block
+        self._ledger.settle(load.request_id, max(good_pages - load.plan.target.first_page, 0))
+
+    def _in_kernel_pages(self, plan: TransferPlan) -> TransferPlan:
+        """Translate vLLM's block ids to rows of its tensors, where kernels use smaller blocks."""
+        assert self._pages is not None
+        ratio = self._deployment.page_shape.page_tokens // self._pages.page_tokens
+        if ratio == 1:
+            return plan
+        return msgspec.structs.replace(
+            plan, source=_split_pages(plan.source, ratio), target=_split_pages(plan.target, ratio)
+        )
+
+
+def _split_pages(place: Place, ratio: int) -> Place:
+    if not isinstance(place, EnginePages):
+        return place
+    rows = [page * ratio + row for page in place.page_ids for row in range(ratio)]
+    return EnginePages(rows, place.first_page * ratio)

@@ -1,0 +1,151 @@
+"""What a user can set. Nothing changes a `CacheConfig` after it was parsed."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from flexkv_core.errors import ConfigError
+
+__all__ = ["CacheConfig", "check_option", "parse_config"]
+
+_MAX_GB = 65536
+_MAX_BLOCK_TOKENS = 16384
+_MAX_TP = 1024
+_MAX_THREADS = 256
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All options, with their defaults. Names that FlexKV's users know mean the same here."""
+
+    cpu_cache_gb: Annotated[float, Meta(gt=0, le=_MAX_GB)] | None = None
+    """Host memory for blocks in GiB, for all ranks of this engine on a node together; None sizes
+    it from the memory that is free (`host_memory.default_cache_bytes`)."""
+
+    block_tokens: Annotated[int, Meta(ge=1, le=_MAX_BLOCK_TOKENS)] = 64
+    """Tokens in a block, the unit of reuse: a multiple of the engine's own page."""
+
+    eviction_policy: Literal["lru", "s3fifo"] = "lru"
+
+    namespace: str = ""
+    """The user's own keyspace: engines that set different ones never share a block."""
+
+    weight_version: str = ""
+    """The user's name for the weights. Blocks saved under it are reused after the engine was told
+    to change its weights in place; without one they are not."""
+
+    max_tp: Annotated[int, Meta(ge=1, le=_MAX_TP)] | None = None
+    """Largest tensor-parallel degree among the engines that share blocks; None: this engine's."""
+
+    load_async: bool = True
+    """Load while other requests run, instead of within the engine's step."""
+
+    min_load_tokens: Annotated[int, Meta(ge=0)] = 0
+    """A hit of fewer tokens is recomputed; 0 loads every hit of one block or more."""
+
+    copy_threads: Annotated[int, Meta(ge=1, le=_MAX_THREADS)] | None = None
+    """Threads that copy between engine pages and host memory on CPU engines; None decides by the
+    number of cores."""
+
+    use_hugepage_cpu_buffer: bool = False
+    """Ask the kernel for huge pages under the host tier."""
+
+    kv_events: bool | None = None
+    """Tell routers what is stored and evicted; None: exactly if the engine publishes events."""
+
+    @property
+    def cpu_cache_bytes(self) -> int | None:
+        """`cpu_cache_gb` in bytes."""
+        return None if self.cpu_cache_gb is None else int(self.cpu_cache_gb * 2**30)
+
+
+_YES_OR_NO = "true or false"
+_EXPECTED: Mapping[str, str] = {
+    "cpu_cache_gb": f"a size in GiB above 0 and up to {_MAX_GB}, such as 16 or 0.5",
+    "block_tokens": f"a whole number of tokens from 1 to {_MAX_BLOCK_TOKENS}, such as 64",
+    "eviction_policy": "'lru' or 's3fifo'",
+    "namespace": "text (in quotes if it looks like a number)",
+    "weight_version": "text (in quotes if it looks like a number)",
+    "max_tp": f"a tensor-parallel degree from 1 to {_MAX_TP}, such as 8",
+    "load_async": _YES_OR_NO,
+    "min_load_tokens": "a whole number of tokens, 0 or more",
+    "copy_threads": f"a number of threads from 1 to {_MAX_THREADS}",
+    "use_hugepage_cpu_buffer": _YES_OR_NO,
+    "kv_events": _YES_OR_NO,
+}
+
+_NO_SSD = "this version has no SSD tier, blocks are kept in CPU memory only: remove it"
+_NO_GDS = "this version moves nothing between GPU and SSD directly: remove it"
+_NO_REMOTE = "this version has no remote tier and shares blocks with no other node: remove it"
+_NO_SERVER = "there is no cache server here, the cache lives in the engine's processes: remove it"
+_ENGINE_METRICS = "the engine's own /metrics endpoint shows the cache's metrics: remove it"
+_ENGINE_LOGGING = "the engine's own logging settings apply to the cache: remove it"
+
+# Options of FlexKV that its users may bring along, and what to do about each.
+_NOT_HERE: Mapping[str, str] = {
+    "tokens_per_block": "it is called block_tokens here: rename it",
+    "kv_cache_dtype": "the cache takes it from the engine: set the engine's --kv-cache-dtype",
+    "use_hugepage_tmp_buffer": "there is no such buffer here: remove it",
+    **dict.fromkeys(("ssd_cache_gb", "ssd_cache_dir", "enable_ssd", "max_file_size_gb"), _NO_SSD),
+    **dict.fromkeys(("enable_gds", "enable_nixl"), _NO_GDS),
+    **dict.fromkeys(("enable_p2p_cpu", "enable_p2p_ssd", "enable_3rd_remote"), _NO_REMOTE),
+    **dict.fromkeys(("use_mooncake_store_backend", "mooncake_store_config_path"), _NO_REMOTE),
+    **dict.fromkeys(("redis_host", "redis_port", "redis_password"), _NO_REMOTE),
+    **dict.fromkeys(("server_client_mode", "server_launch_mode", "server_recv_port"), _NO_SERVER),
+    **dict.fromkeys(("instance_num", "instance_id", "enable_mps"), _NO_SERVER),
+    **dict.fromkeys(("enable_metrics", "py_metrics_port", "cpp_metrics_port"), _ENGINE_METRICS),
+    **dict.fromkeys(("log_level", "logging_prefix"), _ENGINE_LOGGING),
+}
+
+
+def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
+    """Return the configuration that `layers` say together, each above those before it.
+
+    Values may be text, as environment variables are: "0.5", "64", "true", "1".
+
+    Raises:
+        ConfigError: If an option is unknown or its value cannot be used; one sentence.
+    """
+    merged: dict[str, object] = {}
+    for layer in layers:
+        merged |= layer
+    for option, value in merged.items():
+        check_option(option)
+        _check_value(option, value)
+    return msgspec.convert(merged, CacheConfig, strict=False)
+
+
+def check_option(option: str, spell: Callable[[str], str] = str) -> None:
+    """Refuse an option that there is not.
+
+    Args:
+        option: Its name.
+        spell: How the place where it was set spells the name of an option.
+
+    Raises:
+        ConfigError: If it is unknown: names the nearest one, or says what became of it.
+    """
+    if option in _EXPECTED:
+        return
+    if option in _NOT_HERE:
+        msg = f"{spell(option)} cannot be set: {_NOT_HERE[option]}"
+        raise ConfigError(msg)
+    nearest = difflib.get_close_matches(option, _EXPECTED, n=1)
+    advice = (
+        f"did you mean {spell(nearest[0])}?"
+        if nearest
+        else f"expected one of {', '.join(spell(known) for known in _EXPECTED)}"
+    )
+    msg = f"unknown option {spell(option)}: {advice}"
+    raise ConfigError(msg)
+
+
+def _check_value(option: str, value: object) -> None:
+    """Refuse a `value` that is not what `option` takes."""
+    try:
+        msgspec.convert({option: value}, CacheConfig, strict=False)
+    except msgspec.ValidationError as error:
+        msg = f"{option} is {value!r:.80}: expected {_EXPECTED[option]}"
+        raise ConfigError(msg) from error

@@ -1,0 +1,104 @@
+"""The only reader of environment variables.
+
+    FLEXKV_CONFIG_PATH   a YAML or JSON file of options
+    FLEXKV_<OPTION>      one option, such as FLEXKV_CPU_CACHE_GB=16; an empty value sets nothing
+    HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   where models from the hub lie on this machine
+
+Any other FLEXKV_* variable is a mistake, but for two kinds that others own: what SGLang reads
+itself, and what Kubernetes sets in every container once a service's name begins with "flexkv".
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from flexkv_core.config import check_option
+from flexkv_core.errors import ConfigError
+
+__all__ = ["hub_cache_folder", "read_environment"]
+
+_PREFIX = "FLEXKV_"
+_CONFIG_PATH = "FLEXKV_CONFIG_PATH"
+_SGLANG_VARIABLES = frozenset(
+    {"FLEXKV_ENABLE_LAYERWISE_TRANSFER", "FLEXKV_LAYERWISE_EVENTFD_CONNECT_MAX_RETRIES"}
+)
+_KUBERNETES_NAME = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://.+:\d+")
+
+
+def read_environment() -> Mapping[str, object]:
+    """Return the options of the configuration file, overlaid by those of the environment.
+
+    Values are as they were written: `config.parse_config` checks them.
+
+    Raises:
+        ConfigError: If a variable is unknown, or the file cannot be read or is not a mapping.
+    """
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_PREFIX) and value and not _is_foreign(name, value)
+    }
+    path = variables.pop(_CONFIG_PATH, None)
+    options: dict[str, object] = {} if path is None else _read_file(Path(path).expanduser())
+    for name, value in variables.items():
+        option = name.removeprefix(_PREFIX).lower()
+        check_option(option, spell=lambda option: _PREFIX + option.upper())
+        options[option] = value
+    return options
+
+
+def hub_cache_folder() -> Path:
+    """Return the folder in which the Hugging Face hub's client keeps models."""
+    if hub := os.environ.get("HF_HUB_CACHE"):
+        return Path(hub).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "huggingface" / "hub"
+
+
+def _is_foreign(name: str, value: str) -> bool:
+    """Tell whether a variable with our prefix belongs to somebody else."""
+    if name in _SGLANG_VARIABLES or _KUBERNETES_NAME.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and _KUBERNETES_ADDRESS.fullmatch(value) is not None
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    """Return the options in a file; a file without any is fine."""
+    try:
+        options = _parse(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        msg = (
+            f"{_CONFIG_PATH} is {path}, which cannot be read: {reason}; "
+            "expected a YAML or JSON file"
+        )
+        raise ConfigError(msg) from error
+    except (yaml.YAMLError, msgspec.DecodeError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"{_CONFIG_PATH} is {path}, which is not valid YAML or JSON: {reason}"
+        raise ConfigError(msg) from error
+    if not isinstance(options, dict):
+        msg = (
+            f"{_CONFIG_PATH} is {path}, which holds a {type(options).__name__} at its top level: "
+            "expected options with their values, such as 'cpu_cache_gb: 16'"
+        )
+        raise ConfigError(msg)
+    return {str(option): value for option, value in options.items()}
+
+
+def _parse(path: Path) -> object:
+    """Return what `path` holds. JSON has a parser of its own: YAML refuses tabs."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".json":
+        return msgspec.json.decode(text)
+    loaded: object = yaml.safe_load(text)
+    return {} if loaded is None else loaded

@@ -1,0 +1,60 @@
+"""What became findable and what left, for routers that follow a fleet's caches. A leaf."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from flexkv_core.types import BlockKey, JobId
+
+__all__ = ["BlocksRemoved", "BlocksStored", "CacheCleared", "CacheEvent", "EventLog"]
+
+
+class BlocksStored(msgspec.Struct, frozen=True):
+    """Consecutive blocks of one chain became findable in `tier`."""
+
+    tier: str
+    keys: Sequence[BlockKey]
+    parent: BlockKey | None
+    job_id: JobId
+    """The plan that wrote them: its caller knows the tokens."""
+
+    first_block: int
+    """Position of `keys[0]` in its chain."""
+
+
+class BlocksRemoved(msgspec.Struct, frozen=True):
+    """Blocks can no longer be found in `tier`."""
+
+    tier: str
+    keys: Sequence[BlockKey]
+
+
+class CacheCleared(msgspec.Struct, frozen=True):
+    """Nothing that was stored before can be found any more, in any tier."""
+
+
+CacheEvent = BlocksStored | BlocksRemoved | CacheCleared
+
+
+class EventLog:
+    """Events in the order they happened, until somebody takes them.
+
+    Bounded: when `limit` events wait, all of them give way to one `CacheCleared`, which tells a
+    follower that it knows nothing, instead of letting it believe what is no longer true. What is
+    stored afterwards is told again as usual.
+    """
+
+    def __init__(self, limit: int = 100_000) -> None:
+        self._limit = limit
+        self._events: list[CacheEvent] = []
+
+    def append(self, event: CacheEvent) -> None:
+        """Add `event`."""
+        if len(self._events) >= self._limit:
+            self._events = [CacheCleared()]
+        self._events.append(event)
+
+    def take(self) -> list[CacheEvent]:
+        """Return all waiting events and forget them."""
+        events, self._events = self._events, []
+        return events

@@ -1,0 +1,72 @@
+"""A plan in flight: what it holds, and which ranks still owe a report."""
+
+import enum
+from dataclasses import dataclass
+
+import msgspec
+
+from flexkv_core.lease import Claim
+from flexkv_core.plan import Status, TransferPlan, TransferResult
+from flexkv_core.types import JobId, RequestId
+
+__all__ = ["Completion", "Job", "JobKind"]
+
+
+class JobKind(enum.Enum):
+    """Which plan function made a job."""
+
+    GET = "get"
+    PUT = "put"
+    COPY = "copy"
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plan ended, over all ranks that had a part in it."""
+
+    job_id: JobId
+    request_id: RequestId
+    kind: JobKind
+    status: Status
+    """The worst of all ranks."""
+
+    num_blocks: int
+    """Leading blocks of the plan that are good on every rank."""
+
+    num_published: int
+    """Blocks that became findable, including those of other plans that had to wait for these."""
+
+    num_lost: int
+    """Blocks of the plan that are not good on every rank."""
+
+    num_bytes: int
+    """Copied by all ranks together."""
+
+    seconds: float
+    """Taken by the slowest rank."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One plan from the moment it is handed out until the last rank has reported."""
+
+    kind: JobKind
+    plan: TransferPlan
+    claims: tuple[Claim, ...]
+    """What it reads and writes: both of the same request."""
+
+    waiting_ranks: set[int]
+    num_blocks: int
+    status: Status = Status.OK
+    num_bytes: int = 0
+    seconds: float = 0.0
+
+    def accept(self, result: TransferResult) -> bool:
+        """Count the report of one rank; False if that rank does not owe one."""
+        if result.rank not in self.waiting_ranks or result.epoch != self.plan.epoch:
+            return False
+        self.waiting_ranks.remove(result.rank)
+        self.num_blocks = min(self.num_blocks, max(result.num_blocks, 0))
+        self.status = max(self.status, result.status)
+        self.num_bytes += result.num_bytes
+        self.seconds = max(self.seconds, result.seconds)
+        return True

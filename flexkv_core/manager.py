@@ -1,0 +1,330 @@
+"""The control plane: decides what moves, and never moves it."""
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flexkv_core import planner
+from flexkv_core.errors import ConfigError
+from flexkv_core.events import EventLog
+from flexkv_core.eviction import EvictionPolicy, create_policy
+from flexkv_core.index.integrity import check_index
+from flexkv_core.index.node import Residency, Shelf
+from flexkv_core.index.radix import PrefixIndex, Refusal
+from flexkv_core.index.slot_pool import SlotPool
+from flexkv_core.job import Completion, Job, JobKind
+from flexkv_core.lease import Claim, ClaimState, Lease, Reservation
+from flexkv_core.metrics import Recorder
+from flexkv_core.plan import EnginePages, TransferPlan, TransferResult
+from flexkv_core.planner import Ticket
+from flexkv_core.types import BlockKey, JobId, RequestId
+
+__all__ = ["CacheManager", "TierSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierSpec:
+    """One tier as the control plane sees it."""
+
+    name: str
+    capacity_blocks: int
+    eviction_policy: str = "lru"
+    addressed_by: Literal["slot", "key"] = "slot"
+    """Whether plans name its blocks by slot or by key; slots of the latter only count room."""
+
+    def __post_init__(self) -> None:
+        if self.capacity_blocks < 1:
+            msg = (
+                f"tier {self.name!r} holds {self.capacity_blocks} blocks, expected at least 1: "
+                "give it more memory, or leave it out"
+            )
+            raise ConfigError(msg)
+
+
+class CacheManager:
+    """Knows which blocks are where, and hands out plans to move them.
+
+    Four verbs, forward only. To load: `match`, `plan_get`, `complete`. To save: `reserve`,
+    `plan_put`, `complete`. Between two tiers: `match` and `reserve`, `plan_copy`, `complete`.
+    Ranks report on a plan in any order and in different steps; a get ends with the report of
+    every rank, a put or copy with that of every owner.
+
+    Thread: scheduler thread only. No method blocks or reads a clock.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[TierSpec],
+        *,
+        ranks: int = 1,
+        owners: Collection[int] = (0,),
+        groups: int = 1,
+        recorder: Recorder,
+        events: EventLog | None = None,
+    ) -> None:
+        self._shelves: dict[tuple[str, int], Shelf] = {}
+        for tier in tiers:
+            self._add_tier(tier, groups)
+        self._index = PrefixIndex(list(self._shelves.values()), recorder, events)
+        self._readers = range(ranks)
+        self._owners = frozenset(owners)
+        self._recorder = recorder
+        self._claims: dict[RequestId, list[Claim]] = {}
+        """Leases and reservations without a plan, by request."""
+
+        self._jobs: dict[JobId, Job] = {}
+        self._job_ids = itertools.count(1)
+        self._epoch = 0
+
+    def _add_tier(self, tier: TierSpec, groups: int) -> None:
+        """Make the shelves of `tier`, one for each cache group."""
+        pool = SlotPool(tier.capacity_blocks)
+        policy: EvictionPolicy[Residency] = create_policy(tier.eviction_policy, tier.capacity_blocks)
+        for group in range(groups):
+            index = len(self._shelves)
+            shelf = Shelf(index, tier.name, group, tier.addressed_by, pool, policy)
+            self._shelves[tier.name, group] = shelf
+
+    def match(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        *,
+        tier: str = "host",
+        group: int = 0,
+    ) -> Lease | None:
+        """Pin the longest prefix of `keys` that is ready in `tier`.
+
+        Returns:
+            A lease to be ended once, by `release`, `cancel` or the completion of its plan; None
+            on a miss.
+        """
+        match = self._index.match(self._shelves[tier, group], keys)
+        if match is None:
+            self._recorder.add("match_miss")
+            return None
+        self._recorder.add("match_hit_blocks", match.num_blocks)
+        lease = Lease(request_id, 0, match.num_blocks, residency=match.residency)
+        self._open(lease)
+        return lease
+
+    def reserve(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        *,
+        tier: str = "host",
+        group: int = 0,
+    ) -> Reservation | Refusal:
+        """Make room in `tier` for what it lacks of `keys`, or for the leading part that fits.
+
+        Blocks that are there or being written, for whomever, are skipped. `keys` is copied where
+        it is kept: the caller may go on appending to it.
+
+        Returns:
+            A reservation to be ended once, by `abort`, `cancel` or the completion of its plan; or
+            why there is none.
+        """
+        write = self._index.reserve(self._shelves[tier, group], keys)
+        if isinstance(write, Refusal):
+            return write
+        num_blocks = write.end_block - write.first_block
+        reservation = Reservation(request_id, write.first_block, num_blocks, write=write)
+        self._open(reservation)
+        return reservation
+
+    def plan_get(
+        self,
+        lease: Lease,
+        pages: EnginePages,
+        *,
+        first_block: int,
+        num_blocks: int,
+        deadline_s: float | None = None,
+    ) -> TransferPlan | None:
+        """Plan to load blocks `first_block` to `first_block + num_blocks` of `lease` into `pages`.
+
+        Returns:
+            None, with `lease` still open, if a drop or a reset took blocks since the match.
+
+        Raises:
+            LeaseError: The lease is not open, or does not hold these blocks.
+        """
+        lease.expect_open()
+        ticket = self._ticket(deadline_s)
+        plan = planner.plan_get(ticket, lease, pages, first_block, num_blocks)
+        return self._start(JobKind.GET, plan, lease)
+
+    def plan_put(
+        self, reservation: Reservation, pages: EnginePages, *, deadline_s: float | None = None
+    ) -> TransferPlan | None:
+        """Plan to save `pages` as the blocks of `reservation`.
+
+        Returns:
+            None, with `reservation` still open, if a failed write before it, a drop or a reset
+            took its blocks.
+
+        Raises:
+            LeaseError: The reservation is not open.
+        """
+        reservation.expect_open()
+        ticket = self._ticket(deadline_s)
+        reservation.write.job_id = ticket.job_id
+        plan = planner.plan_put(ticket, reservation, pages)
+        return self._start(JobKind.PUT, plan, reservation)
+
+    def plan_copy(
+        self, lease: Lease, reservation: Reservation, *, deadline_s: float | None = None
+    ) -> TransferPlan | None:
+        """Plan to copy the blocks of `reservation` from the tier of `lease`: promote or demote.
+
+        Returns:
+            None, with both still open, if blocks of either were taken since.
+
+        Raises:
+            LeaseError: One is not open, or the lease lacks blocks of the reservation.
+        """
+        lease.expect_open()
+        reservation.expect_open()
+        ticket = self._ticket(deadline_s)
+        reservation.write.job_id = ticket.job_id
+        plan = planner.plan_copy(ticket, lease, reservation)
+        return self._start(JobKind.COPY, plan, lease, reservation)
+
+    def complete(self, result: TransferResult) -> Completion | None:
+        """Count one rank's report; with the last one, end the plan and publish what it wrote.
+
+        A report that nobody waits for (again from the same rank, on an unknown plan, of another
+        epoch) changes nothing. A plan from before a reset ends like any other and publishes
+        nothing: its blocks are gone.
+
+        Returns:
+            None until the last rank has reported.
+        """
+        job = self._jobs.get(result.job_id)
+        if job is None or not job.accept(result):
+            self._recorder.add("late_results")
+            return None
+        if job.plan.epoch < self._epoch:
+            self._recorder.add("late_results")
+        if job.waiting_ranks:
+            return None
+        del self._jobs[job.plan.job_id]
+        return self._end(job)
+
+    def release(self, lease: Lease) -> None:
+        """End a lease that has no plan.
+
+        Raises:
+            LeaseError: It is not open.
+        """
+        self._abandon(lease)
+
+    def abort(self, reservation: Reservation) -> None:
+        """End a reservation that has no plan; its blocks, and any behind them, are dropped.
+
+        Raises:
+            LeaseError: It is not open.
+        """
+        self._abandon(reservation)
+
+    def cancel(self, request_id: RequestId) -> None:
+        """End what `request_id` holds without a plan. Plans in flight end with their reports."""
+        for claim in tuple(self._claims.get(request_id, ())):
+            self._abandon(claim)
+
+    def drop_from(self, keys: Sequence[BlockKey], *, tier: str, group: int = 0) -> None:
+        """Make the last block of `keys`, and all behind it, unfindable in `tier`.
+
+        For a block that turned out to be corrupt or lost. What still reads or writes there ends
+        as usual, and gives the slots back then.
+        """
+        self._index.drop_from(self._shelves[tier, group], keys)
+
+    def reset(self) -> None:
+        """Empty every tier, at once for whoever asks.
+
+        Slots that plans in flight read or write come back when those plans are reported, those of
+        open leases and reservations when they are ended. Cost: O(runs in the index).
+        """
+        self._epoch += 1
+        self._index.clear()
+        self._recorder.add("reset")
+
+    @property
+    def num_in_flight(self) -> int:
+        """Plans that some rank has not reported on."""
+        return len(self._jobs)
+
+    def num_used_blocks(self, tier: str = "host") -> int:
+        """Return the slots of `tier` that hold a block or may still be read or written."""
+        return self._shelves[tier, 0].pool.num_used
+
+    def num_free_blocks(self, tier: str = "host") -> int:
+        """Return the slots of `tier` that can be taken without evicting."""
+        return self._shelves[tier, 0].pool.num_free
+
+    def check_integrity(self) -> None:
+        """Check every invariant, for tests. Cost: O(blocks).
+
+        Raises:
+            IntegrityError: One does not hold.
+        """
+        claims = [claim for claims in self._claims.values() for claim in claims]
+        claims += [claim for job in self._jobs.values() for claim in job.claims]
+        check_index(
+            self._index,
+            pins=Counter(claim.residency for claim in claims if isinstance(claim, Lease)),
+            writes={claim.write for claim in claims if isinstance(claim, Reservation)},
+        )
+
+    def _ticket(self, deadline_s: float | None) -> Ticket:
+        """Return the name of a new plan."""
+        return Ticket(JobId(next(self._job_ids)), self._epoch, deadline_s)
+
+    def _open(self, claim: Claim) -> None:
+        """Remember `claim`, which has no plan yet, for `cancel`."""
+        self._claims.setdefault(claim.request_id, []).append(claim)
+
+    def _close(self, claim: Claim) -> None:
+        """Forget `claim`, which gets a plan or ends."""
+        claim.expect_open()
+        claims = self._claims[claim.request_id]
+        claims.remove(claim)
+        if not claims:
+            del self._claims[claim.request_id]
+
+    def _abandon(self, claim: Claim) -> None:
+        """End `claim` without a plan."""
+        self._close(claim)
+        claim.end(self._index, 0)
+
+    def _start(
+        self, kind: JobKind, plan: TransferPlan | None, *claims: Claim
+    ) -> TransferPlan | None:
+        """Expect reports on `plan`, if there is one, and hold `claims` until then."""
+        if plan is None:
+            return None
+        for claim in claims:
+            self._close(claim)
+            claim.state = ClaimState.PLANNED
+        ranks = self._readers if kind is JobKind.GET else self._owners
+        self._jobs[plan.job_id] = Job(kind, plan, claims, set(ranks), plan.num_blocks)
+        return plan
+
+    def _end(self, job: Job) -> Completion:
+        """Give back what `job` held and publish what it wrote."""
+        num_published = sum(claim.end(self._index, job.num_blocks) for claim in job.claims)
+        return Completion(
+            job_id=job.plan.job_id,
+            request_id=job.claims[0].request_id,
+            kind=job.kind,
+            status=job.status,
+            num_blocks=job.num_blocks,
+            num_published=num_published,
+            num_lost=job.plan.num_blocks - job.num_blocks,
+            num_bytes=job.num_bytes,
+            seconds=job.seconds,
+        )

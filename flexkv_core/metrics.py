@@ -1,0 +1,78 @@
+"""Every number the cache counts, as one table. A leaf.
+
+Code adds to a metric by name; an unknown name is a bug that the tests find. Engines' adapters turn
+the table into their own metrics (vLLM: Prometheus through its `/metrics`).
+"""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+__all__ = ["METRICS", "Counters", "Metric", "Recorder"]
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One row: what is counted, and in which unit the name ends."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("match_hit_blocks", "counter", "Blocks found ready by a match"),
+        Metric("match_miss", "counter", "Matches that found nothing"),
+        Metric("load_tokens", "counter", "Tokens given back to the engine instead of recomputed"),
+        Metric("load_bytes", "counter", "Bytes copied from the host tier into engine pages"),
+        Metric("load_seconds", "counter", "Seconds spent copying into engine pages"),
+        Metric("load_failed_blocks", "counter", "Blocks that were offered and could not be loaded"),
+        Metric("save_tokens", "counter", "Tokens whose KV became findable in the host tier"),
+        Metric("save_bytes", "counter", "Bytes copied from engine pages into the host tier"),
+        Metric("save_seconds", "counter", "Seconds spent copying out of engine pages"),
+        Metric("save_failed_blocks", "counter", "Blocks whose save failed and was rolled back"),
+        Metric("save_no_room_blocks", "counter", "Blocks not saved: everything else was in use"),
+        Metric("save_dropped_blocks", "counter", "Blocks of finished requests not saved in time"),
+        Metric("evicted_blocks", "counter", "Blocks that left a tier to make room"),
+        Metric("reset", "counter", "Times the whole cache was emptied"),
+        Metric("late_results", "counter", "Reports about plans from before a reset"),
+        Metric("switched_off", "gauge", "1 after an unexpected error took the connector out"),
+        Metric("host_capacity_blocks", "gauge", "Blocks the host tier can hold"),
+        Metric("host_used_blocks", "gauge", "Blocks in the host tier, being written included"),
+    )
+}
+
+
+class Recorder(Protocol):
+    """Where counts go."""
+
+    def add(self, name: str, value: float = 1) -> None:
+        """Add to the counter `name` of `METRICS`."""
+
+    def set(self, name: str, value: float) -> None:
+        """Set the gauge `name` of `METRICS`."""
+
+
+class Counters:
+    """A recorder that keeps what changed since it was last drained. Not thread safe."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def add(self, name: str, value: float = 1) -> None:
+        """Add to the counter `name`."""
+        assert METRICS[name].kind == "counter"
+        if value:
+            self._values[name] = self._values.get(name, 0) + value
+
+    def set(self, name: str, value: float) -> None:
+        """Set the gauge `name`."""
+        assert METRICS[name].kind == "gauge"
+        self._values[name] = value
+
+    def drain(self) -> dict[str, float]:
+        """Return what changed since the last drain: counters as differences, gauges as they are."""
+        values, self._values = self._values, {}
+        return values

@@ -1,0 +1,106 @@
+"""What the control plane asks for and what the data plane answers: the only thing both know.
+
+The structs are wire-stable msgspec types without tensors, so they travel in any engine's own
+scheduler-to-worker metadata. Nothing here imports torch or numpy.
+"""
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from flexkv_core.types import BlockKey, JobId
+
+__all__ = [
+    "EnginePages",
+    "HostSlots",
+    "Place",
+    "Status",
+    "StoredBlocks",
+    "TransferPlan",
+    "TransferResult",
+]
+
+
+class EnginePages(msgspec.Struct, frozen=True, tag="pages", array_like=True):
+    """A run of whole pages in the engine's own KV pool.
+
+    The run covers consecutive blocks and may begin inside its first block and end inside its last
+    one: an engine's own prefix hit ends on a page, not on a block.
+    """
+
+    page_ids: Sequence[int]
+    """Ids in the engine's page table, in token order. The worker reads them and keeps none."""
+
+    first_page: int = 0
+    """Pages of the first block that lie before `page_ids[0]`; 0 <= first_page < pages a block."""
+
+
+class HostSlots(msgspec.Struct, frozen=True, tag="host", array_like=True):
+    """Blocks in the host tier, one slot each, in chain order."""
+
+    slots: bytes
+    """Packed native int64, 8 bytes a block: `numpy.frombuffer(slots, numpy.int64)`."""
+
+
+class StoredBlocks(msgspec.Struct, frozen=True, tag="stored", array_like=True):
+    """Blocks in a tier that finds them by key (ssd, remote), in chain order."""
+
+    tier: str
+    keys: Sequence[BlockKey]
+
+    parent: BlockKey | None = None
+    """Key of the block before `keys[0]`; None where the chain begins."""
+
+
+Place = EnginePages | HostSlots | StoredBlocks
+
+
+class TransferPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Copy `num_blocks` blocks of one cache group from `source` to `target`.
+
+    A worker never reads a block that the same plan writes, and plans that touch the same block are
+    never in flight together: leases and reservations see to it.
+    """
+
+    job_id: JobId
+    source: Place
+    target: Place
+    num_blocks: int
+    group: int = 0
+    """Cache group: 0 is full attention."""
+
+    epoch: int = 0
+    """Resets of the manager before this plan; results of an older epoch are ignored."""
+
+    deadline_s: float | None = None
+    """`time.monotonic()` on the worker's machine after which the copy is not worth finishing."""
+
+    layers: tuple[int, int] | None = None
+    """Half-open layer range, or None for all: layer-wise engines load a block in parts."""
+
+
+class Status(enum.IntEnum):
+    """How one rank's share of a plan ended."""
+
+    OK = 0
+    MISS = 1
+    CORRUPT = 2
+    TIMEOUT = 3
+    ERROR = 4
+
+
+class TransferResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's report on one plan."""
+
+    job_id: JobId
+    rank: int
+    status: Status
+    num_blocks: int
+    """Leading blocks of the plan that are entirely good; all of them exactly if OK."""
+
+    epoch: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    """One sentence for a person where status is ERROR."""

@@ -1,0 +1,100 @@
+"""What moves from where to where: pure functions of leases and reservations.
+
+None of them changes anything and none knows a clock: a deadline is passed through. Each answers
+None if a failed write, a drop or a reset took some of the blocks since they were claimed.
+"""
+
+from typing import NamedTuple
+
+from flexkv_core.errors import LeaseError
+from flexkv_core.index.node import Residency
+from flexkv_core.index.slot_pool import SLOT_BYTES
+from flexkv_core.lease import Lease, Reservation
+from flexkv_core.plan import EnginePages, HostSlots, Place, StoredBlocks, TransferPlan
+from flexkv_core.types import BlockKey, JobId
+
+__all__ = ["Ticket", "plan_copy", "plan_get", "plan_put"]
+
+
+class Ticket(NamedTuple):
+    """What a plan is known by."""
+
+    job_id: JobId
+    epoch: int
+    deadline_s: float | None
+
+
+def plan_get(
+    ticket: Ticket, lease: Lease, pages: EnginePages, first_block: int, num_blocks: int
+) -> TransferPlan | None:
+    """Load blocks of `lease` into engine pages."""
+    end_block = first_block + num_blocks
+    _check_range(lease, first_block, end_block)
+    source = _locate(lease.residency, first_block, end_block)
+    return source and _plan(ticket, lease.residency, source, pages, num_blocks)
+
+
+def plan_put(ticket: Ticket, reservation: Reservation, pages: EnginePages) -> TransferPlan | None:
+    """Save engine pages as the blocks of `reservation`."""
+    residency, end_block = reservation.write.residency, reservation.end_block
+    target = _locate(residency, reservation.first_block, end_block)
+    return target and _plan(ticket, residency, pages, target, reservation.num_blocks)
+
+
+def plan_copy(ticket: Ticket, lease: Lease, reservation: Reservation) -> TransferPlan | None:
+    """Copy the blocks of `reservation` from the tier of `lease`, which holds them all."""
+    first_block, end_block = reservation.first_block, reservation.end_block
+    _check_range(lease, first_block, end_block)
+    source = _locate(lease.residency, first_block, end_block)
+    target = _locate(reservation.write.residency, first_block, end_block)
+    if source is None or target is None:
+        return None
+    return _plan(ticket, lease.residency, source, target, reservation.num_blocks)
+
+
+def _check_range(lease: Lease, first_block: int, end_block: int) -> None:
+    """Refuse blocks that `lease` does not hold.
+
+    Raises:
+        LeaseError: The range is empty or not inside the lease.
+    """
+    if not 0 <= first_block < end_block <= lease.num_blocks:
+        msg = (
+            f"blocks {first_block} to {end_block} of request {lease.request_id!r} were asked for, "
+            f"its lease holds 0 to {lease.num_blocks}: plan a part of what was matched"
+        )
+        raise LeaseError(msg)
+
+
+def _locate(residency: Residency, first_block: int, end_block: int) -> Place | None:
+    """Return where blocks `first_block` to `end_block` of the chain to `residency` are kept."""
+    runs = [run for run in residency.up_to(first_block) if run.start < end_block]
+    if not runs[0].is_alive:
+        return None
+    runs.reverse()
+    cuts = [(max(first_block - run.start, 0), end_block - run.start) for run in runs]
+    if residency.shelf.addressed_by == "key":
+        keys: list[BlockKey] = []
+        for run, (start, end) in zip(runs, cuts, strict=True):
+            keys += run.node.keys[start:end]
+        return StoredBlocks(residency.shelf.tier, keys)
+    slots = [
+        memoryview(run.slots)[start * SLOT_BYTES : end * SLOT_BYTES]
+        for run, (start, end) in zip(runs, cuts, strict=True)
+    ]
+    return HostSlots(b"".join(slots))
+
+
+def _plan(
+    ticket: Ticket, residency: Residency, source: Place, target: Place, num_blocks: int
+) -> TransferPlan:
+    """Return the plan `ticket` for blocks in the group of `residency`."""
+    return TransferPlan(
+        job_id=ticket.job_id,
+        source=source,
+        target=target,
+        num_blocks=num_blocks,
+        group=residency.shelf.group,
+        epoch=ticket.epoch,
+        deadline_s=ticket.deadline_s,
+    )

@@ -1,0 +1,113 @@
+"""Engine pages of any shape in plain memory, and the slowest possible reference for copying them.
+
+Axes are one letter each, outermost first, as in vLLM: L layer, B page, H KV head, N token in page,
+C bytes of one plane; and P for the planes K and V where they are apart. `"LBHNC"` is vLLM's packed
+head-major pool, `"PLBNHC"` a tensor `[2, L, B, N, H, D]`.
+"""
+
+import ctypes
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexkv_core.layout import LayerRun, PagePool
+
+__all__ = ["POISON", "make_pages", "read_block", "write_page"]
+
+POISON = 0xDB
+"""What memory is filled with that a test expects to stay as it is."""
+
+Bytes = NDArray[np.uint8]
+
+
+def make_pages(
+    axes: str, *, layer_runs: Sequence[int] | None = None, padding: int = 0, **sizes: int
+) -> tuple[Bytes, PagePool]:
+    """Allocate an engine's pool and describe it.
+
+    Args:
+        axes: Physical order of the axes L, B, H, N, C, and P if K and V are apart.
+        layer_runs: Layers in each run, if there are several; they lie in memory last run first, so
+            that no constant stride leads from one to the next.
+        padding: Bytes of the allocation before the first and after the last page.
+        **sizes: Size of each axis; C is in bytes, P defaults to 1.
+
+    Returns:
+        The allocation `[padding + product of sizes + padding]`, poisoned, and its description,
+        valid while the allocation lives.
+    """
+    sizes = {"P": 1, **sizes}
+    memory = np.full(2 * padding + math.prod(sizes.values()), POISON, np.uint8)
+    strides = {"P": 0}
+    for position, axis in enumerate(axes):
+        strides[axis] = math.prod(sizes[inner] for inner in axes[position + 1 :])
+    address = memory.ctypes.data + padding + sizes["L"] * strides["L"]
+    runs = []
+    for num_layers in layer_runs or [sizes["L"]]:
+        address -= num_layers * strides["L"]
+        runs.append(LayerRun(address, num_layers, strides["L"]))
+    pool = PagePool(
+        runs=tuple(runs),
+        num_pages=sizes["B"],
+        num_heads=sizes["H"],
+        page_tokens=sizes["N"],
+        num_planes=sizes["P"],
+        plane_bytes=sizes["C"],
+        page_stride=strides["B"],
+        head_stride=strides["H"],
+        token_stride=strides["N"],
+        plane_stride=strides["P"],
+        memory_start=memory.ctypes.data,
+        memory_bytes=memory.nbytes,
+    )
+    return memory, pool
+
+
+def read_block(pool: PagePool, page_ids: Iterable[int]) -> bytes:
+    """Return the stored block `[H, L, N, C]` of these pages, read one plane at a time."""
+    ids = list(page_ids)
+    return b"".join(
+        ctypes.string_at(address, pool.plane_bytes)
+        for head in range(pool.num_heads)
+        for layer in range(pool.num_layers)
+        for page in ids
+        for address in _plane_addresses(pool, layer, page, head)
+    )
+
+
+def write_page(pool: PagePool, page: int, position: int, block: Bytes, layers: range) -> None:
+    """Write one page from a stored block, one plane at a time.
+
+    Args:
+        pool: Where to write.
+        page: Id of the page.
+        position: Which page of the block it is.
+        block: `[H, L, N, C]` bytes, in any shape with that order.
+        layers: Layers to write.
+    """
+    cells = block.reshape(pool.num_heads, pool.num_layers, -1, pool.num_planes, pool.plane_bytes)
+    for head in range(pool.num_heads):
+        for layer in layers:
+            addresses = _plane_addresses(pool, layer, page, head)
+            tokens = cells[head, layer, position * pool.page_tokens :]
+            for address, plane in zip(
+                addresses, tokens.reshape(-1, pool.plane_bytes), strict=False
+            ):
+                ctypes.memmove(address, plane.tobytes(), pool.plane_bytes)
+
+
+def _plane_addresses(pool: PagePool, layer: int, page: int, head: int) -> list[int]:
+    """Return where the planes of all tokens of one page, layer and head lie, in stored order."""
+    run_addresses = [
+        run.address + index * run.layer_stride
+        for run in pool.runs
+        for index in range(run.num_layers)
+    ]
+    base = run_addresses[layer] + page * pool.page_stride + head * pool.head_stride
+    return [
+        base + token * pool.token_stride + plane * pool.plane_stride
+        for token in range(pool.page_tokens)
+        for plane in range(pool.num_planes)
+    ]

@@ -1,0 +1,34 @@
+"""The contract of a lane: the executor of plans between one pair of places.
+
+`flexkv_core.testing.lane_contract` is the same contract as a test class.
+"""
+
+from abc import ABC, abstractmethod
+
+from flexkv_core.plan import TransferPlan, TransferResult
+
+__all__ = ["Lane"]
+
+
+class Lane(ABC):
+    """Moves bytes for one rank, between one kind of source and one kind of target.
+
+    Thread: all methods are called from the worker's thread. `submit` may do the copy itself or
+    only start it. Every submitted plan is reported by `poll` exactly once, whatever happens to it.
+    """
+
+    @abstractmethod
+    def submit(self, plan: TransferPlan) -> None:
+        """Start `plan`. Never raises for what the plan's blocks may cause; that is a status."""
+
+    @abstractmethod
+    def poll(self) -> list[TransferResult]:
+        """Return what has ended since the last call, in any order. Never blocks."""
+
+    @abstractmethod
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing submitted is running; False if `timeout_s` passed first."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop. Plans that have not begun are reported as TIMEOUT by a last `poll`."""

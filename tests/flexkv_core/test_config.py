@@ -1,0 +1,178 @@
+import contextlib
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexkv_core import config
+from flexkv_core.config import CacheConfig, check_option, parse_config
+from flexkv_core.errors import ConfigError
+
+OPTIONS = [field.name for field in msgspec.structs.fields(CacheConfig)]
+
+
+def error_of(*layers):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(*layers)
+    return str(caught.value)
+
+
+def test_nothing_set_gives_the_defaults():
+    assert parse_config() == CacheConfig()
+    assert parse_config({}, {}) == CacheConfig()
+
+
+def test_a_later_layer_wins_option_by_option():
+    parsed = parse_config(
+        {"cpu_cache_gb": 1, "block_tokens": 16, "namespace": "file"},
+        {"cpu_cache_gb": "2.5", "block_tokens": "32"},
+        {"cpu_cache_gb": 3},
+    )
+
+    assert parsed == CacheConfig(cpu_cache_gb=3.0, block_tokens=32, namespace="file")
+
+
+def test_a_later_layer_can_give_an_option_back_to_its_default():
+    assert parse_config({"cpu_cache_gb": 16}, {"cpu_cache_gb": None}).cpu_cache_gb is None
+
+
+def test_the_layers_stay_as_they_were():
+    layer = {"block_tokens": "16"}
+    parse_config(layer, {"block_tokens": 32})
+
+    assert layer == {"block_tokens": "16"}
+
+
+def test_every_option_says_what_it_expects():
+    assert list(config._EXPECTED) == OPTIONS
+
+
+def test_no_option_is_said_to_be_missing():
+    assert set(OPTIONS).isdisjoint(config._NOT_HERE)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_value_of_the_wrong_type_is_one_sentence_with_the_option(option):
+    message = error_of({option: ["a", "list"]})
+
+    assert message == f"{option} is ['a', 'list']: expected {config._EXPECTED[option]}"
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("written", "option", "value"),
+    [
+        ("0.5", "cpu_cache_gb", 0.5),
+        ("16", "cpu_cache_gb", 16.0),
+        ("64", "block_tokens", 64),
+        ("true", "load_async", True),
+        ("False", "load_async", False),
+        ("1", "use_hugepage_cpu_buffer", True),
+        ("0", "kv_events", False),
+        (1, "use_hugepage_cpu_buffer", True),
+        ("null", "copy_threads", None),
+        ("s3fifo", "eviction_policy", "s3fifo"),
+        ("123", "namespace", "123"),
+        ("", "namespace", ""),
+    ],
+)
+def test_values_are_read_as_environments_and_files_write_them(written, option, value):
+    parsed = getattr(parse_config({option: written}), option)
+
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("cpu_cache_gb", 0),
+        ("cpu_cache_gb", -1),
+        ("cpu_cache_gb", "16GB"),
+        ("cpu_cache_gb", 17_179_869_184),
+        ("cpu_cache_gb", math.inf),
+        ("cpu_cache_gb", math.nan),
+        ("cpu_cache_gb", True),
+        ("block_tokens", 0),
+        ("block_tokens", -64),
+        ("block_tokens", 64.5),
+        ("block_tokens", 10**9),
+        ("block_tokens", None),
+        ("eviction_policy", "LRU"),
+        ("eviction_policy", "slru"),
+        ("namespace", 7),
+        ("weight_version", None),
+        ("max_tp", 0),
+        ("load_async", "yes please"),
+        ("load_async", 2),
+        ("min_load_tokens", -1),
+        ("copy_threads", 0),
+        ("copy_threads", 10_000),
+        ("kv_events", "maybe"),
+    ],
+)
+def test_a_value_out_of_range_names_what_was_got_and_expected(option, value):
+    assert (
+        error_of({option: value})
+        == f"{option} is {value!r}: expected " + (config._EXPECTED[option])
+    )
+
+
+def test_a_long_value_does_not_flood_the_error():
+    assert len(error_of({"cpu_cache_gb": "x" * 10_000})) < 200
+
+
+def test_a_misspelled_option_names_the_nearest():
+    assert error_of({"cpu_cach_gb": 16}) == (
+        "unknown option cpu_cach_gb: did you mean cpu_cache_gb?"
+    )
+
+
+def test_an_option_like_no_other_lists_all():
+    message = error_of({"zzz": 1})
+
+    assert message.startswith("unknown option zzz: expected one of cpu_cache_gb, block_tokens, ")
+    assert all(option in message for option in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("ssd_cache_gb", "no SSD tier"),
+        ("ssd_cache_dir", "no SSD tier"),
+        ("enable_gds", "between GPU and SSD"),
+        ("tokens_per_block", "it is called block_tokens here"),
+        ("redis_host", "no remote tier"),
+        ("server_client_mode", "no cache server"),
+        ("kv_cache_dtype", "the engine's --kv-cache-dtype"),
+    ],
+)
+def test_an_option_of_flexkv_that_is_not_here_says_what_to_do(option, hint):
+    message = error_of({option: 1})
+
+    assert message.startswith(f"{option} cannot be set: ")
+    assert hint in message
+    assert message.endswith((": remove it", ": rename it", "--kv-cache-dtype"))
+
+
+def test_an_option_is_named_as_the_place_spells_it():
+    with pytest.raises(ConfigError, match="unknown option NAMESPAC: did you mean NAMESPACE"):
+        check_option("namespac", spell=str.upper)
+
+
+@given(st.dictionaries(st.text(max_size=12) | st.sampled_from(OPTIONS), st.integers() | st.text()))
+def test_any_mapping_is_a_config_or_a_config_error(layer):
+    with contextlib.suppress(ConfigError):
+        assert isinstance(parse_config(layer), CacheConfig)
+
+
+def test_the_size_in_bytes_counts_gib():
+    assert CacheConfig(cpu_cache_gb=0.5).cpu_cache_bytes == 2**29
+    assert CacheConfig().cpu_cache_bytes is None
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        CacheConfig().block_tokens = 16

@@ -1,0 +1,213 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from flexkv_core.config import parse_config
+from flexkv_core.env import hub_cache_folder, read_environment
+from flexkv_core.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """An environment without our variables, to be filled by the test."""
+    for name in [name for name in os.environ if name.startswith(("FLEXKV_", "HF_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.fixture
+def config_file(environment, tmp_path):
+    """Writes the file that FLEXKV_CONFIG_PATH points to."""
+
+    def write(text, name="flexkv.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        environment.setenv("FLEXKV_CONFIG_PATH", str(path))
+        return path
+
+    return write
+
+
+def error():
+    with pytest.raises(ConfigError) as caught:
+        read_environment()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_empty_environment_sets_nothing():
+    assert read_environment() == {}
+
+
+def test_variables_are_options_in_capitals(environment):
+    environment.setenv("FLEXKV_CPU_CACHE_GB", "0.5")
+    environment.setenv("FLEXKV_LOAD_ASYNC", "false")
+
+    assert read_environment() == {"cpu_cache_gb": "0.5", "load_async": "false"}
+    assert parse_config(read_environment()).cpu_cache_gb == 0.5
+
+
+def test_an_empty_variable_sets_nothing(environment):
+    environment.setenv("FLEXKV_CPU_CACHE_GB", "")
+    environment.setenv("FLEXKV_CONFIG_PATH", "")
+
+    assert read_environment() == {}
+
+
+def test_an_unknown_variable_names_the_nearest(environment):
+    environment.setenv("FLEXKV_CPU_CACH_GB", "16")
+
+    assert error() == "unknown option FLEXKV_CPU_CACH_GB: did you mean FLEXKV_CPU_CACHE_GB?"
+
+
+def test_a_variable_of_flexkv_that_is_not_here_says_what_to_do(environment):
+    environment.setenv("FLEXKV_SSD_CACHE_GB", "100")
+
+    assert error().startswith("FLEXKV_SSD_CACHE_GB cannot be set: this version has no SSD tier")
+
+
+def test_variables_without_our_prefix_are_nobodys_business(environment):
+    environment.setenv("MY_FLEXKV_CPU_CACH_GB", "16")
+    environment.setenv("ENABLE_FLEXKV", "1")
+
+    assert read_environment() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FLEXKV_ENABLE_LAYERWISE_TRANSFER", "1"),
+        ("FLEXKV_LAYERWISE_EVENTFD_CONNECT_MAX_RETRIES", "360"),
+        ("FLEXKV_SERVICE_HOST", "10.0.0.1"),
+        ("FLEXKV_SERVICE_PORT", "8000"),
+        ("FLEXKV_SERVICE_PORT_HTTP", "8000"),
+        ("FLEXKV_PORT", "tcp://10.0.0.1:8000"),
+        ("FLEXKV_ROUTER_PORT", "tcp://10.0.0.1:8000"),
+        ("FLEXKV_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+        ("FLEXKV_PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ("FLEXKV_PORT_8000_TCP_PORT", "8000"),
+    ],
+)
+def test_what_others_own_is_left_alone(environment, name, value):
+    environment.setenv(name, value)
+
+    assert read_environment() == {}
+
+
+def test_a_port_that_kubernetes_did_not_set_is_an_error(environment):
+    environment.setenv("FLEXKV_MASTER_PORT", "5556")
+
+    assert error().startswith("unknown option FLEXKV_MASTER_PORT: ")
+
+
+def test_a_value_that_looks_like_a_kubernetes_variable_is_a_value(environment):
+    environment.setenv("FLEXKV_NAMESPACE", "A_SERVICE_HOST")
+
+    assert read_environment() == {"namespace": "A_SERVICE_HOST"}
+
+
+def test_a_yaml_file_gives_typed_options(config_file):
+    config_file("cpu_cache_gb: 0.5\nload_async: no\nnamespace: 'team'\n# block_tokens: 16\n")
+
+    assert read_environment() == {"cpu_cache_gb": 0.5, "load_async": False, "namespace": "team"}
+
+
+def test_a_json_file_gives_typed_options(config_file):
+    config_file('{\n\t"cpu_cache_gb": 0.5,\n\t"load_async": false\n}', name="flexkv.json")
+
+    assert read_environment() == {"cpu_cache_gb": 0.5, "load_async": False}
+
+
+def test_a_variable_wins_over_the_file(config_file, environment):
+    config_file("cpu_cache_gb: 1\nblock_tokens: 16\n")
+    environment.setenv("FLEXKV_CPU_CACHE_GB", "2")
+
+    assert read_environment() == {"cpu_cache_gb": "2", "block_tokens": 16}
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# all options are commented out\n", "---\n"])
+def test_a_file_without_options_sets_nothing(config_file, text):
+    config_file(text)
+
+    assert read_environment() == {}
+
+
+def test_a_tilde_in_the_path_is_the_home_folder(environment, tmp_path):
+    (tmp_path / "flexkv.yaml").write_text("block_tokens: 16")
+    environment.setenv("HOME", str(tmp_path))
+    environment.setenv("FLEXKV_CONFIG_PATH", "~/flexkv.yaml")
+
+    assert read_environment() == {"block_tokens": 16}
+
+
+def test_a_missing_file_is_named(environment, tmp_path):
+    path = tmp_path / "missing.yaml"
+    environment.setenv("FLEXKV_CONFIG_PATH", str(path))
+
+    assert error() == (
+        f"FLEXKV_CONFIG_PATH is {path}, which cannot be read: No such file or directory; "
+        "expected a YAML or JSON file"
+    )
+
+
+def test_a_folder_instead_of_a_file_is_an_error(environment, tmp_path):
+    environment.setenv("FLEXKV_CONFIG_PATH", str(tmp_path))
+
+    assert "which cannot be read: Is a directory" in error()
+
+
+def test_a_binary_file_is_an_error(config_file):
+    config_file("x").write_bytes(b"\xff\xfe\x00")
+
+    assert "which cannot be read: 'utf-8' codec" in error()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- cpu_cache_gb", "list"), ("cpu_cache_gb=16", "str"), ("16", "int")]
+)
+def test_a_file_that_is_no_mapping_is_an_error(config_file, text, kind):
+    path = config_file(text)
+
+    assert error() == (
+        f"FLEXKV_CONFIG_PATH is {path}, which holds a {kind} at its top level: expected options "
+        "with their values, such as 'cpu_cache_gb: 16'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("a: b: c", "flexkv.yaml"), ("a: \x00", "f.yaml"), ("{", "flexkv.json")]
+)
+def test_a_file_that_cannot_be_parsed_is_one_line(config_file, text, name):
+    path = config_file(text, name)
+
+    assert error().startswith(f"FLEXKV_CONFIG_PATH is {path}, which is not valid YAML or JSON: ")
+
+
+def test_an_option_in_the_file_that_is_not_text_is_unknown(config_file):
+    config_file("1: 2")
+
+    with pytest.raises(ConfigError, match="unknown option 1: "):
+        parse_config(read_environment())
+
+
+def test_a_tag_that_would_run_code_is_refused(config_file):
+    config_file("namespace: !!python/object/apply:os.getcwd []")
+
+    assert "which is not valid YAML or JSON" in error()
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
+        ({"HF_HOME": "/b", "XDG_CACHE_HOME": "/c"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({"HOME": "/home/x"}, "/home/x/.cache/huggingface/hub"),
+    ],
+)
+def test_the_hub_cache_is_where_the_hubs_client_keeps_it(environment, variables, folder):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+
+    assert hub_cache_folder() == Path(folder)

@@ -1,0 +1,1 @@
+"""The device functions alone: arithmetic. Contracts and grids are their launchers' business."""

@@ -1,0 +1,58 @@
+"""Device side of `flexkv_kernels.gather_pages`."""
+
+import triton
+import triton.language as tl
+
+from flexkv_kernels._jit.offsets import job_offsets
+
+
+@triton.jit
+def gather_pages_kernel(
+    pages,
+    page_ids,
+    cells,
+    num_jobs,
+    num_layers,
+    num_heads,
+    block_pages,
+    page_tokens,
+    token_words,
+    page_layer_stride,
+    page_stride,
+    page_head_stride,
+    page_token_stride,
+    cell_block_stride,
+    cell_head_stride,
+    cell_layer_stride,
+    cell_token_stride,
+    tile: tl.constexpr,
+):
+    """Copy whole jobs from pages to cells; each program takes every `num_programs`-th job."""
+    job = tl.program_id(0).to(tl.int64)
+    while job < num_jobs:
+        in_pages, in_cells = job_offsets(
+            job,
+            page_ids,
+            num_layers,
+            num_heads,
+            block_pages,
+            page_tokens,
+            page_layer_stride,
+            page_stride,
+            page_head_stride,
+            cell_block_stride,
+            cell_head_stride,
+            cell_layer_stride,
+            cell_token_stride,
+        )
+        start = 0
+        while start < page_tokens * token_words:
+            word = start + tl.arange(0, tile)  # [tile]
+            token = (word // token_words).to(tl.int64)
+            content = word % token_words
+            mask = word < page_tokens * token_words
+            source = pages + in_pages + token * page_token_stride + content
+            target = cells + in_cells + token * cell_token_stride + content
+            tl.store(target, tl.load(source, mask=mask), mask=mask)
+            start += tile
+        job += tl.num_programs(0)
