@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from demo.client import Message
 
-NUM_ENTRIES = 46
+NUM_ENTRIES = 60
 KEEPERS = ("Ada", "Bela", "Chike", "Dora", "Emil", "Farah", "Goro", "Hana")
 WEATHER = ("clear", "drizzle", "fog", "gale", "hail", "haze", "sleet", "snow")
 WORK = ("cleaned the lens", "filled the oil tank", "mended the rail", "oiled the gears")
@@ -24,7 +24,7 @@ def chat(document_number: int, question_number: int) -> Sequence[Message]:
 
 
 def _document(number: int) -> str:
-    """Write the log of lighthouse `number`: always the same, about 3400 tokens of the demo's."""
+    """Write the log of lighthouse `number`: always the same, about 3500 tokens of the demo's."""
     choose = random.Random(number)
     lines = [f"Log of lighthouse {number}. Answer questions about it in one sentence."]
     for day in range(1, NUM_ENTRIES + 1):
