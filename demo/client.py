@@ -102,5 +102,7 @@ def _text_of(chunk: Mapping[str, Any]) -> str:
 
 
 def _series(name: str, labels: str) -> str:
-    kept = [label for label in labels.split(",") if not label.startswith(("engine=", "model_name="))]
+    kept = [
+        label for label in labels.split(",") if not label.startswith(("engine=", "model_name="))
+    ]
     return f"{name}{{{','.join(kept)}}}" if labels and any(kept) else name

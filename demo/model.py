@@ -30,7 +30,7 @@ def build_model(work: Path) -> Path:
         check=False,
     )
     if done.returncode:
-        msg = f"the model could not be made: {[*done.stderr.splitlines(), 'no message'][-2]}"
+        msg = f"the model could not be made: {done.stderr.strip().rpartition(chr(10))[2]}"
         raise DemoError(msg)
     return Path(done.stdout.splitlines()[-1])
 

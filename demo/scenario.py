@@ -1,18 +1,16 @@
 """What is shown, in this order, and what must be true of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from demo.client import Answer, Client, Message
 from demo.conversation import chat
-from demo.server import DemoError
+from demo.server import BLOCK_TOKENS, DemoError
 
 ANSWER_TOKENS = 24
-SETTLE_TIMEOUT_S = 20
-BLOCK_TOKENS = 128
-"""vLLM's page on a CPU, and so ours: a hit ends at a multiple of it."""
+METRICS_TIMEOUT_S = 20
 
 COLD = "cold"
 LOCAL = "again: vLLM's own prefix cache"
@@ -22,7 +20,14 @@ SALTED = "the same under another cache salt"
 STEPS = (COLD, LOCAL, HOST, SHARED, SALTED)
 
 COMPUTED, FROM_VLLM, FROM_HOST = "computed", "vLLM's prefix cache", "FlexKV, host memory"
-SOURCES = {"local_cache_hit": FROM_VLLM, "external_kv_transfer": FROM_HOST}
+HITS = {
+    'vllm:prompt_tokens_by_source_total{source="local_cache_hit"}': FROM_VLLM,
+    'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}': FROM_HOST,
+}
+LOADED_BYTES = "flexkv:load_bytes_total"
+SAVED_TOKENS = "flexkv:save_tokens_total"
+
+Counts = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,68 +60,74 @@ def run_round(
         shown[step] = _measure(client, messages, salt)
         say(_line(step, shown[step]))
 
-    saved_before = client.metrics().get("flexkv:save_tokens_total", 0)
+    saved_tokens = client.metrics().get(SAVED_TOKENS, 0)
     show(COLD, first)
     show(LOCAL, first)
-    _wait_for_save(client, saved_before + _whole_blocks(shown[COLD].answer.prompt_tokens))
+    saved_tokens += _whole_blocks(shown[COLD].answer.prompt_tokens)
+    _wait_for_count(client, lambda now: now.get(SAVED_TOKENS, 0) >= saved_tokens)
     client.drop_engine_cache()
     show(HOST, first)
     client.drop_engine_cache()
     show(SHARED, second)
     show(SALTED, second, salt=f"tenant {document}")
-    _check(shown, _shared_tokens(client, first, second), token_bytes)
+    _check_sources(shown, _shared_tokens(client, first, second), token_bytes)
+    _check_answers({step: shown[step].answer.text for step in STEPS})
     return shown
 
 
 def _measure(client: Client, messages: Sequence[Message], salt: str) -> Measurement:
     before = client.metrics()
     answer = client.chat(messages, ANSWER_TOKENS, salt)
-    end_s = time.monotonic() + SETTLE_TIMEOUT_S
-    while True:
-        after = client.metrics()
-        grown = {name: value - before.get(name, 0) for name, value in after.items()}
-        tokens = {
-            source: grown.get(f'vllm:prompt_tokens_by_source_total{{source="{label}"}}', 0)
-            for label, source in SOURCES.items()
-        }
-        # The counters trail the answer by a moment.
-        if sum(tokens.values()) >= answer.cached_tokens or time.monotonic() > end_s:
-            break
-        time.sleep(0.05)
-    source = " + ".join(source for source, count in tokens.items() if count) or COMPUTED
-    return Measurement(answer, source, int(grown.get("flexkv:load_bytes_total", 0)))
+    after = _wait_for_count(
+        client, lambda now: sum(_hits(before, now).values()) >= answer.cached_tokens
+    )
+    source = " + ".join(source for source, tokens in _hits(before, after).items() if tokens)
+    return Measurement(
+        answer, source or COMPUTED, int(after.get(LOADED_BYTES, 0) - before.get(LOADED_BYTES, 0))
+    )
 
 
-def _wait_for_save(client: Client, num_tokens: float) -> None:
-    """Return once `num_tokens` have been saved since the server started."""
-    end_s = time.monotonic() + SETTLE_TIMEOUT_S
-    while client.metrics().get("flexkv:save_tokens_total", 0) < num_tokens:
+def _hits(before: Counts, after: Counts) -> dict[str, float]:
+    """Return the prompt tokens that came from each cache in between."""
+    return {source: after.get(name, 0) - before.get(name, 0) for name, source in HITS.items()}
+
+
+def _wait_for_count(client: Client, is_reached: Callable[[Counts], bool]) -> Counts:
+    """Return the metrics as soon as they satisfy `is_reached`: they trail what happened.
+
+    Raises:
+        DemoError: They do not within `METRICS_TIMEOUT_S`.
+    """
+    end_s = time.monotonic() + METRICS_TIMEOUT_S
+    while not is_reached(counts := client.metrics()):
         if time.monotonic() > end_s:
-            msg = f"the chat's KV did not reach host memory within {SETTLE_TIMEOUT_S} s"
+            ours = {name: count for name, count in counts.items() if name.startswith("flexkv:")}
+            msg = f"an answer's KV was neither saved nor counted in {METRICS_TIMEOUT_S} s: {ours}"
             raise DemoError(msg)
         time.sleep(0.05)
+    return counts
 
 
-def _check(shown: dict[str, Measurement], shared_tokens: int, token_bytes: int) -> None:
-    """Raise unless every step shows what it claims to show."""
-    prompt_tokens = shown[COLD].answer.prompt_tokens
+def _check_sources(shown: Mapping[str, Measurement], shared_tokens: int, token_bytes: int) -> None:
+    """Raise unless every prefix came from where its step says, whole."""
+    # The last token of a prompt is always computed, for its logits.
+    prompt_tokens = shown[COLD].answer.prompt_tokens - 1
     expected = {
-        COLD: (0, COMPUTED),
-        LOCAL: (_whole_blocks(prompt_tokens), FROM_VLLM),
-        HOST: (_whole_blocks(prompt_tokens), FROM_HOST),
-        SHARED: (_whole_blocks(shared_tokens), FROM_HOST),
-        SALTED: (0, COMPUTED),
+        COLD: (COMPUTED, 0),
+        LOCAL: (FROM_VLLM, _whole_blocks(prompt_tokens)),
+        HOST: (FROM_HOST, _whole_blocks(prompt_tokens)),
+        SHARED: (FROM_HOST, _whole_blocks(shared_tokens)),
+        SALTED: (COMPUTED, 0),
     }
-    for step, (tokens, source) in expected.items():
-        loaded_bytes = tokens * token_bytes if source == FROM_HOST else 0
-        got = shown[step].answer.cached_tokens, shown[step].source, shown[step].loaded_bytes
-        if got != (tokens, source, loaded_bytes):
-            msg = f"'{step}' had cached tokens, source and bytes {got}, expected "
-            raise DemoError(msg + str((tokens, source, loaded_bytes)))
-    _check_answers({step: shown[step].answer.text for step in STEPS})
+    for step, (source, tokens) in expected.items():
+        right = source, tokens, tokens * token_bytes if source == FROM_HOST else 0
+        got = shown[step].source, shown[step].answer.cached_tokens, shown[step].loaded_bytes
+        if got != right:
+            msg = f"'{step}' had (source, cached tokens, loaded bytes) {got}, expected {right}"
+            raise DemoError(msg)
 
 
-def _check_answers(texts: dict[str, str]) -> None:
+def _check_answers(texts: Mapping[str, str]) -> None:
     """Raise unless a cached prefix gives the answer of a computed one."""
     if not texts[COLD] == texts[LOCAL] == texts[HOST]:
         msg = f"one prompt got several answers: {[texts[step] for step in (COLD, LOCAL, HOST)]}"
@@ -136,11 +147,10 @@ def _shared_tokens(client: Client, first: Sequence[Message], second: Sequence[Me
 
 
 def _whole_blocks(num_tokens: int) -> int:
-    """Round down to blocks; the last token is always computed, for its logits."""
-    return (num_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    return num_tokens // BLOCK_TOKENS * BLOCK_TOKENS
 
 
-def _line(step: str, measurement: Measurement) -> str:
-    answer = measurement.answer
+def _line(step: str, shown: Measurement) -> str:
+    answer = shown.answer
     cached = f"{answer.cached_tokens:5} of {answer.prompt_tokens} tokens cached"
-    return f"  {step:<35} {1000 * answer.ttft_s:6.0f} ms  {cached}  {measurement.source}"
+    return f"  {step:<35} {1000 * answer.ttft_s:6.0f} ms  {cached}  {shown.source}"

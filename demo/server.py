@@ -20,6 +20,9 @@ START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 15
 LOG_TAIL_LINES = 15
 
+BLOCK_TOKENS = 128
+"""Tokens in vLLM's page on a CPU, and so in our block: a hit ends at a multiple of it."""
+
 KV_TRANSFER = {"kv_connector": "flexkv", "kv_role": "kv_both"}
 
 
@@ -67,6 +70,7 @@ def _command(model: Path, port: int) -> list[str]:
         # With float32 a prefix that was loaded and one that was computed give equal answers;
         # bfloat16 rounds differently for different shapes.
         "dtype": "float32",
+        "block-size": BLOCK_TOKENS,
         "max-model-len": 8192,
         "max-num-batched-tokens": 8192,
         "kv-transfer-config": json.dumps(KV_TRANSFER),

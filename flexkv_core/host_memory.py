@@ -18,7 +18,6 @@ _GIB = 2**30
 _RESERVE_BYTES = 2 * _GIB
 """Left to the engine, which still grows after the cache is made: inputs, graphs, buffers."""
 
-_DEFAULT_SHARE = 0.5
 _MAX_DEFAULT_BYTES = 256 * _GIB
 _ROOT = Path("/")
 
@@ -64,7 +63,7 @@ def host_memory(root: Path = _ROOT) -> HostMemory:
     meminfo = _read_table(root / "proc/meminfo")
     total, available = meminfo["MemTotal:"] * 1024, meminfo["MemAvailable:"] * 1024
     machine = HostMemory(available, f"this machine has {_gib(total)} GiB")
-    return min([machine, *_cgroup_bounds(root)])
+    return min([machine, *_cgroup_bounds(root)], key=lambda memory: memory.free_bytes)
 
 
 def default_cache_bytes(num_processes_on_node: int, root: Path = _ROOT) -> int:
@@ -72,17 +71,15 @@ def default_cache_bytes(num_processes_on_node: int, root: Path = _ROOT) -> int:
 
     It is half of what is free after the engine's reserve, shared by the engines of the node: the
     page cache that holds the weights counts as free, and whatever else will start here needs room
-    too. At most 256 GiB for all, since touching and pinning memory takes seconds per 10 GiB at
-    start: who wants more says so.
+    too. At most 256 GiB for all: a tier is touched and pinned before its engine serves, and who
+    wants to wait for more says so.
 
     Args:
         num_processes_on_node: Engines on this machine that each make a tier of this size.
         root: As in `host_memory`.
     """
     spare_bytes = host_memory(root).free_bytes - _RESERVE_BYTES
-    return int(min(max(0, spare_bytes) * _DEFAULT_SHARE, _MAX_DEFAULT_BYTES)) // (
-        num_processes_on_node
-    )
+    return min(max(0, spare_bytes) // 2, _MAX_DEFAULT_BYTES) // num_processes_on_node
 
 
 def check_host_bytes(asked: int, root: Path = _ROOT) -> None:
@@ -119,9 +116,9 @@ def _cgroup_bounds(root: Path) -> Iterator[HostMemory]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        version = {"": _V2, "memory": _V1}.get(controllers)
-        if version is None:
+        if controllers and "memory" not in controllers.split(","):
             continue
+        version = _V1 if controllers else _V2
         for mount in version.mounts:
             for folder in _lineage(root / mount, path):
                 yield from _bound(folder, version)
@@ -130,25 +127,26 @@ def _cgroup_bounds(root: Path) -> Iterator[HostMemory]:
 def _lineage(mount: Path, path: str) -> Iterator[Path]:
     """Yield the folders of a cgroup and of all above it.
 
-    A container may see the path that its cgroup has on the host, but mounted as the root: folders
-    that do not exist are no limit, and the mount itself always comes last.
+    A container may see the path that its cgroup has on the host, or one that begins above what it
+    is shown, while its own cgroup is mounted as the root: folders that do not exist are no limit,
+    and the mount itself always comes last.
     """
-    group = PurePosixPath(path.replace("..", "").lstrip("/"))
+    group = PurePosixPath(*(part for part in path.split("/") if part != ".."))
     for ancestor in (group, *group.parents):
         yield mount / ancestor
 
 
 def _bound(folder: Path, version: _Cgroups) -> Iterator[HostMemory]:
     """Yield what one cgroup leaves free, nothing if it has no limit."""
-    limits = [limit for name in version.limits if (limit := _read_number(folder / name))]
-    if not limits:
+    limits = [_read_number(folder / name) for name in version.limits]
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    if limit is None:
         return
-    limit = min(limits)
     usage = _read_number(folder / version.usage) or 0
     stat = _read_table(folder / "memory.stat")
     cached = sum(stat.get(row, 0) for row in version.caches)
     free_bytes = max(0, limit - max(0, usage - cached))
-    yield HostMemory(free_bytes, f"the limit of this container is {_gib(limit)} GiB")
+    yield HostMemory(free_bytes, f"this container may use {_gib(limit)} GiB")
 
 
 def _read_number(path: Path) -> int | None:

@@ -8,7 +8,7 @@ events, as many in flight as vLLM allows; `test_scheduler_contract` shuffles the
 
 import copy
 import os
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ class Shape(NamedTuple):
     max_requests: int = 4
     recompute: bool = True
     load_async: bool = True
+    block_tokens: int = 2 * PAGE_TOKENS
+    cpu_cache_gb: float = 1e-4
 
     @property
     def num_ranks(self) -> int:
@@ -86,7 +88,13 @@ def _config_for(base: VllmConfig, shape: Shape, rank: int) -> VllmConfig:
     config.cache_config.block_size = PAGE_TOKENS
     config.cache_config.enable_prefix_caching = True
     config.cache_config.num_gpu_blocks = shape.num_pages
-    config.kv_transfer_config.kv_load_failure_policy = "recompute" if shape.recompute else "fail"
+    transfer = config.kv_transfer_config
+    transfer.kv_load_failure_policy = "recompute" if shape.recompute else "fail"
+    transfer.kv_connector_extra_config = {
+        "load_async": shape.load_async,
+        "block_tokens": shape.block_tokens,
+        "cpu_cache_gb": shape.cpu_cache_gb,
+    }
     return config
 
 
@@ -145,7 +153,7 @@ class SimulatedEngine:
         )
         self.num_loads = 0
         self.num_loads_ended = 0
-        self.num_external_tokens = 0
+        self.events: Counter[str] = Counter()
         self._shape = shape
         self._salts: dict[str, str] = {}
         self._generation = 0
@@ -160,7 +168,7 @@ class SimulatedEngine:
         self._ranks = ranks
         self._model = SimulatedModel(ranks, self._salts)
         self._batches: deque[_Batch] = deque()
-        self._capacity = config.max_concurrent_batches
+        self.capacity = config.max_concurrent_batches
         self._asked: dict[str, tuple[list[int], int]] = {}
         self._got: dict[str, list[int]] = {}
         self.endings: dict[str, Ending] = {}
@@ -202,7 +210,7 @@ class SimulatedEngine:
 
     def schedule(self) -> bool:
         """Schedule a batch if vLLM would; returns whether it did."""
-        if len(self._batches) >= self._capacity or not self.scheduler.has_requests():
+        if len(self._batches) >= self.capacity or not self.scheduler.has_requests():
             return False
         self._batches.append(_Batch(self.scheduler.schedule()))
         return True
@@ -298,7 +306,7 @@ class SimulatedEngine:
         accept = connector.update_state_after_alloc
 
         def counted(request: Request, blocks: Any, num_external_tokens: int) -> None:
-            self.num_external_tokens += num_external_tokens
+            self.events["external tokens"] += num_external_tokens
             self.num_loads += num_external_tokens > 0 and self._shape.load_async
             accept(request, blocks, num_external_tokens)
 

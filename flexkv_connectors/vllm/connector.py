@@ -42,7 +42,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FlexKVConnector"]
 
-logger = logging.getLogger(__name__)
+
+def _log_like_vllm() -> None:
+    """Send our log lines where vLLM sends its own; it sets up no logger but its own."""
+    engine = logging.getLogger("vllm")
+    for name in ("flexkv_core", "flexkv_connectors"):
+        ours = logging.getLogger(name)
+        if not ours.handlers:
+            ours.handlers, ours.propagate = engine.handlers[:], False
+            ours.setLevel(engine.getEffectiveLevel())
 
 
 def _nothing() -> None:
@@ -67,6 +75,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
             UnsupportedEngineError: This vLLM has never been checked.
         """
         super().__init__(vllm_config, role, kv_cache_config)
+        _log_like_vllm()
         require_supported("vllm", vllm.__version__)
         cache = read_cache_config(vllm_config)
         self._barrier = FaultBarrier()
@@ -106,9 +115,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         orders = _orders(self._get_connector_metadata())
-        self._barrier.run(
-            lambda: self._worker.load(orders), self._ledger.settle_all_as_failed
-        )
+        self._barrier.run(lambda: self._worker.load(orders), self._ledger.settle_all_as_failed)
 
     @override
     def wait_for_layer_load(self, layer_name: str) -> None:
@@ -191,7 +198,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Never delay the release of pages: what is still to be saved goes out before their reuse."""
+        """Never delay the release of pages: what is owed is saved before they are reused."""
         self._barrier.run(lambda: self._scheduler.finish(request, block_ids[0]), _nothing)
         return False, None
 

@@ -133,7 +133,7 @@ def translate(
     (group,) = kv_cache_config.kv_cache_groups
     spec: AttentionSpec = group.kv_cache_spec
     parallel = vllm_config.parallel_config
-    replicas = _num_replicas(vllm_config, kv_cache_config)
+    replicas = _num_replicas(vllm_config)
     total_heads = spec.num_heads * parallel.tensor_parallel_size // replicas
     shape = PageShape(spec.num_heads, spec.block_size, spec.state_content_size_bytes)
     block_tokens = _block_tokens(cache, spec.block_size)
@@ -156,7 +156,7 @@ def translate(
     )
 
 
-def _num_replicas(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> int:
+def _num_replicas(vllm_config: "VllmConfig") -> int:
     """Return how many consecutive tensor-parallel ranks hold identical KV."""
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     num_heads = 1 if model.use_mla else int(model.get_total_num_kv_heads())
@@ -215,9 +215,9 @@ def _namespace(
         num_kv_heads=total_heads,
         key_head_size=spec.head_size,
         value_head_size=spec.head_size_v,
-        draft_model="" if draft is None else identify_model(
-            draft.model, draft.revision, hub_cache=hub
-        ),
+        draft_model=""
+        if draft is None
+        else identify_model(draft.model, draft.revision, hub_cache=hub),
         num_draft_layers=0,
         block_tokens=block_tokens,
         block_format="cells",

@@ -49,7 +49,7 @@ class RequestKeys:
         try:
             return identify_adapter(path)
         except (ConfigError, OSError) as error:
-            logger.warning("lora.not_identified path=%s: %s; its requests are not cached", path, error)
+            logger.warning("lora.not_cached path=%s: %s", path, error)
             return None
 
 

@@ -58,9 +58,7 @@ class SchedulerHalf:
         if self._manager is None or not state.may_load or not self._replicas.ready:
             return 0
         if state.lease is None:
-            state.lease = self._manager.match(
-                RequestId(request.request_id), state.keys()
-            )
+            state.lease = self._manager.match(RequestId(request.request_id), state.keys())
         offer = self._usable_tokens(state) - num_local_tokens
         if offer < max(self._deployment.cache.min_load_tokens, 1):
             self._let_go(state)
@@ -100,7 +98,7 @@ class SchedulerHalf:
         return orders
 
     def finish(self, request: "Request", page_ids: list[int]) -> None:
-        """Save what an ending request still owes, and forget it. Its pages may be reused at once."""
+        """Save what an ending request still owes, and forget it; its pages may go at once."""
         state = self._states.pop(request.request_id, None)
         if state is None or self._manager is None:
             return
@@ -180,7 +178,10 @@ class SchedulerHalf:
         return state
 
     def _usable_tokens(self, state: RequestState) -> int:
-        """Tokens of the lease that the engine may skip; it must compute one in a synchronous step."""
+        """Return the tokens of the lease that the engine may skip.
+
+        A step that loads and computes at once has to compute one token at least.
+        """
         if state.lease is None:
             return 0
         usable = state.lease.num_blocks * self._deployment.block_tokens

@@ -3,54 +3,76 @@
 import hashlib
 import random
 from array import array
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
+from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion
 from flexkv_core.lease import Lease, Reservation
 from flexkv_core.manager import CacheManager, TierSpec
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, HostSlots, Status, StoredBlocks, TransferResult
+from flexkv_core.plan import (
+    EnginePages,
+    HostSlots,
+    Place,
+    Status,
+    StoredBlocks,
+    TransferPlan,
+    TransferResult,
+)
 
 CAPACITY = {"host": 20, "ssd": 28}
 NUM_RANKS = 3
 OWNERS = (0, 2)
-READY, WRITTEN, WRITING = "ready", "written, waiting", "being written"
+MAX_CHAIN = 24
+TORN = b"half written"
 
 Pick = Callable[[int], int]
-"""Choose a number below the one given."""
+"""Choose a number from 0 up to, not including, the one given."""
+
+
+@dataclass(eq=False)
+class Block:
+    """The model of one stored block. A block that was dropped and comes back is another one."""
+
+    key: bytes
+    state: str = "writing"
 
 
 @dataclass(eq=False)
 class Held:
-    """A lease or reservation that the caller has not seen the end of, and its keys."""
+    """A lease or reservation, and the model's blocks from `first_block` of it on."""
 
     claim: Lease | Reservation
     tier: str
-    keys: tuple[bytes, ...]
+    blocks: list[Block]
+
+    @property
+    def is_lease(self) -> bool:
+        return isinstance(self.claim, Lease)
 
 
 @dataclass(eq=False)
 class Running:
-    plan: object
-    source: Held | None
-    target: Held | None
+    """A plan in flight, the blocks it moves, and who reads and writes for it."""
+
+    plan: TransferPlan
+    keys: list[bytes]
+    held: list[Held]
     waiting: list[int]
     reports: list[TransferResult] = field(default_factory=list)
 
 
 class World:
-    """A manager, its callers, its workers' memory, and the model it is checked against."""
+    """A manager, its callers, its workers' memory, and a dict of blocks for each tier."""
 
     def __init__(self) -> None:
-        self.events = EventLog()
-        self.counters = Counters()
+        self.events, self.counters = EventLog(), Counters()
         self.manager = CacheManager(
             [
                 TierSpec("host", CAPACITY["host"]),
@@ -63,184 +85,158 @@ class World:
         )
         self.parent: dict[bytes, bytes | None] = {}
         self.chains: list[list[bytes]] = [[]]
-        self.blocks: dict[str, dict[bytes, str]] = {"host": {}, "ssd": {}}
-        self.writer: dict[str, dict[bytes, Held]] = {"host": {}, "ssd": {}}
+        self.tiers: dict[str, dict[bytes, Block]] = {"host": {}, "ssd": {}}
         self.findable: dict[str, set[bytes]] = {"host": set(), "ssd": set()}
-        self.memory = {owner: [None] * CAPACITY["host"] for owner in OWNERS}
+        self.memory = {owner: [TORN] * CAPACITY["host"] for owner in OWNERS}
         self.open: list[Held] = []
         self.running: list[Running] = []
-        self.num_late = 0
+        self.epoch = self.num_late = self.num_counted_late = 0
 
-    # What the callers do
+    # What callers do.
 
     def grow_chain(self, pick: Pick) -> None:
-        """Append to a caller's own list in place, or begin another that shares a prefix."""
-        chain = self.chains[pick(len(self.chains))]
-        if pick(3) == 0:
+        """Append to a caller's own list in place, or begin one that shares a prefix with it."""
+        chain = self._any(self.chains, pick)
+        if not pick(3):
             chain = chain[: pick(len(chain) + 1)]
-            self.chains.append(chain)
-            del self.chains[:-6]
-        for _ in range(1 + pick(5)):
-            if len(chain) < 24:
-                self._append_key(chain, pick(2))
-
-    def _append_key(self, chain: list[bytes], token: int) -> None:
-        parent = chain[-1] if chain else None
-        key = hashlib.sha256((parent or b"") + bytes([token])).digest()
-        self.parent[key] = parent
-        chain.append(key)
+            self.chains = [*self.chains[-5:], chain]
+        for _ in range(min(1 + pick(6), MAX_CHAIN - len(chain))):
+            parent = chain[-1] if chain else None
+            chain.append(hashlib.sha256((parent or b"") + bytes([pick(2)])).digest())
+            self.parent[chain[-1]] = parent
 
     def match(self, pick: Pick) -> None:
-        tier, chain = self._any_tier(pick), self._any_chain(pick)
-        known = self._leading(tier, chain, {READY})
-        lease = self.manager.match(self._request(pick), chain, tier=tier)
-        assert (lease.num_blocks if lease else 0) == known
+        tier, chain = self._any(["host", "ssd"], pick), self._any(self.chains, pick)
+        known = self._leading_blocks(tier, chain, {"ready"})
+        lease = self.manager.match(self._any_request(pick), chain, tier=tier)
+        assert (lease.num_blocks if lease else 0) == len(known)
         if lease:
-            self.open.append(Held(lease, tier, tuple(chain[:known])))
+            self.open.append(Held(lease, tier, known))
 
     def reserve(self, pick: Pick) -> None:
-        tier, chain = self._any_tier(pick), self._any_chain(pick)
-        known = self._leading(tier, chain, {READY, WRITTEN, WRITING})
-        num_free = self.manager.num_free_blocks(tier)
-        reservation = self.manager.reserve(self._request(pick), chain, tier=tier)
-        num_removed = self._remove_evicted(tier, set(chain[:known]))
-        if known == len(chain):
-            assert reservation is Refusal.NOTHING_MISSING
-            return
-        num_blocks = 0 if reservation is Refusal.NO_ROOM else reservation.num_blocks
-        if num_blocks < len(chain) - known:
-            assert num_removed + num_free == num_blocks
-            self._nothing_is_evictable(tier, chain[0])
-        else:
-            assert num_removed == max(0, num_blocks - num_free)
-        if num_blocks:
-            assert reservation.first_block == known
-            keys = tuple(chain[: reservation.end_block])
-            held = Held(reservation, tier, keys)
-            self.open.append(held)
-            self.blocks[tier] |= dict.fromkeys(keys[known:], WRITING)
-            self.writer[tier] |= dict.fromkeys(keys[known:], held)
+        tier, chain = self._any(["host", "ssd"], pick), self._any(self.chains, pick)
+        self._reserve(self._any_request(pick), tier, chain)
+
+    def _reserve(self, request_id: str, tier: str, chain: list[bytes]) -> Held | None:
+        known = self._leading_blocks(tier, chain, {"ready", "written", "writing"})
+        num_missing, num_free = len(chain) - len(known), self.manager.num_free_blocks(tier)
+        claim = self.manager.reserve(request_id, chain, tier=tier)
+        num_evicted = self._see_evictions(tier, spared=known)
+        num_blocks = 0 if isinstance(claim, Refusal) else claim.num_blocks
+        assert (claim is Refusal.NOTHING_MISSING) == (not num_missing)
+        assert num_evicted == max(0, num_blocks - num_free)
+        if num_blocks < num_missing:
+            self._expect_nothing_to_evict(tier, chain)
+        if isinstance(claim, Refusal):
+            return None
+        assert claim.first_block == len(known)
+        held = Held(claim, tier, [Block(key) for key in chain[len(known) : claim.end_block]])
+        self.tiers[tier] |= {block.key: block for block in held.blocks}
+        self.open.append(held)
+        return held
 
     def plan(self, pick: Pick) -> None:
         if not self.open:
             return
-        held = self.open[pick(len(self.open))]
-        if isinstance(held.claim, Lease):
-            self._plan_get(held, pick)
-        else:
-            self._plan_put(held)
-
-    def _plan_get(self, held: Held, pick: Pick) -> None:
-        first = pick(held.claim.num_blocks)
-        num = 1 + pick(held.claim.num_blocks - first)
-        keys = held.keys[first : first + num]
+        held = self._any(self.open, pick)
+        if not held.is_lease:
+            pages = EnginePages([1, 2, 3], 1)
+            self._start(self.manager.plan_put(held.claim, pages), held.blocks, [held])
+            return
+        first = pick(len(held.blocks))
+        num = 1 + pick(len(held.blocks) - first)
         plan = self.manager.plan_get(
             held.claim, EnginePages([7]), first_block=first, num_blocks=num, deadline_s=1.5
         )
-        assert (plan is None) == (not self._still_there(held, keys))
-        if plan:
-            assert plan.deadline_s == 1.5
-            self._start(Running(plan, held, None, list(range(NUM_RANKS))))
-            self._check_place(plan.source, keys)
-
-    def _plan_put(self, held: Held) -> None:
-        pages = EnginePages([1, 2, 3], 1)
-        plan = self.manager.plan_put(held.claim, pages)
-        assert (plan is None) == (not self._still_mine(held))
-        if plan:
-            assert plan.source is pages
-            self._start(Running(plan, None, held, list(OWNERS)))
+        self._start(plan, held.blocks[first : first + num], [held])
 
     def copy(self, pick: Pick) -> None:
-        leases = [held for held in self.open if isinstance(held.claim, Lease)]
+        """Promote or demote, planning at once what could be reserved."""
+        leases = [held for held in self.open if held.is_lease]
         if not leases:
             return
-        source = leases[pick(len(leases))]
+        source = self._any(leases, pick)
+        keys = [block.key for block in source.blocks]
         tier = "ssd" if source.tier == "host" else "host"
-        known = self._leading(tier, source.keys, {READY, WRITTEN, WRITING})
-        request = source.claim.request_id
-        reservation = self.manager.reserve(request, source.keys, tier=tier)
-        self._remove_evicted(tier, set(source.keys[:known]))
-        if isinstance(reservation, Refusal):
+        target = self._reserve(source.claim.request_id, tier, keys)
+        if target:
+            first, end = target.claim.first_block, target.claim.end_block
+            plan = self.manager.plan_copy(source.claim, target.claim)
+            self._start(plan, source.blocks[first:end], [source, target])
+
+    def _start(self, plan: TransferPlan | None, blocks: list[Block], held: list[Held]) -> None:
+        """Expect a plan exactly where all of `blocks` are what they were when they were claimed."""
+        assert (plan is not None) == all(self._is_there(held[0].tier, block) for block in blocks)
+        if plan is None:
             return
-        keys = source.keys[: reservation.end_block]
-        target = Held(reservation, tier, keys)
-        self.open.append(target)
-        self.blocks[tier] |= dict.fromkeys(keys[known:], WRITING)
-        self.writer[tier] |= dict.fromkeys(keys[known:], target)
-        plan = self.manager.plan_copy(source.claim, reservation)
-        assert (plan is None) == (not self._still_there(source, keys[known:]))
-        if plan:
-            self._start(Running(plan, source, target, list(OWNERS)))
-            self._check_place(plan.source, keys[known:])
-            self._check_place(plan.target, keys[known:], written=False)
+        for each in held:
+            self.open.remove(each)
+        ranks = range(NUM_RANKS) if isinstance(plan.target, EnginePages) else OWNERS
+        keys = [block.key for block in blocks]
+        self.running.append(Running(plan, keys, held, list(ranks)))
+        self._expect_bytes(plan.source, keys)
+        self._write_bytes(plan.target, [TORN] * len(keys), OWNERS)
 
     def end(self, pick: Pick) -> None:
         if self.open:
             held = self.open.pop(pick(len(self.open)))
-            if isinstance(held.claim, Lease):
-                self.manager.release(held.claim)
-            else:
-                self.manager.abort(held.claim)
-                self._finish(held, 0)
+            (self.manager.release if held.is_lease else self.manager.abort)(held.claim)
+            self._finish(held, 0)
 
     def cancel(self, pick: Pick) -> None:
-        request = self._request(pick)
-        self.manager.cancel(request)
-        ended = [held for held in self.open if held.claim.request_id == request]
+        request_id = self._any_request(pick)
+        self.manager.cancel(request_id)
+        ended = [held for held in self.open if held.claim.request_id == request_id]
         self.open = [held for held in self.open if held not in ended]
         for held in ended:
-            if isinstance(held.claim, Reservation):
-                self._finish(held, 0)
+            self._finish(held, 0)
 
-    # What the workers do
+    # What workers do.
 
     def report(self, pick: Pick) -> None:
         if not self.running:
             return
-        job = self.running[pick(len(self.running))]
+        job = self._any(self.running, pick)
         rank = job.waiting.pop(pick(len(job.waiting)))
-        num = job.plan.num_blocks if pick(4) else pick(job.plan.num_blocks + 1)
-        status = Status.OK if num == job.plan.num_blocks else Status(1 + pick(4))
-        self._copy_bytes(job, rank, num)
-        result = TransferResult(
-            job_id=job.plan.job_id,
-            rank=rank,
-            status=status,
-            num_blocks=num,
-            epoch=job.plan.epoch,
-        )
+        num = len(job.keys) if pick(4) else pick(len(job.keys) + 1)
+        status = Status.OK if num == len(job.keys) else Status(1 + pick(4))
+        self._expect_bytes(job.plan.source, job.keys)
+        self._write_bytes(job.plan.target, job.keys[:num], {rank} & set(OWNERS))
+        result = self._result(job, rank=rank, status=status, num_blocks=num)
         job.reports.append(result)
+        self.num_late += result.epoch < self.epoch
         completion = self.manager.complete(result)
-        self.num_late += job.plan.epoch < self.manager._epoch
         assert (completion is None) == bool(job.waiting)
         if completion:
-            self._complete(job, completion)
+            self._end_job(job, completion)
 
-    def _complete(self, job: Running, completion: Completion) -> None:
+    def _end_job(self, job: Running, completion: Completion) -> None:
         self.running.remove(job)
-        assert completion.num_blocks == min(result.num_blocks for result in job.reports)
-        assert completion.status == max(result.status for result in job.reports)
-        num_published = self._finish(job.target, completion.num_blocks) if job.target else 0
+        num_published = sum(self._finish(held, completion.num_blocks) for held in job.held)
+        assert completion.num_blocks == min(report.num_blocks for report in job.reports)
+        assert completion.status == max(report.status for report in job.reports)
         assert completion.num_published == num_published
 
     def report_nonsense(self, pick: Pick) -> None:
-        """Repeat a report, invent a job, send one from a rank that has no part, or too old."""
-        fields = {"job_id": 10**9, "rank": 0, "status": Status.ERROR, "num_blocks": 0, "epoch": 0}
+        """Report again, on a job nobody knows, from a rank without a part, or of an old epoch."""
+        result = TransferResult(job_id=10**9, rank=0, status=Status.ERROR, num_blocks=0)
         if self.running:
-            job = self.running[pick(len(self.running))]
-            fields |= {"job_id": job.plan.job_id, "rank": 99, "epoch": job.plan.epoch}
-            if job.reports:
-                fields["rank"] = job.reports[0].rank
-            elif pick(2):
-                fields |= {"rank": job.waiting[0], "epoch": job.plan.epoch - 1}
-        assert self.manager.complete(TransferResult(**fields)) is None
+            job = self._any(self.running, pick)
+            wrong = [{"rank": 99}, {"rank": job.waiting[0], "epoch": job.plan.epoch - 1}]
+            wrong += [{"rank": report.rank} for report in job.reports]
+            result = self._result(job, **self._any(wrong, pick))
+        assert self.manager.complete(result) is None
         self.num_late += 1
 
-    # What goes wrong for everybody
+    @staticmethod
+    def _result(job: Running, **fields) -> TransferResult:
+        fields = {"status": Status.OK, "num_blocks": 0, "epoch": job.plan.epoch} | fields
+        return TransferResult(job_id=job.plan.job_id, **fields)
+
+    # What goes wrong for everybody.
 
     def drop(self, pick: Pick) -> None:
-        tier, chain = self._any_tier(pick), self._any_chain(pick)
+        tier, chain = self._any(["host", "ssd"], pick), self._any(self.chains, pick)
         keys = chain[: pick(len(chain) + 1)]
         self.manager.drop_from(keys, tier=tier)
         if keys:
@@ -248,47 +244,42 @@ class World:
 
     def reset(self) -> None:
         self.manager.reset()
-        for tier in self.blocks:
-            self.blocks[tier].clear()
-            self.writer[tier].clear()
+        self.epoch += 1
+        self.tiers = {"host": {}, "ssd": {}}
 
-    # The model
+    # The model.
 
-    def _leading(self, tier: str, chain, states) -> int:
-        for position, key in enumerate(chain):
-            if self.blocks[tier].get(key) not in states:
-                return position
-        return len(chain)
+    def _leading_blocks(self, tier: str, chain: Sequence[bytes], states: set[str]) -> list[Block]:
+        leading = []
+        for key in chain:
+            block = self.tiers[tier].get(key)
+            if block is None or block.state not in states:
+                break
+            leading.append(block)
+        return leading
+
+    def _is_there(self, tier: str, block: Block) -> bool:
+        return self.tiers[tier].get(block.key) is block
 
     def _drop(self, tier: str, bad: bytes) -> None:
-        for key in [key for key in self.blocks[tier] if bad in self._path(key)]:
-            del self.blocks[tier][key]
-            self.writer[tier].pop(key, None)
+        blocks = self.tiers[tier]
+        self.tiers[tier] = {key: blocks[key] for key in blocks if bad not in self._path(key)}
 
     def _finish(self, held: Held, num_good: int) -> int:
-        keys, blocks = held.keys[held.claim.first_block :], self.blocks[held.tier]
-        for position, key in enumerate(keys):
-            if self.writer[held.tier].get(key) is not held:
-                continue
+        """End a claim; return how many blocks become findable."""
+        if held.is_lease:
+            return 0
+        for position, block in enumerate(held.blocks):
             if position < num_good:
-                blocks[key] = WRITTEN
-                del self.writer[held.tier][key]
-            else:
-                self._drop(held.tier, key)
-        return self._publish(held.tier)
-
-    def _publish(self, tier: str) -> int:
-        blocks, num_published = self.blocks[tier], -1
-        published = [None]
-        while published:
-            num_published += len(published)
-            published = [
-                key
-                for key, state in blocks.items()
-                if state == WRITTEN
-                and (self.parent[key] is None or blocks[self.parent[key]] == READY)
-            ]
-            blocks |= dict.fromkeys(published, READY)
+                block.state = "written"
+            elif self._is_there(held.tier, block):
+                self._drop(held.tier, block.key)
+        blocks, num_published = self.tiers[held.tier], 0
+        for key in sorted(blocks, key=lambda key: len(self._path(key))):
+            before = blocks.get(self.parent[key])
+            if blocks[key].state == "written" and (before is None or before.state == "ready"):
+                blocks[key].state = "ready"
+                num_published += 1
         return num_published
 
     def _path(self, key: bytes | None) -> list[bytes]:
@@ -298,101 +289,144 @@ class World:
             key = self.parent[key]
         return path
 
-    def _remove_evicted(self, tier: str, spared: set[bytes]) -> int:
-        """Take what the manager says it evicted out of the model, if it was allowed to."""
+    def _see_evictions(self, tier: str, spared: list[Block]) -> int:
+        """Take what the manager evicted out of the model, if it had a right to."""
         events = self.events.take()
-        evicted = [key for event in events for key in event.keys]
         assert all(isinstance(event, BlocksRemoved) and event.tier == tier for event in events)
-        leased = {key for held in self._holders(Lease) if held.tier == tier for key in held.keys}
-        for key in evicted:
-            assert self.blocks[tier].pop(key) == READY
-            assert key not in leased or not self._is_leased(tier, key)
-            assert key not in spared
-        for key in self.blocks[tier]:
-            assert self.parent[key] is None or self.parent[key] in self.blocks[tier]
-        self.findable[tier] -= set(evicted)
+        evicted = [self.tiers[tier].pop(key) for event in events for key in event.keys]
+        in_use = {id(block) for held in self._all_held() for block in held.blocks}
+        in_use |= {id(block) for block in spared}
+        assert not in_use & {id(block) for block in evicted}
+        assert {block.state for block in evicted} <= {"ready"}
+        assert {self.parent[key] for key in self.tiers[tier]} <= {None, *self.tiers[tier]}
+        self.findable[tier] -= {block.key for block in evicted}
         return len(evicted)
 
-    def _is_leased(self, tier: str, key: bytes) -> bool:
-        """Return whether a living lease covers `key`; it may have been dropped and come back."""
-        return any(
-            key in held.keys and self._still_there(held, [key])
-            for held in self._holders(Lease)
-            if held.tier == tier
-        )
+    def _expect_nothing_to_evict(self, tier: str, chain: list[bytes]) -> None:
+        """Check that every block left begins like something in use: runs are held whole."""
+        assert self.manager.num_free_blocks(tier) == 0 or not self.tiers[tier]
+        used = [self._path(held.blocks[0].key)[-1] for held in self._all_held()]
+        assert {self._path(key)[-1] for key in self.tiers[tier]} <= {chain[0], *used}
 
-    def _nothing_is_evictable(self, tier: str, root: bytes) -> None:
-        """Check that every block left shares its first block with something in use."""
-        held = [held for held in self._holders((Lease, Reservation)) if held.tier == tier]
-        roots = {root} | {each.keys[0] for each in held}
-        assert {self._path(key)[-1] for key in self.blocks[tier]} <= roots
+    def _all_held(self) -> list[Held]:
+        return self.open + [held for job in self.running for held in job.held]
 
-    def _holders(self, kind) -> list[Held]:
-        running = [held for job in self.running for held in (job.source, job.target) if held]
-        return [held for held in self.open + running if isinstance(held.claim, kind)]
+    # Bytes.
 
-    def _still_there(self, held: Held, keys) -> bool:
-        """Ask the residencies themselves: a dropped block that came back is another block."""
-        end = held.keys.index(keys[-1])
-        deepest = held.claim.residency
-        while deepest.start > end:
-            deepest = deepest.parent
-        return deepest.is_alive
+    def _write_bytes(self, place: Place, keys: list[bytes], owners: Sequence[int]) -> None:
+        for owner in owners if isinstance(place, HostSlots) else ():
+            for slot, key in zip(_unpack(place), keys, strict=False):
+                self.memory[owner][slot] = key
 
-    def _still_mine(self, held: Held) -> bool:
-        keys = held.keys[held.claim.first_block :]
-        return all(self.writer[held.tier].get(key) is held for key in keys)
-
-    # Bytes
-
-    def _start(self, job: Running) -> None:
-        self.running.append(job)
-        for held in (job.source, job.target):
-            if held:
-                self.open.remove(held)
-        if isinstance(job.plan.target, HostSlots):
-            for owner in OWNERS:
-                for slot in _unpack(job.plan.target):
-                    self.memory[owner][slot] = "torn"
-
-    def _copy_bytes(self, job: Running, rank: int, num_good: int) -> None:
-        """Read at the last moment what the plan says, write what the rank says it wrote."""
-        if job.source:
-            first = len(job.source.keys)
-            keys = self._plan_keys(job)
-            assert first >= len(keys)
-            self._check_place(job.plan.source, keys)
-        if job.target and isinstance(job.plan.target, HostSlots) and rank in OWNERS:
-            keys = job.target.keys[job.target.claim.first_block :]
-            slots = _unpack(job.plan.target)
-            for slot, key in list(zip(slots, keys, strict=True))[:num_good]:
-                assert self.memory[rank][slot] == "torn"
-                self.memory[rank][slot] = key
-
-    def _plan_keys(self, job: Running) -> tuple[bytes, ...]:
-        if job.target:
-            return job.target.keys[job.target.claim.first_block :]
-        return job.keys
-
-    def _check_place(self, place, keys, *, written: bool = True) -> None:
+    def _expect_bytes(self, place: Place, keys: list[bytes]) -> None:
         if isinstance(place, StoredBlocks):
-            assert list(place.keys) == list(keys)
-            return
-        slots = _unpack(place)
-        assert len(slots) == len(keys)
-        for owner in OWNERS:
-            if written:
-                assert [self.memory[owner][slot] for slot in slots] == list(keys)
+            assert list(place.keys) == keys
+        if isinstance(place, HostSlots):
+            for memory in self.memory.values():
+                assert [memory[slot] for slot in _unpack(place)] == keys
 
-    # Choices
+    # Checks after every step.
+
+    def check(self) -> None:
+        self.manager.check_integrity()
+        self.follow_events()
+        self.num_counted_late += self.counters.drain().get("late_results", 0)
+        assert self.num_counted_late == self.num_late
+        assert self.manager.num_in_flight == len(self.running)
+        for tier, blocks in self.tiers.items():
+            ready = {key for key, block in blocks.items() if block.state == "ready"}
+            assert self.findable[tier] == ready
+            num_used = self.manager.num_used_blocks(tier)
+            assert num_used >= len(blocks)
+            assert num_used == len(blocks) or self._all_held()
+            assert num_used + self.manager.num_free_blocks(tier) == CAPACITY[tier]
+
+    def follow_events(self) -> None:
+        for event in self.events.take():
+            self._follow(event)
+
+    def _follow(self, event: object) -> None:
+        if isinstance(event, BlocksStored):
+            chain = self._path(event.keys[-1])[::-1]
+            assert event.first_block == len(chain) - len(event.keys)
+            assert event.parent == self.parent[event.keys[0]]
+            assert list(event.keys) == chain[event.first_block :]
+            self.findable[event.tier] |= set(event.keys)
+        elif isinstance(event, BlocksRemoved):
+            assert set(event.keys) <= self.findable[event.tier]
+            self.findable[event.tier] -= set(event.keys)
+        else:
+            self.findable = {"host": set(), "ssd": set()}
+
+    def drain(self) -> None:
+        """Report every plan, end every claim, and find everything free after a reset."""
+        while self.running:
+            self.report(lambda _: 0)
+        while self.open:
+            self.end(lambda _: 0)
+        self.check()
+        self.reset()
+        self.check()
+        for tier, capacity in CAPACITY.items():
+            assert self.manager.num_free_blocks(tier) == capacity
 
     @staticmethod
-    def _any_tier(pick: Pick) -> str:
-        return ("host", "ssd")[pick(2)]
-
-    def _any_chain(self, pick: Pick) -> list[bytes]:
-        return self.chains[pick(len(self.chains))]
+    def _any(items: list, pick: Pick):
+        return items[pick(len(items))]
 
     @staticmethod
-    def _request(pick: Pick) -> str:
+    def _any_request(pick: Pick) -> str:
         return f"request-{pick(4)}"
+
+
+def _unpack(place: HostSlots) -> list[int]:
+    return array("q", place.slots).tolist()
+
+
+class ManagerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    @rule(data=st.data(), verb=st.sampled_from(
+        ["grow_chain", "match", "reserve", "plan", "copy", "report", "end"]
+    ))
+    def call(self, data, verb):
+        getattr(self.world, verb)(lambda n: data.draw(st.integers(0, n - 1)))
+
+    @rule(data=st.data(), verb=st.sampled_from(["cancel", "drop", "report_nonsense"]))
+    def disturb(self, data, verb):
+        getattr(self.world, verb)(lambda n: data.draw(st.integers(0, n - 1)))
+
+    @rule()
+    def reset(self):
+        self.world.reset()
+
+    @invariant()
+    def holds(self):
+        self.world.check()
+
+    def teardown(self):
+        self.world.drain()
+
+
+TestManagerAgainstDict = ManagerMachine.TestCase
+TestManagerAgainstDict.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+def test_a_hundred_thousand_random_calls_leave_no_pin_and_no_slot_behind():
+    rng = random.Random(20261122)
+    world = World()
+    weights = {
+        "grow_chain": 10, "match": 20, "reserve": 20, "plan": 25, "copy": 6, "report": 40,
+        "end": 8, "cancel": 2, "drop": 1, "report_nonsense": 2,
+    }
+    verbs = rng.choices(list(weights), list(weights.values()), k=100_000)
+    for number, verb in enumerate(verbs):
+        getattr(world, verb)(rng.randrange)
+        world.follow_events()
+        if number % 2_000 == 0:
+            world.reset()
+        if number % 100 == 0:
+            world.check()
+    world.drain()

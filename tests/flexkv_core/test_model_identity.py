@@ -94,11 +94,21 @@ def test_weights_of_another_seed_are_another_model(folder):
     assert identity(folder) != before
 
 
-def test_a_tensor_under_another_name_is_another_model(folder):
+def test_tensors_are_looked_at_beyond_their_first_page(folder):
     before = identity(folder)
-    content = dict(list(random_tensors(seed=1).items())[:4])
-    renamed = {name.replace("layers.0", "layers.9"): value for name, value in content.items()}
-    write_safetensors(folder / "model-1.safetensors", renamed)
+    tensors = dict(list(random_tensors(seed=1).items())[:4])
+    changed = {
+        name: content[:4096] + bytes(TENSOR_BYTES - 4096) for name, content in tensors.items()
+    }
+    write_safetensors(folder / "model-1.safetensors", changed)
+
+    assert identity(folder) != before
+
+
+def test_the_same_bytes_as_another_dtype_are_another_model(folder):
+    path = folder / "model-1.safetensors"
+    before = identity(folder)
+    path.write_bytes(path.read_bytes().replace(b'"dtype": "U8"', b'"dtype": "I8"'))
 
     assert identity(folder) != before
 
@@ -134,6 +144,15 @@ def test_other_weights_in_another_format_are_another_model(folder, name):
     (folder / name).write_bytes(random.Random(1).randbytes(3 * 2**20))
     before = identity(folder)
     (folder / name).write_bytes(random.Random(2).randbytes(3 * 2**20))
+
+    assert identity(folder) != before
+
+
+def test_weights_far_from_the_end_of_a_file_in_another_format_count(folder):
+    end = bytes(2**20)
+    (folder / "model.gguf").write_bytes(random.Random(1).randbytes(2**20) + end)
+    before = identity(folder)
+    (folder / "model.gguf").write_bytes(random.Random(2).randbytes(2**20) + end)
 
     assert identity(folder) != before
 

@@ -1,0 +1,123 @@
+"""Our connector against vLLM's real scheduler, in every order of events that seeds can find.
+
+Each script is a random walk: requests arrive, batches are scheduled, run and delivered, copies
+take their time or fail, requests are aborted and preempted, caches are reset, weights change. The
+simulated model notices every wrong byte; at the end nothing may be left over.
+"""
+
+import random
+from collections import Counter
+
+import pytest
+from delayed_lane import DelayedLane, Weather
+
+CONNECTOR = {
+    "kv_connector": "FlexKVConnector",
+    "kv_connector_module_path": "flexkv_connectors.vllm.connector",
+}
+NUM_STEPS = 80
+
+
+@pytest.fixture(scope="module")
+def bases(model):
+    from scheduler_harness import base_config
+
+    return {name: base_config(model(name), CONNECTOR) for name in ("oracle", "mla")}
+
+
+@pytest.fixture
+def weather(monkeypatch):
+    from flexkv_connectors.vllm import worker
+
+    weather = Weather(random.Random(0))
+    monkeypatch.setattr(
+        worker, "CpuLane", lambda *place, num_threads: DelayedLane(weather, *place)
+    )
+    return weather
+
+
+def _random_shape(rng):
+    from scheduler_harness import PAGE_TOKENS, Shape
+
+    shape = Shape(
+        async_scheduling=rng.random() < 0.5,
+        num_stages=rng.choice([1, 1, 2, 3]),
+        tensor_parallel=rng.choice([1, 1, 2]),
+        mla=rng.random() < 0.2,
+        layout=rng.choice(["LBNHC", "LBHNC", "BLHNC"]),
+        num_pages=rng.choice([20, 40, 80]),
+        recompute=rng.random() < 0.7,
+        load_async=rng.random() < 0.8,
+        block_tokens=PAGE_TOKENS * rng.choice([1, 2, 3]),
+        cpu_cache_gb=rng.choice([2e-5, 1e-4]),
+    )
+    # vLLM itself cannot take back a synchronous load when the next batch is under way.
+    return shape
+
+
+def play(bases, weather, seed):
+    """Play one script to its end and return the engine."""
+    from scheduler_harness import SimulatedEngine
+
+    rng = weather.rng = random.Random(seed)
+    shape = _random_shape(rng)
+    weather.end_chance = rng.choice([1.0, 0.5, 0.2]) if shape.load_async else 1.0
+    engine = SimulatedEngine(bases["mla" if shape.mla else "oracle"], shape)
+    weather.fail_chance = rng.choice([0.0, 0.0, 0.2])
+    if not shape.load_async and engine.capacity > 1:
+        weather.fail_chance = 0.0
+    heads = [[rng.randrange(50) for _ in range(48)] for _ in range(3)]
+    asked = []
+    for _ in range(NUM_STEPS):
+        _random_event(engine, rng, heads, asked)
+    engine.drain()
+    for ask in asked:
+        engine.add(*ask)
+    engine.drain()
+    engine.check_idle()
+    engine.close()
+    return engine
+
+
+def _random_event(engine, rng, heads, asked):
+    draw = rng.random()
+    if draw < 0.2 and len(engine.active) < 6:
+        head = rng.choice(heads)
+        prompt = head[: rng.randrange(1, len(head))]
+        prompt += [rng.randrange(50) for _ in range(rng.randrange(6))]
+        asked.append((prompt, rng.randrange(1, 13), rng.choice(["", "", "a"])))
+        engine.add(*asked[-1])
+    elif draw < 0.5:
+        engine.schedule()
+    elif draw < 0.65:
+        engine.execute()
+    elif draw < 0.92:
+        engine.deliver()
+    elif draw < 0.95 and engine.active:
+        engine.abort(rng.choice(engine.active))
+    elif draw < 0.97:
+        engine.reset(running=False, connector=rng.random() < 0.5)
+    elif draw < 0.98 and engine.can_reset_running:
+        engine.reset(running=True, connector=rng.random() < 0.5)
+    elif engine.is_quiet:
+        engine.change_weights()
+
+
+@pytest.mark.parametrize("hundred", range(10))
+def test_scripts_end_with_right_tokens_and_nothing_left_over(bases, weather, hundred):
+    seen = Counter()
+    for seed in range(100 * hundred, 100 * hundred + 100):
+        engine = play(bases, weather, seed)
+        seen += engine.events
+    seen += weather.counts
+    missing = {"loads", "saves", "failed loads", "failed saves"} - set(seen)
+    assert not missing, f"these scripts prove nothing about {missing}"
+
+
+def test_a_lane_that_copies_nothing_is_caught(bases, weather):
+    from simulated_model import WrongBytes
+
+    weather.lose_copies = True
+    with pytest.raises(WrongBytes):
+        for seed in range(20):
+            play(bases, weather, seed)
