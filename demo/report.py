@@ -14,7 +14,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 COLOURS = {COMPUTED: "computed", FROM_VLLM: "vllm", FROM_HOST: "host"}
 
 # Pixels of the drawing; it scales with the page.
-WIDTH, ROW, BAR, LEFT, RIGHT = 720, 56, 20, 8, 110
+WIDTH, ROW, BAR, LEFT, RIGHT = 560, 56, 18, 1, 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,8 @@ def _bar(row: Row, top: int, scale: float) -> str:
         f'height="{BAR}" rx="3"/>'
         f'<path class="spread" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8'
         f'M{high:.1f} {middle - 4}v8"/>'
-        f'<text class="value" x="{high + 10:.1f}" y="{middle + 5}">{_milliseconds(row.ttft_s)}</text>'
+        f'<text class="value" x="{high + 10:.1f}" y="{middle + 5}">'
+        f"{_milliseconds(row.ttft_s)}</text>"
     )
 
 

@@ -12,11 +12,11 @@ from demo.server import BLOCK_TOKENS, DemoError
 ANSWER_TOKENS = 24
 METRICS_TIMEOUT_S = 20
 
-COLD = "cold"
-LOCAL = "again: vLLM's own prefix cache"
-HOST = "vLLM's cache dropped: host memory"
-SHARED = "second user, same document"
-SALTED = "the same under another cache salt"
+COLD = "First time"
+LOCAL = "Same chat again"
+HOST = "vLLM's cache dropped"
+SHARED = "Dropped, another question"
+SALTED = "Another cache salt"
 STEPS = (COLD, LOCAL, HOST, SHARED, SALTED)
 
 COMPUTED, FROM_VLLM, FROM_HOST = "computed", "vLLM's prefix cache", "FlexKV, host memory"
@@ -153,4 +153,4 @@ def _whole_blocks(num_tokens: int) -> int:
 def _line(step: str, shown: Measurement) -> str:
     answer = shown.answer
     cached = f"{answer.cached_tokens:5} of {answer.prompt_tokens} tokens cached"
-    return f"  {step:<35} {1000 * answer.ttft_s:6.0f} ms  {cached}  {shown.source}"
+    return f"  {step:<26} {1000 * answer.ttft_s:6.0f} ms  {cached}  {shown.source}"

@@ -12,13 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 15
 LOG_TAIL_LINES = 15
+ERROR_LINE = r"^(?:\(.*?\) ERROR .*?\] )?([\w.]*(?:Error|Exception): .+)$"
 
 BLOCK_TOKENS = 128
 """Tokens in vLLM's page on a CPU, and so in our block: a hit ends at a multiple of it."""
@@ -129,19 +130,17 @@ def _why_it_ended(log_path: Path) -> str:
     """Print the end of the log and return the reason in one line."""
     log = log_path.read_text(errors="replace")
     print(*log.splitlines()[-LOG_TAIL_LINES:], sep="\n", file=sys.stderr)
-    errors = re.findall(r"\b(?:\w+\.)*\w+(?:Error|Exception): .+", log)
-    causes = [error for error in errors if "See root cause" not in error]
-    reason = (causes or errors or ["no error in its log"])[0]
+    # The first process that fails has the cause; those that fail after it only say so.
+    errors = re.findall(ERROR_LINE, log, re.MULTILINE)
+    reason = (errors or ["no error in its log"])[0]
     return f"the server did not start: {reason} (all of it: {log_path})"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """End the server's whole process group: politely, then not."""
-    for number, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, STOP_TIMEOUT_S)):
-        try:
-            os.killpg(server.pid, number)
-            server.wait(timeout_s)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_TIMEOUT_S)
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()

@@ -21,11 +21,12 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """All options, with their defaults. Names that FlexKV's users know mean the same here."""
 
     cpu_cache_gb: Annotated[float, Meta(gt=0, le=_MAX_GB)] | None = None
-    """Host memory for blocks in GiB, for all ranks of this engine on a node together; None sizes
-    it from the memory that is free (`host_memory.default_cache_bytes`)."""
+    """Host memory for blocks in GiB, for all ranks of a server on one node together; None sizes it
+    from the memory that is free (`host_memory.default_cache_bytes`)."""
 
-    block_tokens: Annotated[int, Meta(ge=1, le=_MAX_BLOCK_TOKENS)] = 64
-    """Tokens in a block, the unit of reuse: a multiple of the engine's own page."""
+    block_tokens: Annotated[int, Meta(ge=1, le=_MAX_BLOCK_TOKENS)] | None = None
+    """Tokens in a block, the unit of reuse: a multiple of the engine's own page; None takes 64, or
+    what is near it in whole pages."""
 
     eviction_policy: Literal["lru", "s3fifo"] = "lru"
 

@@ -38,6 +38,7 @@ _WEIGHT_BYTES = 64 * 2**20
 """A file of this size holds weights, whatever its name."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SNAPSHOT = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})")
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 
@@ -93,10 +94,8 @@ def identify_model(model: str, revision: str | None = None, *, hub_cache: Path) 
         path = _repository(hub_cache, model) / "snapshots" / commit
         if not path.exists():
             return f"hub:{model}@{commit}"
-    if (name := _hub_name(path)) is not None:
-        return name
     try:
-        return f"local:{_digest(path).hex()}"
+        return _hub_name(path) or f"local:{_digest(path).hex()}"
     except OSError as error:
         msg = f"model {path} cannot be read, so its blocks cannot be told from others': {error}"
         raise ConfigError(msg) from error
@@ -120,16 +119,17 @@ def _commit_of(model: str, revision: str, hub_cache: Path) -> str:
     """Return the commit that the hub's client last saw under `revision`, else `revision`."""
     if _COMMIT.fullmatch(revision):
         return revision
-    try:
-        return (_repository(hub_cache, model) / "refs" / revision).read_text("utf-8").strip()
-    except OSError:
-        logger.warning(
-            "model.commit_unknown model=%s revision=%s: blocks outlive a change of this revision;"
-            " name a commit, or set weight_version",
-            model,
-            revision,
-        )
-        return revision
+    reference = _repository(hub_cache, model) / "refs" / revision
+    commit = reference.read_text("utf-8", "replace").strip() if reference.is_file() else ""
+    if _COMMIT.fullmatch(commit):
+        return commit
+    logger.warning(
+        "model.commit_unknown model=%s revision=%s: blocks outlive a change of this revision; name "
+        "a commit, or set weight_version",
+        model,
+        revision,
+    )
+    return revision
 
 
 def _repository(hub_cache: Path, model: str) -> Path:
@@ -139,12 +139,11 @@ def _repository(hub_cache: Path, model: str) -> Path:
 def _hub_name(folder: Path) -> str | None:
     """Return id and commit of a snapshot whose files are still the hub client's own links."""
     snapshot = folder.resolve()
-    repository = snapshot.parent.parent.name
-    if not _COMMIT.fullmatch(snapshot.name) or not repository.startswith("models--"):
+    match = _SNAPSHOT.fullmatch("/".join(snapshot.parts[-3:]))
+    if match is None or not all(path.is_symlink() for path in snapshot.iterdir() if _matters(path)):
         return None
-    if not all(path.is_symlink() for path in snapshot.iterdir() if _matters(path)):
-        return None
-    return f"hub:{repository.removeprefix('models--').replace('--', '/')}@{snapshot.name}"
+    repository, commit = match.groups()
+    return f"hub:{repository.replace('--', '/')}@{commit}"
 
 
 def _matters(path: Path) -> bool:
@@ -162,7 +161,11 @@ def _holds_weights(path: Path) -> bool:
 
 
 def _digest(path: Path) -> bytes:
-    """Return the digest of a folder of weights, or of a single file of them."""
+    """Return the digest of a folder of weights, or of a single file of them.
+
+    Raises:
+        OSError: If something cannot be read, or there is nothing to tell the model by.
+    """
     entries = [path] if path.is_file() else sorted(path.iterdir())
     parts: list[bytes] = []
     for config in filter(_is_config, entries):
@@ -174,6 +177,14 @@ def _digest(path: Path) -> bytes:
         samples = pool.map(lambda file: _sample(file, page_bytes), files)
         for file, sample in zip(files, samples, strict=True):
             parts += (os.fsencode(file.path.name), file.outline, b"%d" % file.size, sample)
+    if not parts:
+        msg = f"there are neither weights nor a configuration in {path}"
+        raise FileNotFoundError(msg)
+    if not files:
+        logger.warning(
+            "model.no_weights path=%s: it is told by its configuration alone; set weight_version",
+            path,
+        )
     digests = b"".join(sha256(part).digest() for part in parts)
     return sha256(b"flexkv-model-v1" + digests).digest()
 

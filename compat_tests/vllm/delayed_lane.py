@@ -28,6 +28,9 @@ class Weather:
     """That a running copy ends in a given step."""
 
     fail_chance: float = 0.0
+    loads_at_once: bool = False
+    """Copy in `submit`, as an engine's synchronous step needs it."""
+
     lose_copies: bool = False
     """Report copies that were not made: what every test must notice."""
 
@@ -62,11 +65,16 @@ class DelayedLane(Lane):
         )
         self._loads = self._lane_over(pages)
         self._running: list[_Copy] = []
+        self._ended: list[TransferResult] = []
 
     @override
     def submit(self, plan: TransferPlan) -> None:
         if isinstance(plan.target, EnginePages):
-            self._running.append(_Copy(plan, self._loads, None))
+            copy = _Copy(plan, self._loads, None)
+            if self._weather.loads_at_once:
+                self._ended.append(self._end(copy))
+            else:
+                self._running.append(copy)
         else:
             pool, memory = _snapshot(self._pages)
             self._running.append(_Copy(plan, self._lane_over(pool), memory))
@@ -78,7 +86,8 @@ class DelayedLane(Lane):
         chances = [weather.rng.random() < weather.end_chance for _ in self._running]
         ending = [copy for copy, ends in zip(self._running, chances, strict=True) if ends]
         self._running = [copy for copy, ends in zip(self._running, chances, strict=True) if not ends]
-        return [self._end(copy) for copy in ending]
+        ended, self._ended = self._ended, []
+        return ended + [self._end(copy) for copy in ending]
 
     @override
     def drain(self, timeout_s: float) -> bool:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from simulated_model import PAGE_TOKENS, SimulatedModel, SimulatedRank, expected_output
+from simulated_model import (
+    PAGE_TOKENS,
+    Finalize,
+    SimulatedModel,
+    SimulatedRank,
+    expected_output,
+)
 from vllm import EngineArgs, SamplingParams
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.utils.hashing import get_hash_fn_by_name
@@ -40,6 +46,8 @@ class Shape(NamedTuple):
     """One engine configuration."""
 
     async_scheduling: bool = False
+    v2_runner: bool = False
+    finalize: Finalize = "step"
     num_stages: int = 1
     tensor_parallel: int = 1
     mla: bool = False
@@ -141,6 +149,8 @@ class SimulatedEngine:
     """The scheduler, the ranks, and the batches between them."""
 
     def __init__(self, base: VllmConfig, shape: Shape) -> None:
+        # vLLM asks the environment each time.
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(shape.v2_runner))
         config = _config_for(base, shape, 0)
         kind = AsyncScheduler if shape.async_scheduling else Scheduler
         self.scheduler = kind(
@@ -166,7 +176,7 @@ class SimulatedEngine:
             for rank in range(shape.num_ranks)
         ]
         self._ranks = ranks
-        self._model = SimulatedModel(ranks, self._salts)
+        self._model = SimulatedModel(ranks, self._salts, shape.finalize)
         self._batches: deque[_Batch] = deque()
         self.capacity = config.max_concurrent_batches
         self._asked: dict[str, tuple[list[int], int]] = {}
@@ -199,6 +209,7 @@ class SimulatedEngine:
 
     def abort(self, request_id: str) -> None:
         """Abort a request, whatever its state."""
+        self.events[f"aborts while {self.scheduler.requests[request_id].status.name}"] += 1
         self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
         if request_id not in self.endings:
             self.endings[request_id] = Ending(self._got[request_id], "abort")
@@ -213,6 +224,7 @@ class SimulatedEngine:
         if len(self._batches) >= self.capacity or not self.scheduler.has_requests():
             return False
         self._batches.append(_Batch(self.scheduler.schedule()))
+        self.events["batches in flight"] += len(self._batches) > 1
         return True
 
     def execute(self) -> bool:
@@ -247,6 +259,7 @@ class SimulatedEngine:
 
     def reset(self, *, running: bool, connector: bool) -> bool:
         """Reset the prefix cache."""
+        self.events[f"resets {running=} {connector=}"] += 1
         return self.scheduler.reset_prefix_cache(
             reset_running_requests=running, reset_connector=connector
         )
@@ -257,6 +270,7 @@ class SimulatedEngine:
         assert not self.scheduler.requests
         assert self.reset(running=False, connector=True)
         self._generation += 1
+        self.events["weight changes"] += 1
 
     @property
     def is_quiet(self) -> bool:
@@ -297,9 +311,9 @@ class SimulatedEngine:
         if output.request_id not in self.endings:
             got += output.new_token_ids
         if output.finish_reason is not None:
-            self.endings.setdefault(
-                output.request_id, Ending(got, str(output.finish_reason))
-            )
+            ending = Ending(got, str(output.finish_reason))
+            self.endings.setdefault(output.request_id, ending)
+            self.events[f"ended by {ending.reason}"] += 1
 
     def _count_loads(self) -> None:
         connector = self.scheduler.connector
@@ -308,6 +322,7 @@ class SimulatedEngine:
         def counted(request: Request, blocks: Any, num_external_tokens: int) -> None:
             self.events["external tokens"] += num_external_tokens
             self.num_loads += num_external_tokens > 0 and self._shape.load_async
+            self.events["resumed requests"] += request.num_preemptions > 0
             accept(request, blocks, num_external_tokens)
 
         connector.update_state_after_alloc = counted

@@ -6,7 +6,7 @@ KV is found in the step that would have used it, and the tokens sampled depend o
 """
 
 import pickle
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
 PAGE_TOKENS = 4
+Finalize = Literal["step", "late", "never"]
+"""When a model runner calls `wait_for_save`: in the step, after it has reported (behind a draft
+model's forward pass), or not at all (V1 runner, pipeline stages and speculation)."""
 
 
 class WrongBytes(AssertionError):
@@ -84,7 +87,6 @@ class SimulatedRank:
             kv_connector_stats=connector.get_kv_connector_stats(),
             kv_connector_worker_meta=connector.build_connector_worker_meta(),
         )
-        connector.clear_connector_metadata()
         return ModelRunnerOutput([], {}, kv_connector_output=output)
 
 
@@ -150,8 +152,11 @@ def expected_output(prompt: list[int], salt: str, num_tokens: int) -> list[int]:
 class SimulatedModel:
     """The model runners of all ranks, in lockstep."""
 
-    def __init__(self, ranks: list[SimulatedRank], salts: dict[str, str]) -> None:
+    def __init__(
+        self, ranks: list[SimulatedRank], salts: dict[str, str], finalize: Finalize
+    ) -> None:
         self._ranks = ranks
+        self._finalize = finalize
         self._salts = salts
         self._sequences: dict[str, _Sequence] = {}
         self._doubts: list[_Doubt] = []
@@ -168,15 +173,27 @@ class SimulatedModel:
         sampled = [self._forward(*item) for item in output.num_scheduled_tokens.items()]
         if not output.has_sync_kv_loads:
             self._start_loads()
-        for rank in self._ranks:
-            rank.connector.wait_for_save()
+        if self._finalize == "step":
+            self._wait_for_saves()
         results = [rank.results(output.finished_req_ids) for rank in self._ranks]
+        if self._finalize == "late":
+            self._wait_for_saves()
+        if self._finalize != "never":
+            self._clear_metadata()
         result = self._aggregator.aggregate(results)
         self._settle_doubts(result.kv_connector_output.invalid_block_ids)
         ids = list(output.num_scheduled_tokens)
         result.req_ids, result.req_id_to_index = ids, {name: i for i, name in enumerate(ids)}
         result.sampled_token_ids = sampled
         return result
+
+    def _wait_for_saves(self) -> None:
+        for rank in self._ranks:
+            rank.connector.wait_for_save()
+
+    def _clear_metadata(self) -> None:
+        for rank in self._ranks:
+            rank.connector.clear_connector_metadata()
 
     def _start_loads(self) -> None:
         for rank in self._ranks:

@@ -39,8 +39,10 @@ def weather(monkeypatch):
 def _random_shape(rng):
     from scheduler_harness import PAGE_TOKENS, Shape
 
-    shape = Shape(
+    return Shape(
         async_scheduling=rng.random() < 0.5,
+        v2_runner=rng.random() < 0.5,
+        finalize=rng.choice(["step", "step", "late", "never"]),
         num_stages=rng.choice([1, 1, 2, 3]),
         tensor_parallel=rng.choice([1, 1, 2]),
         mla=rng.random() < 0.2,
@@ -49,10 +51,8 @@ def _random_shape(rng):
         recompute=rng.random() < 0.7,
         load_async=rng.random() < 0.8,
         block_tokens=PAGE_TOKENS * rng.choice([1, 2, 3]),
-        cpu_cache_gb=rng.choice([2e-5, 1e-4]),
+        cpu_cache_gb=rng.choice([1e-4, 4e-4, 2e-3]),
     )
-    # vLLM itself cannot take back a synchronous load when the next batch is under way.
-    return shape
 
 
 def play(bases, weather, seed):
@@ -61,11 +61,12 @@ def play(bases, weather, seed):
 
     rng = weather.rng = random.Random(seed)
     shape = _random_shape(rng)
-    weather.end_chance = rng.choice([1.0, 0.5, 0.2]) if shape.load_async else 1.0
     engine = SimulatedEngine(bases["mla" if shape.mla else "oracle"], shape)
-    weather.fail_chance = rng.choice([0.0, 0.0, 0.2])
-    if not shape.load_async and engine.capacity > 1:
-        weather.fail_chance = 0.0
+    weather.end_chance = rng.choice([1.0, 0.5, 0.2])
+    weather.loads_at_once = not shape.load_async
+    # vLLM cannot take a synchronous load back while the next batch of its request is under way.
+    may_fail = shape.load_async or engine.capacity == 1
+    weather.fail_chance = rng.choice([0.0, 0.2]) if may_fail else 0.0
     heads = [[rng.randrange(50) for _ in range(48)] for _ in range(3)]
     asked = []
     for _ in range(NUM_STEPS):

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Deployment", "read_cache_config", "translate", "why_not"]
 
-BLOCK_FORMAT_VERSION = 1
+_BLOCK_FORMAT_VERSION = 1
+_DEFAULT_BLOCK_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,9 @@ class Deployment:
     num_replicas: int
     num_engines: int
     """Engines of this server on this node that share `cpu_cache_gb` (data parallelism)."""
+
+    num_nodes: int
+    """Machines over which this engine's ranks are spread evenly."""
 
     page_shape: PageShape
     num_layers: int
@@ -69,6 +73,11 @@ class Deployment:
     def owner(self) -> int:
         """The rank that owns this rank's host pool."""
         return self.rank - self.rank % self.num_replicas
+
+    @property
+    def num_local_owners(self) -> int:
+        """Owners on this node."""
+        return max(1, len(self.owners) // self.num_nodes)
 
     @property
     def is_owner(self) -> bool:
@@ -144,6 +153,7 @@ def translate(
         num_ranks=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
         num_replicas=replicas,
         num_engines=max(parallel.data_parallel_size_local, 1),
+        num_nodes=parallel.nnodes_within_dp,
         page_shape=shape,
         num_layers=len(group.layer_names),
         total_heads=total_heads,
@@ -164,9 +174,9 @@ def _num_replicas(vllm_config: "VllmConfig") -> int:
 
 
 def _block_tokens(cache: CacheConfig, page_tokens: int) -> int:
-    """Return the block size: the one asked for, or the default grown to whole pages."""
+    """Return the block size: the one asked for, or the default in whole pages."""
     if cache.block_tokens is None:
-        return max(DEFAULT_BLOCK_TOKENS, page_tokens) // page_tokens * page_tokens
+        return max(1, _DEFAULT_BLOCK_TOKENS // page_tokens) * page_tokens
     if cache.block_tokens % page_tokens:
         msg = (
             f"block_tokens is {cache.block_tokens}, but vLLM's block is {page_tokens} tokens here: "
@@ -188,9 +198,6 @@ def _has_draft_layers(vllm_config: "VllmConfig") -> bool:
 def _publishes_events(vllm_config: "VllmConfig") -> bool:
     events = vllm_config.kv_events_config
     return events is not None and events.enable_kv_cache_events
-
-
-DEFAULT_BLOCK_TOKENS = 64
 
 
 def _namespace(
@@ -221,7 +228,7 @@ def _namespace(
         num_draft_layers=0,
         block_tokens=block_tokens,
         block_format="cells",
-        block_format_version=BLOCK_FORMAT_VERSION,
+        block_format_version=_BLOCK_FORMAT_VERSION,
         cell_heads=cell_heads,
         cell_layers=model.get_total_num_hidden_layers(),
         user=cache.namespace or "",

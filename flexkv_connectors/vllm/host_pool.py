@@ -1,14 +1,46 @@
-"""How large one rank's host pool is."""
+"""How much host memory one rank takes."""
 
 from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_core.tiers.host import HostPool, num_slots_in
+from flexkv_core.errors import ConfigError
+from flexkv_core.host_memory import check_host_bytes, default_cache_bytes
+from flexkv_core.tiers.host import HostPool, num_slots_in, slot_stride
 
-__all__ = ["open_host_pool"]
+__all__ = ["host_budget_bytes", "open_host_pool"]
 
 
-def open_host_pool(deployment: Deployment) -> HostPool:
-    budget = (deployment.cache.cpu_cache_bytes or 2**30) // len(deployment.owners)
+def host_budget_bytes(deployment: Deployment) -> int:
+    """Return the bytes that this rank's pool may take.
+
+    `cpu_cache_gb` is for the server on this node: its engines (data parallelism) and their ranks
+    share it. Without it, every engine takes an equal part of what is free.
+
+    Raises:
+        ConfigError: The machine or the container does not have what was asked for.
+    """
+    asked = deployment.cache.cpu_cache_bytes
+    if asked is None:
+        return default_cache_bytes(deployment.num_engines) // deployment.num_local_owners
+    check_host_bytes(asked // deployment.num_engines)
+    return asked // (deployment.num_engines * deployment.num_local_owners)
+
+
+def open_host_pool(deployment: Deployment, budget_bytes: int) -> HostPool:
+    """Open this rank's pool in at most `budget_bytes` and begin to take its memory.
+
+    Raises:
+        ConfigError: Not even one block fits.
+        TierError: The kernel does not give the memory.
+    """
     slot_bytes = deployment.block_format.block_bytes
-    pool = HostPool.create(num_slots_in(budget, slot_bytes), slot_bytes)
+    num_slots = num_slots_in(budget_bytes, slot_bytes)
+    if num_slots < 1:
+        msg = (
+            f"the host tier gets {budget_bytes} bytes on this rank, but one block takes "
+            f"{slot_stride(slot_bytes)}: raise cpu_cache_gb, or lower block_tokens"
+        )
+        raise ConfigError(msg)
+    pool = HostPool.create(
+        num_slots, slot_bytes, huge_pages=deployment.cache.use_hugepage_cpu_buffer
+    )
     pool.prefault()
     return pool

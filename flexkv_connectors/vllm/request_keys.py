@@ -1,10 +1,8 @@
 """From vLLM's requests to block keys: everything that changes a request's KV enters its keys."""
 
-import logging
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.vllm.support import why_not_request
-from flexkv_core.errors import ConfigError
 from flexkv_core.keys import KeyChain, MediaSpan, chain_seed
 from flexkv_core.model_identity import identify_adapter
 
@@ -13,8 +11,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 __all__ = ["RequestKeys", "media_spans"]
-
-logger = logging.getLogger(__name__)
 
 
 class RequestKeys:
@@ -42,15 +38,8 @@ class RequestKeys:
         """Identify a LoRA by content, once per load of it; None if it cannot be read."""
         key = (lora.lora_int_id, lora.lora_path)
         if key not in self._adapters or getattr(lora, "load_inplace", False):
-            self._adapters[key] = self._read_adapter(lora.lora_path)
+            self._adapters[key] = identify_adapter(lora.lora_path)
         return self._adapters[key]
-
-    def _read_adapter(self, path: str) -> bytes | None:
-        try:
-            return identify_adapter(path)
-        except (ConfigError, OSError) as error:
-            logger.warning("lora.not_cached path=%s: %s", path, error)
-            return None
 
 
 def media_spans(request: "Request") -> list[MediaSpan]:

@@ -188,7 +188,7 @@ class SchedulerHalf:
         if self._deployment.cache.load_async:
             return usable
         page_tokens = self._deployment.page_tokens
-        return min(usable, (state.request.num_tokens - 1) // page_tokens * page_tokens)
+        return min(usable, int(state.request.num_tokens - 1) // page_tokens * page_tokens)
 
     def _let_go(self, state: RequestState) -> None:
         if state.lease is not None and self._manager is not None:

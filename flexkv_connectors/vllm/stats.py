@@ -22,6 +22,8 @@ _MB = 1e6
 class FlexKVStats(KVConnectorStats):
     """What changed since the last step: `data` maps names of `METRICS` to numbers."""
 
+    data: dict[str, float]
+
     @override
     def reset(self) -> None:
         self.data = {}

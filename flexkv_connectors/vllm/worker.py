@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_connectors.vllm.host_pool import open_host_pool
+from flexkv_connectors.vllm.host_pool import host_budget_bytes, open_host_pool
 from flexkv_connectors.vllm.kv_caches import page_pool
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
@@ -36,6 +36,8 @@ class WorkerHalf:
     def __init__(self, deployment: Deployment, ledger: LoadLedger) -> None:
         self._deployment = deployment
         self._ledger = ledger
+        # Asked here, before any rank has taken its part: later the others' would count as used.
+        self._budget_bytes = host_budget_bytes(deployment) if deployment.is_owner else 0
         self._report = StepReport()
         self._pages: PagePool | None = None
         self._pool: HostPool | None = None
@@ -52,7 +54,7 @@ class WorkerHalf:
         """
         self._pages = page_pool(kv_caches, self._deployment.page_shape)
         if self._deployment.is_owner:
-            pool = open_host_pool(self._deployment)
+            pool = open_host_pool(self._deployment, self._budget_bytes)
             self._report.pools[self._deployment.rank] = pool.address
             self._open(pool)
 

@@ -211,7 +211,7 @@ class Residency:
         self.num_ready -= upper.num_ready
         self.writes = [write for write in self.writes if write.end_block > position]
         for write in upper.writes:
-            if write.end_block <= position:
+            if write.residency is self and write.end_block <= position:
                 write.residency = upper
         return upper
 
@@ -231,8 +231,10 @@ class Write:
 
     first_block: int
     end_block: int
+    """Moves forward to where blocks were dropped."""
+
     residency: Residency
-    """The deepest one it lies in."""
+    """The deepest one it was made for; dead if blocks were dropped."""
 
     job_id: JobId | None = None
     """The plan that carries it out, once there is one."""

@@ -235,6 +235,8 @@ class PrefixIndex:
         """Drop the blocks from `bad_block` on, which lies in `residency`, and all behind them."""
         if bad_block > residency.start:
             residency.node.split(bad_block)
+        for write in residency.writes:
+            write.end_block = min(write.end_block, bad_block)
         subtree = residency.subtree()
         for dropped in subtree:
             self._tell_removed(dropped, 0)

@@ -26,7 +26,7 @@ from flexkv_core.plan import (
     TransferResult,
 )
 
-CAPACITY = {"host": 20, "ssd": 28}
+CAPACITY = {"host": 40, "ssd": 60}
 NUM_RANKS = 3
 OWNERS = (0, 2)
 MAX_CHAIN = 24
@@ -418,8 +418,16 @@ def test_a_hundred_thousand_random_calls_leave_no_pin_and_no_slot_behind():
     rng = random.Random(20261122)
     world = World()
     weights = {
-        "grow_chain": 10, "match": 20, "reserve": 20, "plan": 25, "copy": 6, "report": 40,
-        "end": 8, "cancel": 2, "drop": 1, "report_nonsense": 2,
+        "grow_chain": 10,
+        "match": 20,
+        "reserve": 20,
+        "plan": 30,
+        "copy": 15,
+        "report": 90,
+        "end": 8,
+        "cancel": 2,
+        "drop": 1,
+        "report_nonsense": 2,
     }
     verbs = rng.choices(list(weights), list(weights.values()), k=100_000)
     for number, verb in enumerate(verbs):

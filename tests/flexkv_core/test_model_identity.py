@@ -228,6 +228,15 @@ def test_a_single_file_is_a_model(tmp_path):
     assert identity(path) != before
 
 
+def test_a_single_file_of_a_snapshot_is_identified_by_its_bytes(hub):
+    blob = hub / "models--org--model" / "blobs" / ("a" * 40)
+    blob.write_bytes(b"GGUF")
+    link = hub / "models--org--model" / "snapshots" / COMMIT / "model.gguf"
+    link.symlink_to(blob)
+
+    assert identity(link).startswith("local:")
+
+
 def test_a_hub_id_is_resolved_to_the_commit_in_the_cache(hub):
     assert identify_model("org/model", hub_cache=hub) == f"hub:org/model@{COMMIT}"
     assert identify_model("org/model", "main", hub_cache=hub) == f"hub:org/model@{COMMIT}"
@@ -266,6 +275,26 @@ def test_an_unresolved_revision_stands_for_itself_and_is_warned_of(caplog):
 
     assert found == "hub:org/model@main"
     assert "model.commit_unknown model=org/model revision=main" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../elsewhere"])
+def test_a_broken_reference_is_no_commit(hub, content):
+    (hub / "models--org--model" / "refs" / "main").write_bytes(content)
+
+    assert identify_model("org/model", hub_cache=hub) == "hub:org/model@main"
+
+
+def test_a_folder_without_weights_is_told_by_its_configuration_and_warned_of(folder, caplog):
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+
+    assert identity(folder).startswith("local:")
+    assert f"model.no_weights path={folder}" in caplog.text
+
+
+def test_a_folder_with_nothing_to_tell_it_by_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="neither weights nor a configuration"):
+        identity(tmp_path)
 
 
 def test_a_model_that_cannot_be_read_is_a_config_error(folder):

@@ -59,6 +59,20 @@ class Rig:
         return result
 
 
+OPEN_POOLS = []
+
+
+def close_pools():
+    while OPEN_POOLS:
+        OPEN_POOLS.pop().close()
+
+
+@pytest.fixture(autouse=True)
+def pools_end_with_their_test():
+    yield
+    close_pools()
+
+
 def make_rig(axes, *, pages_per_block=1, num_slots=6, num_threads=2, seed=0, **sizes):
     sizes = {"L": 3, "B": 12, "H": 2, "N": 4, "C": 16, "padding": 64, **sizes}
     memory, pages = make_pages(axes, **sizes)
@@ -71,6 +85,7 @@ def make_rig(axes, *, pages_per_block=1, num_slots=6, num_threads=2, seed=0, **s
         cell_heads=1,
     )
     host = HostPool.create(num_slots, fmt.block_bytes)
+    OPEN_POOLS.append(host)
     np.frombuffer(host.buffer, np.uint8)[:] = POISON
     return Rig(memory, pages, fmt, host, CpuLane(7, pages, fmt, host, num_threads=num_threads))
 
@@ -183,6 +198,7 @@ def transfers(draw):
 @given(transfers())
 @settings(deadline=None, max_examples=200)
 def test_any_load_equals_the_naive_copy_in_every_byte_of_the_pool(transfer):
+    close_pools()
     rig = make_rig(transfer["axes"], **transfer["sizes"])
     shadow = make_rig(transfer["axes"], **transfer["sizes"])
     np.frombuffer(rig.host.buffer, np.uint8)[:] = np.random.default_rng(1).integers(
@@ -205,6 +221,7 @@ def test_any_load_equals_the_naive_copy_in_every_byte_of_the_pool(transfer):
 @given(transfers())
 @settings(deadline=None, max_examples=200)
 def test_any_save_equals_the_naive_copy_in_every_byte_of_the_host_pool(transfer):
+    close_pools()
     rig = make_rig(transfer["axes"], **transfer["sizes"])
     per_block = rig.fmt.block_tokens // rig.pages.page_tokens
     slots = transfer["slots"][: 12 // per_block]

@@ -157,7 +157,7 @@ def test_the_first_failure_counts_even_if_a_later_block_failed_before_it(tier, s
     gate = threading.Event()
 
     class FirstBlockLast(TierWrapper):
-        def read(self, blocks, deadline_s):
+        def read(self, blocks, _):
             if blocks[0].key == key(1):
                 gate.wait(WAIT_S)
                 return [Status.CORRUPT]
@@ -182,6 +182,7 @@ def test_small_blocks_go_to_the_tier_together(clock):
     run(lane, store([1, 2, 3, 4, 5], [0, 1, 2, 3, 4]))
     assert sizes == [2, 2, 1]
     lane.close()
+    host.close()
 
 
 def test_the_blocks_of_one_plan_are_moved_by_several_threads(tier, start):
@@ -267,7 +268,7 @@ def test_a_tier_that_raises_ends_its_plan_and_the_lane(tier, start, monkeypatch)
     monkeypatch.setattr(threading, "excepthook", raised.append)
 
     class Broken(TierWrapper):
-        def read(self, blocks, deadline_s):
+        def read(self, *_):
             raise ValueError
 
     lane = start(Broken(tier), num_threads=2)
@@ -319,6 +320,11 @@ class TierLaneCase(LaneCase):
         self.make = store if writes else fetch
         self._fill()
 
+    def end(self):
+        self.lane.close()
+        assert self.lane.drain(WAIT_S)
+        self.host.close()
+
     def _fill(self):
         if self.writes:
             for slot in range(8):
@@ -329,6 +335,7 @@ class TierLaneCase(LaneCase):
         for number in range(8):
             other.buffer[:] = bytes([number]) * self.block_bytes
             writer.write([block(number)], None)
+        other.close()
         self.host.buffer[:] = bytes([POISON]) * len(self.host.buffer)
 
     def _slot(self, slot):
@@ -372,7 +379,7 @@ class TestTierLaneWriting(LaneContract):
     def case(self, num_threads):
         case = TierLaneCase(num_threads, writes=True)
         yield case
-        case.lane.close()
+        case.end()
 
 
 class TestTierLaneReading(LaneContract):
@@ -380,4 +387,4 @@ class TestTierLaneReading(LaneContract):
     def case(self, num_threads):
         case = TierLaneCase(num_threads, writes=False)
         yield case
-        case.lane.close()
+        case.end()

@@ -1,0 +1,251 @@
+"""Time the control plane: match and plan, insert, evict, and the chain of keys before them.
+
+    python benchmarks/control_plane.py [--json FILE] [--rounds N] [--tree BLOCKS ...]
+
+A prompt of 8192 blocks is one of 128k tokens at 16 tokens a block, or of 512k at 64. The tree is
+filled by sequences of 512 blocks, half of which branch off an earlier one at a random place; for
+evictions by sequences of 32. Prompts share their first quarter with others, so that a full hit
+crosses two nodes. Every figure is the median over rounds, of the mean of a round; the spread is
+the fastest and the slowest round.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+
+from flexkv_core.index.radix import Refusal
+from flexkv_core.keys import KeyChain
+from flexkv_core.lease import Lease, Reservation
+from flexkv_core.manager import CacheManager, TierSpec
+from flexkv_core.metrics import Counters
+from flexkv_core.plan import EnginePages, Status, TransferPlan, TransferResult
+from flexkv_core.types import BlockKey, RequestId
+
+PROMPT_BLOCKS = (16, 64, 128, 512, 2048, 8192)
+EVICTED_BLOCKS = (64, 1024, 16384)
+TREE_BLOCKS = (10_000, 100_000, 1_000_000)
+PROMPT_TOKENS = (1024, 8192, 32_768, 131_072)
+PROMPTS_A_ROUND = 8
+PAGES = EnginePages(range(1))
+REQUEST = RequestId("benchmark")
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the table."""
+
+    case: str
+    tree_blocks: int
+    blocks: int
+    median_us: float
+    fastest_us: float
+    slowest_us: float
+    rounds: int
+
+
+class Cache:
+    """A manager whose plans are carried out at once, and what fills it."""
+
+    def __init__(self, capacity_blocks: int, policy: str = "lru") -> None:
+        tier = TierSpec("host", capacity_blocks, policy)
+        self.manager = CacheManager([tier], recorder=Counters())
+        self._random = random.Random(1)
+
+    def new_keys(self, num_blocks: int) -> list[BlockKey]:
+        """Return keys that nobody has: the tree only ever compares them."""
+        return [BlockKey(self._random.randbytes(32)) for _ in range(num_blocks)]
+
+    def insert(self, keys: Sequence[BlockKey]) -> None:
+        """Save a whole chain."""
+        reservation = self.manager.reserve(REQUEST, keys)
+        if isinstance(reservation, Reservation):
+            self.end(self.manager.plan_put(reservation, PAGES))
+
+    def end(self, plan: TransferPlan | None) -> None:
+        """Report `plan` as carried out."""
+        assert plan is not None
+        result = TransferResult(
+            job_id=plan.job_id, rank=0, status=Status.OK, num_blocks=plan.num_blocks
+        )
+        self.manager.complete(result)
+
+    def match(self, keys: Sequence[BlockKey]) -> Lease:
+        """Match a chain that is known to be there."""
+        lease = self.manager.match(REQUEST, keys)
+        assert lease is not None
+        return lease
+
+    def fill(self, num_blocks: int, sequence_blocks: int) -> None:
+        """Insert sequences, half of them branches of others, until `num_blocks` are held."""
+        sequences: list[list[BlockKey]] = []
+        while (num_missing := num_blocks - self.manager.num_used_blocks()) > 0:
+            num_shared = self._random.randrange(sequence_blocks) if len(sequences) % 2 else 0
+            shared = self._random.choice(sequences)[:num_shared] if num_shared else []
+            num_new = min(sequence_blocks - num_shared, num_missing)
+            sequences.append(shared + self.new_keys(num_new))
+            self.insert(sequences[-1])
+        gc.collect()
+        gc.freeze()
+
+
+def measure(
+    rounds: int,
+    step: Callable[[list[BlockKey]], object],
+    prompts: list[list[BlockKey]],
+    undo: Callable[[list[BlockKey], object], None],
+) -> list[float]:
+    """Return for each round the mean microseconds of `step` over `prompts`."""
+    times_us = []
+    for _ in range(rounds):
+        total_ns = 0
+        for prompt in prompts:
+            start_ns = time.perf_counter_ns()
+            outcome = step(prompt)
+            total_ns += time.perf_counter_ns() - start_ns
+            undo(prompt, outcome)
+        times_us.append(total_ns / len(prompts) / 1000)
+    return times_us
+
+
+def bench_tree(tree_blocks: int, rounds: int) -> Iterator[Row]:
+    """Time full hits, misses and half-new inserts for all prompt lengths on one tree."""
+    room = 2 * PROMPTS_A_ROUND * sum(PROMPT_BLOCKS)
+    cache = Cache(tree_blocks + room)
+    cache.fill(tree_blocks, 512 if tree_blocks > 10_000 else 128)
+    for num_blocks in PROMPT_BLOCKS:
+        head = cache.new_keys(num_blocks // 4)
+        tail_blocks = num_blocks - len(head)
+        prompts = [head + cache.new_keys(tail_blocks) for _ in range(PROMPTS_A_ROUND)]
+        for prompt in prompts:
+            cache.insert(prompt)
+        for case, times_us in _time_prompts(cache, prompts, rounds):
+            yield _row(case, tree_blocks, num_blocks, times_us)
+
+
+def _time_prompts(
+    cache: Cache, prompts: list[list[BlockKey]], rounds: int
+) -> Iterator[tuple[str, list[float]]]:
+    """Yield the times of all cases for `prompts`, which are in the cache."""
+    manager, half = cache.manager, len(prompts[0]) // 2
+
+    def match_and_plan(keys: list[BlockKey]) -> TransferPlan | None:
+        lease = cache.match(keys)
+        return manager.plan_get(lease, PAGES, first_block=0, num_blocks=lease.num_blocks)
+
+    def reserve(keys: list[BlockKey]) -> Reservation | Refusal:
+        return manager.reserve(REQUEST, keys)
+
+    def abort(_: list[BlockKey], outcome: object) -> None:
+        assert isinstance(outcome, Reservation)
+        manager.abort(outcome)
+
+    def end(_: list[BlockKey], outcome: object) -> None:
+        assert isinstance(outcome, TransferPlan)
+        cache.end(outcome)
+
+    def drop_second_half(keys: list[BlockKey], _: object) -> None:
+        manager.drop_from(keys[: half + 1], tier="host")
+
+    unknown = [cache.new_keys(half * 2) for _ in prompts]
+    half_new = [prompt[:half] + cache.new_keys(half) for prompt in prompts]
+    yield "match + plan", measure(rounds, match_and_plan, prompts, end)
+    yield "miss", measure(rounds, lambda keys: manager.match(REQUEST, keys), unknown, _nothing)
+    yield "reserve half new", measure(rounds, reserve, half_new, abort)
+    yield "insert half new", measure(rounds, cache.insert, half_new, drop_second_half)
+
+
+def _nothing(_: list[BlockKey], __: object) -> None:
+    """Undo nothing."""
+
+
+def bench_eviction(tree_blocks: int, policy: str, rounds: int) -> Iterator[Row]:
+    """Time inserts of unknown prompts into a full tier of sequences of 32 blocks."""
+    cache = Cache(tree_blocks, policy)
+    cache.fill(tree_blocks, 32)
+    for num_blocks in EVICTED_BLOCKS:
+        prompts = [cache.new_keys(num_blocks) for _ in range(rounds)]
+        if num_blocks <= tree_blocks:
+            times_us = [measure(0, cache.insert, [prompt], _nothing)[0] for prompt in prompts]
+            yield _row(f"evict and insert, {policy}", tree_blocks, num_blocks, times_us)
+
+
+def bench_keys(rounds: int) -> Iterator[Row]:
+    """Time the keys of a prompt that nobody has seen, per prompt."""
+    rng = random.Random(2)
+    for num_tokens, block_tokens in itertools.product(PROMPT_TOKENS, (16, 64)):
+        tokens = [rng.randrange(150_000) for _ in range(num_tokens)]
+        times_us = []
+        for _ in range(rounds):
+            chain = KeyChain(block_tokens)
+            start_ns = time.perf_counter_ns()
+            chain.advance(tokens)
+            times_us.append((time.perf_counter_ns() - start_ns) / 1000)
+        yield _row(f"keys, {block_tokens} tokens a block", 0, num_tokens // block_tokens, times_us)
+
+
+def _row(case: str, tree_blocks: int, blocks: int, times_us: list[float]) -> Row:
+    """Return the line for `times_us`."""
+    return Row(
+        case=case,
+        tree_blocks=tree_blocks,
+        blocks=blocks,
+        median_us=round(statistics.median(times_us), 2),
+        fastest_us=round(min(times_us), 2),
+        slowest_us=round(max(times_us), 2),
+        rounds=len(times_us),
+    )
+
+
+def all_rows(trees: Sequence[int], rounds: int) -> Iterator[Row]:
+    """Run everything."""
+    for tree_blocks in trees:
+        yield from bench_tree(tree_blocks, rounds)
+    for tree_blocks, policy in itertools.product(trees, ("lru", "s3fifo")):
+        yield from bench_eviction(tree_blocks, policy, rounds)
+    yield from bench_keys(rounds)
+
+
+def machine() -> dict[str, str]:
+    """Return what every row says about where and when it was measured."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, check=False)
+    return {
+        "benchmark": "control_plane",
+        "commit": commit.stdout.decode().strip(),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def main() -> None:
+    """Print the table, and write its rows as JSON lines where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="file to write one JSON object a row to")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tree", type=int, nargs="+", default=TREE_BLOCKS, help="blocks held")
+    arguments = parser.parse_args()
+    print(f"{'case':<26}{'tree':>10}{'blocks':>8}{'median us':>12}{'fastest':>12}{'slowest':>12}")
+    rows = []
+    for row in all_rows(arguments.tree, arguments.rounds):
+        rows.append({**machine(), **msgspec.to_builtins(row)})
+        print(
+            f"{row.case:<26}{row.tree_blocks:>10}{row.blocks:>8}"
+            f"{row.median_us:>12.1f}{row.fastest_us:>12.1f}{row.slowest_us:>12.1f}"
+        )
+    if arguments.json:
+        arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Gather and scatter of the CPU lane against one plain numpy copy of the same bytes.
+
+Every round runs each case and the plain copy with the same number of threads, one after the other,
+so that a noisy machine disturbs both; ratios are taken within a round. All memory is faulted in
+before. Prints a table, and one JSON row for each line of it with `--json`.
+
+    python benchmarks/copy_lane.py --rounds 9 --json rows.jsonl
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flexkv_core.layout import BlockFormat
+from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
+from flexkv_core.testing.geometry import make_pages
+from flexkv_core.tiers.host import HostPool
+from flexkv_core.transfer.cpu_lane import CpuLane
+
+BLOCK_TOKENS = 64
+PAYLOAD_BYTES = 256 << 20
+
+DENSE = {"L": 32, "H": 8, "N": 64, "C": 512}  # 8 KV heads of 128 values in bf16, K and V packed
+SPLIT = {**DENSE, "P": 2, "C": 256}
+GEOMETRIES: dict[str, tuple[str, dict[str, int]]] = {
+    "LBHNC packed": ("LBHNC", DENSE),
+    "LBNHC packed": ("LBNHC", DENSE),
+    "LBHNC packed, pages of 16": ("LBHNC", {**DENSE, "N": 16}),
+    "split K/V [2,B,N,H,D]": ("LPBNHC", SPLIT),
+    "split K/V [B,2,N,H,D]": ("LBPNHC", SPLIT),
+    "MLA [B,1,N,576]": ("LBNHC", {"L": 61, "H": 1, "N": 64, "C": 1152}),
+}
+
+
+class Case(NamedTuple):
+    """One line of the table: the same number of bytes moved in two ways."""
+
+    geometry: str
+    operation: str
+    num_threads: int
+    num_bytes: int
+    run: Callable[[], None]
+    run_plain: Callable[[], None]
+
+
+def plain_copy(num_bytes: int, num_threads: int) -> Callable[[], None]:
+    """Return a copy between two arrays, in as many equal pieces as threads."""
+    source, target = np.ones(num_bytes, np.uint8), np.ones(num_bytes, np.uint8)
+    pieces = [slice(*bounds) for bounds in _pieces(num_bytes, num_threads)]
+    threads = ThreadPoolExecutor(num_threads)
+
+    def copy(piece: slice) -> None:
+        target[piece] = source[piece]
+
+    def run() -> None:
+        others = [threads.submit(copy, piece) for piece in pieces[1:]]
+        copy(pieces[0])
+        for other in others:
+            other.result()
+
+    return run
+
+
+def _pieces(num_bytes: int, count: int) -> list[tuple[int, int]]:
+    bounds = np.linspace(0, num_bytes, count + 1, dtype=np.int64)
+    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+
+
+def make_cases(geometry: str) -> list[Case]:
+    """Build both directions with one and two threads."""
+    axes, sizes = GEOMETRIES[geometry]
+    pages_per_block = BLOCK_TOKENS // sizes["N"]
+    block_bytes = BLOCK_TOKENS * sizes["L"] * sizes["H"] * sizes["C"] * sizes.get("P", 1)
+    num_blocks = PAYLOAD_BYTES // block_bytes
+    memory, pool = make_pages(axes, B=2 * num_blocks * pages_per_block, **sizes)
+    fmt = BlockFormat(
+        num_heads=pool.num_heads,
+        num_layers=pool.num_layers,
+        block_tokens=BLOCK_TOKENS,
+        token_bytes=pool.token_bytes,
+        cell_heads=1,
+    )
+    host = HostPool.create(num_blocks, block_bytes)
+    np.frombuffer(host.buffer, np.uint8)[:] = 1
+    random = np.random.default_rng(0)
+    blocks = random.permutation(2 * num_blocks)[:num_blocks, None] * pages_per_block
+    pages = EnginePages((blocks + np.arange(pages_per_block)).ravel().tolist())
+    slots = HostSlots(random.permutation(num_blocks).tobytes())
+    cases = []
+    for num_threads in (1, 2):
+        lane = CpuLane(0, pool, fmt, host, num_threads=num_threads)
+        plain = plain_copy(num_blocks * block_bytes, num_threads)
+        for operation, ends in {"gather": (pages, slots), "scatter": (slots, pages)}.items():
+            run = _runner(lane, *ends, num_blocks, keep=memory)
+            size = num_blocks * block_bytes
+            cases.append(Case(geometry, operation, num_threads, size, run, plain))
+    return cases
+
+
+def _runner(
+    lane: CpuLane, source: Place, target: Place, num_blocks: int, keep: object
+) -> Callable[[], None]:
+    """Return a call that executes one plan; it keeps `keep` alive, which the lane does not."""
+    plan = TransferPlan(job_id=1, source=source, target=target, num_blocks=num_blocks)
+
+    def run(_: object = keep) -> None:
+        lane.submit(plan)
+        (result,) = lane.poll()
+        assert result.status is Status.OK, result.error
+
+    return run
+
+
+def measure(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
+    """Run everything `rounds` times, interleaved, after one round that does not count."""
+    samples: list[list[tuple[float, float]]] = [[] for _ in cases]
+    for _ in range(rounds + 1):
+        for case, times in zip(cases, samples, strict=True):
+            times.append((_speed(case, case.run), _speed(case, case.run_plain)))
+    return [_row(case, times[1:]) for case, times in zip(cases, samples, strict=True)]
+
+
+def _speed(case: Case, run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return case.num_bytes / (time.perf_counter() - start) / 1e9
+
+
+def _row(case: Case, times: list[tuple[float, float]]) -> dict[str, Any]:
+    ratios = sorted(lane / plain for lane, plain in times)
+    return {
+        "benchmark": "copy_lane",
+        "geometry": case.geometry,
+        "operation": case.operation,
+        "threads": case.num_threads,
+        "gb_s": round(statistics.median(lane for lane, _ in times), 2),
+        "plain_gb_s": round(statistics.median(plain for _, plain in times), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_min_max": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "rounds": len(times),
+    }
+
+
+def circumstances() -> dict[str, str]:
+    """Return what a figure means nothing without."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "commit": commit or "unknown",
+        "machine": f"{len(models)} x {models[0].partition(':')[2].strip()}"
+        if models
+        else "unknown",
+        "system": platform.release(),
+        "numpy": np.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def main() -> None:
+    """Measure all geometries and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="append rows to this file")
+    arguments = parser.parse_args()
+    around = circumstances()
+    print(around)
+    print(f"{'geometry':28} {'operation':9} threads   GB/s  plain  ratio (min-max)")
+    for geometry in GEOMETRIES:
+        for row in measure(make_cases(geometry), arguments.rounds):
+            low, high = row["ratio_min_max"]
+            print(
+                f"{geometry:28} {row['operation']:9} {row['threads']:7} {row['gb_s']:6.2f}"
+                f" {row['plain_gb_s']:6.2f}  {row['ratio']:.2f} ({low:.2f}-{high:.2f})"
+            )
+            if arguments.json:
+                with arguments.json.open("a") as rows:
+                    rows.write(json.dumps({**row, **around}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
