@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -39,6 +40,7 @@ PROMPT_TOKENS = (1024, 8192, 32_768, 131_072)
 PROMPTS_A_ROUND = 8
 PAGES = EnginePages(range(1))
 REQUEST = RequestId("benchmark")
+T = TypeVar("T")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,23 +100,29 @@ class Cache:
         gc.freeze()
 
 
+def timed(step: Callable[[list[T]], object], argument: list[T]) -> tuple[float, object]:
+    """Return the microseconds that `step` takes, and what it returns."""
+    start_ns = time.perf_counter_ns()
+    outcome = step(argument)
+    return (time.perf_counter_ns() - start_ns) / 1000, outcome
+
+
 def measure(
     rounds: int,
     step: Callable[[list[BlockKey]], object],
     prompts: list[list[BlockKey]],
     undo: Callable[[list[BlockKey], object], None],
 ) -> list[float]:
-    """Return for each round the mean microseconds of `step` over `prompts`."""
-    times_us = []
-    for _ in range(rounds):
-        total_ns = 0
+    """Return the mean microseconds of `step` over `prompts`, for each round but the first."""
+    means_us = []
+    for _ in range(rounds + 1):
+        times_us = []
         for prompt in prompts:
-            start_ns = time.perf_counter_ns()
-            outcome = step(prompt)
-            total_ns += time.perf_counter_ns() - start_ns
+            time_us, outcome = timed(step, prompt)
+            times_us.append(time_us)
             undo(prompt, outcome)
-        times_us.append(total_ns / len(prompts) / 1000)
-    return times_us
+        means_us.append(statistics.mean(times_us))
+    return means_us[1:]
 
 
 def bench_tree(tree_blocks: int, rounds: int) -> Iterator[Row]:
@@ -175,7 +183,7 @@ def bench_eviction(tree_blocks: int, policy: str, rounds: int) -> Iterator[Row]:
     for num_blocks in EVICTED_BLOCKS:
         prompts = [cache.new_keys(num_blocks) for _ in range(rounds)]
         if num_blocks <= tree_blocks:
-            times_us = [measure(0, cache.insert, [prompt], _nothing)[0] for prompt in prompts]
+            times_us = [timed(cache.insert, prompt)[0] for prompt in prompts]
             yield _row(f"evict and insert, {policy}", tree_blocks, num_blocks, times_us)
 
 
@@ -184,12 +192,8 @@ def bench_keys(rounds: int) -> Iterator[Row]:
     rng = random.Random(2)
     for num_tokens, block_tokens in itertools.product(PROMPT_TOKENS, (16, 64)):
         tokens = [rng.randrange(150_000) for _ in range(num_tokens)]
-        times_us = []
-        for _ in range(rounds):
-            chain = KeyChain(block_tokens)
-            start_ns = time.perf_counter_ns()
-            chain.advance(tokens)
-            times_us.append((time.perf_counter_ns() - start_ns) / 1000)
+        chains = [KeyChain(block_tokens) for _ in range(rounds)]
+        times_us = [timed(chain.advance, tokens)[0] for chain in chains]
         yield _row(f"keys, {block_tokens} tokens a block", 0, num_tokens // block_tokens, times_us)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexkv_connectors.vllm.kv_caches import PageShape
-from flexkv_connectors.vllm.support import why_not_group, why_not_parallel
+from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_not_parallel
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import hub_cache_folder, read_environment
 from flexkv_core.errors import ConfigError
@@ -112,7 +112,11 @@ class Deployment:
 
 def why_not(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:
     """Name what keeps this deployment from being cached, if anything does."""
-    reason = why_not_group(kv_cache_config) or why_not_parallel(vllm_config)
+    reason = (
+        why_not_device(vllm_config)
+        or why_not_group(kv_cache_config)
+        or why_not_parallel(vllm_config)
+    )
     if reason is None and getattr(vllm_config.cache_config, "calculate_kv_scales", False):
         reason = "its KV scales are computed at run time"
     if reason is None and callable(vllm_config.model_config.hf_overrides):

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-__all__ = ["why_not_group", "why_not_parallel", "why_not_request"]
+__all__ = ["why_not_device", "why_not_group", "why_not_parallel", "why_not_request"]
+
+
+def why_not_device(vllm_config: "VllmConfig") -> str | None:
+    """Name the device whose memory no lane of this release reaches, if the KV is on one."""
+    device = vllm_config.device_config.device_type
+    return None if device == "cpu" else f"its KV is in {device} memory, and there is no lane to it"
 
 
 def why_not_parallel(vllm_config: "VllmConfig") -> str | None:
