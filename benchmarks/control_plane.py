@@ -153,22 +153,20 @@ def _time_prompts(
     def reserve(keys: list[BlockKey]) -> Reservation | Refusal:
         return manager.reserve(REQUEST, keys)
 
-    def abort(_: list[BlockKey], outcome: object) -> None:
-        assert isinstance(outcome, Reservation)
-        manager.abort(outcome)
-
     def end(_: list[BlockKey], outcome: object) -> None:
         assert isinstance(outcome, TransferPlan)
         cache.end(outcome)
 
-    def drop_second_half(keys: list[BlockKey], _: object) -> None:
+    def drop_second_half(keys: list[BlockKey], outcome: object) -> None:
+        if isinstance(outcome, Reservation):
+            cache.end(manager.plan_put(outcome, PAGES))
         manager.drop_from(keys[: half + 1], tier="host")
 
     unknown = [cache.new_keys(half * 2) for _ in prompts]
     half_new = [prompt[:half] + cache.new_keys(half) for prompt in prompts]
     yield "match + plan", measure(rounds, match_and_plan, prompts, end)
     yield "miss", measure(rounds, lambda keys: manager.match(REQUEST, keys), unknown, _nothing)
-    yield "reserve half new", measure(rounds, reserve, half_new, abort)
+    yield "reserve half new", measure(rounds, reserve, half_new, drop_second_half)
     yield "insert half new", measure(rounds, cache.insert, half_new, drop_second_half)
 
 

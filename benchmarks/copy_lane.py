@@ -8,7 +8,7 @@ before. Prints a table, and one JSON row for each line of it with `--json`.
 """
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import platform
 import statistics
@@ -165,7 +165,7 @@ def circumstances() -> dict[str, str]:
         else "unknown",
         "system": platform.release(),
         "numpy": np.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
     }
 
 

@@ -25,6 +25,7 @@ def main() -> int:
     # A terminated demo leaves by the same door as one that ends: the server goes first.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
     try:
         run(arguments.rounds)
     except DemoError as error:

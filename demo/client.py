@@ -47,10 +47,12 @@ class Client:
             request["cache_salt"] = salt
         begin = time.perf_counter()
         chunks = _server_sent_events(self._open("POST", "/v1/chat/completions", request))
-        first = next(chunks)
+        first = next(chunks, {})
         ttft_s = time.perf_counter() - begin
         received = [first, *chunks]
-        usage = received[-1]["usage"]
+        usage = received[-1].get("usage")
+        if not usage:
+            raise ConnectionError("the answer broke off")
         return Answer(
             text="".join(_text_of(chunk) for chunk in received),
             ttft_s=ttft_s,

@@ -36,7 +36,7 @@ def running_server(model: Path, work: Path) -> Iterator[int]:
     """Run the server on `model` and yield its port; on the way out nothing of it is left.
 
     Raises:
-        DemoError: It does not start; names the reason after the end of its log was printed.
+        DemoError: It does not start or does not last; the end of its log has been printed.
     """
     port = _free_port()
     log_path = work / "server.log"
@@ -55,6 +55,11 @@ def running_server(model: Path, work: Path) -> Iterator[int]:
     try:
         _wait_until_ready(server, port, log_path)
         yield port
+    except (OSError, http.client.HTTPException) as error:
+        if server.poll() is None:
+            msg = f"the server does not answer: {error} (its log: {log_path})"
+            raise DemoError(msg) from error
+        raise DemoError(_why_it_ended(server, log_path)) from error
     finally:
         _stop(server)
         shutil.rmtree(outside, ignore_errors=True)
@@ -95,7 +100,8 @@ def _environment(work: Path) -> dict[str, str]:
     }
     # An allow-list of plug-ins would hide ours.
     kept = {key: value for key, value in os.environ.items() if key != "VLLM_PLUGINS"}
-    return {**kept, **changed}
+    # Enough for the demo, so that it runs beside other things; without it half a machine's memory.
+    return {"FLEXKV_CPU_CACHE_GB": "1", **kept, **changed}
 
 
 def _free_port() -> int:
@@ -108,7 +114,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], port: int, log_path: Path
     end_s = time.monotonic() + START_TIMEOUT_S
     while not _answers(port):
         if server.poll() is not None:
-            raise DemoError(_why_it_ended(log_path))
+            raise DemoError(_why_it_ended(server, log_path))
         if time.monotonic() > end_s:
             msg = f"the server did not answer within {START_TIMEOUT_S} s, see {log_path}"
             raise DemoError(msg)
@@ -126,21 +132,32 @@ def _answers(port: int) -> bool:
         connection.close()
 
 
-def _why_it_ended(log_path: Path) -> str:
+def _why_it_ended(server: subprocess.Popen[bytes], log_path: Path) -> str:
     """Print the end of the log and return the reason in one line."""
     log = log_path.read_text(errors="replace")
     print(*log.splitlines()[-LOG_TAIL_LINES:], sep="\n", file=sys.stderr)
     # The first process that fails has the cause; those that fail after it only say so.
     errors = re.findall(ERROR_LINE, log, re.MULTILINE)
-    reason = (errors or ["no error in its log"])[0]
-    return f"the server did not start: {reason} (all of it: {log_path})"
+    reason = (errors or [f"status {server.returncode}, no error in its log"])[0]
+    return f"the server ended: {reason} (all of it: {log_path})"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server's whole process group: politely, then not."""
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(STOP_TIMEOUT_S)
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    """End the server and its workers: politely, then not. Returns when none of them runs."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        end_s = time.monotonic() + STOP_TIMEOUT_S
+        while _is_running(server.pid) and time.monotonic() < end_s:
+            time.sleep(0.1)
+            server.poll()
+
+
+def _is_running(group: int) -> bool:
+    """Whether a process of `group` is alive; those that wait to be reaped are not."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state not in "ZX":
+                return True
+    return False

@@ -3,17 +3,12 @@
 import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from flexkv_core import planner
-from flexkv_core.errors import ConfigError
 from flexkv_core.events import EventLog
-from flexkv_core.eviction import EvictionPolicy, create_policy
 from flexkv_core.index.integrity import check_index
-from flexkv_core.index.node import Residency, Shelf
 from flexkv_core.index.radix import PrefixIndex, Refusal
-from flexkv_core.index.slot_pool import SlotPool
+from flexkv_core.index.shelves import TierSpec, make_shelves
 from flexkv_core.job import Completion, Job, JobKind
 from flexkv_core.lease import Claim, ClaimState, Lease, Reservation
 from flexkv_core.metrics import Recorder
@@ -21,26 +16,7 @@ from flexkv_core.plan import EnginePages, TransferPlan, TransferResult
 from flexkv_core.planner import Ticket
 from flexkv_core.types import BlockKey, JobId, RequestId
 
-__all__ = ["CacheManager", "TierSpec"]
-
-
-@dataclass(frozen=True, slots=True)
-class TierSpec:
-    """One tier as the control plane sees it."""
-
-    name: str
-    capacity_blocks: int
-    eviction_policy: str = "lru"
-    addressed_by: Literal["slot", "key"] = "slot"
-    """Whether plans name its blocks by slot or by key; slots of the latter only count room."""
-
-    def __post_init__(self) -> None:
-        if self.capacity_blocks < 1:
-            msg = (
-                f"tier {self.name!r} holds {self.capacity_blocks} blocks, expected at least 1: "
-                "give it more memory, or leave it out"
-            )
-            raise ConfigError(msg)
+__all__ = ["CacheManager", "Completion", "Lease", "Refusal", "Reservation", "TierSpec"]
 
 
 class CacheManager:
@@ -64,10 +40,9 @@ class CacheManager:
         recorder: Recorder,
         events: EventLog | None = None,
     ) -> None:
-        self._shelves: dict[tuple[str, int], Shelf] = {}
-        for tier in tiers:
-            self._add_tier(tier, groups)
-        self._index = PrefixIndex(list(self._shelves.values()), recorder, events)
+        shelves = make_shelves(tiers, groups)
+        self._shelves = {(shelf.tier, shelf.group): shelf for shelf in shelves}
+        self._index = PrefixIndex(shelves, recorder, events)
         self._readers = range(ranks)
         self._owners = frozenset(owners)
         self._recorder = recorder
@@ -77,15 +52,6 @@ class CacheManager:
         self._jobs: dict[JobId, Job] = {}
         self._job_ids = itertools.count(1)
         self._epoch = 0
-
-    def _add_tier(self, tier: TierSpec, groups: int) -> None:
-        """Make the shelves of `tier`, one for each cache group."""
-        pool = SlotPool(tier.capacity_blocks)
-        policy: EvictionPolicy[Residency] = create_policy(tier.eviction_policy, tier.capacity_blocks)
-        for group in range(groups):
-            index = len(self._shelves)
-            shelf = Shelf(index, tier.name, group, tier.addressed_by, pool, policy)
-            self._shelves[tier.name, group] = shelf
 
     def match(
         self,

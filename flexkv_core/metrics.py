@@ -34,7 +34,6 @@ METRICS: Mapping[str, Metric] = {
         Metric("save_seconds", "counter", "Seconds spent copying out of engine pages"),
         Metric("save_failed_blocks", "counter", "Blocks whose save failed and was rolled back"),
         Metric("save_no_room_blocks", "counter", "Blocks not saved: everything else was in use"),
-        Metric("save_dropped_blocks", "counter", "Blocks of finished requests not saved in time"),
         Metric("evicted_blocks", "counter", "Blocks that left a tier to make room"),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric("late_results", "counter", "Reports about plans from before a reset"),
@@ -60,6 +59,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
+        self._gauges: dict[str, float] = {}
 
     def add(self, name: str, value: float = 1) -> None:
         """Add to the counter `name`."""
@@ -70,7 +70,8 @@ class Counters:
     def set(self, name: str, value: float) -> None:
         """Set the gauge `name`."""
         assert METRICS[name].kind == "gauge"
-        self._values[name] = value
+        if self._gauges.get(name) != value:
+            self._gauges[name] = self._values[name] = value
 
     def drain(self) -> dict[str, float]:
         """Return what changed since the last drain: counters as differences, gauges as they are."""

@@ -27,7 +27,12 @@ class Weather:
     end_chance: float = 1.0
     """That a running copy ends in a given step."""
 
-    fail_chance: float = 0.0
+    fail_loads: float = 0.0
+    """Chance that a load fails behind some of its leading blocks."""
+
+    fail_saves: float = 0.0
+    """Chance that a save does."""
+
     loads_at_once: bool = False
     """Copy in `submit`, as an engine's synchronous step needs it."""
 
@@ -99,10 +104,11 @@ class DelayedLane(Lane):
 
     def _end(self, copy: _Copy) -> TransferResult:
         weather, plan = self._weather, copy.plan
-        direction = "loads" if isinstance(plan.target, EnginePages) else "saves"
+        is_load = isinstance(plan.target, EnginePages)
+        direction = "loads" if is_load else "saves"
         weather.counts[direction] += 1
         num_good, status = plan.num_blocks, Status.OK
-        if weather.rng.random() < weather.fail_chance:
+        if weather.rng.random() < (weather.fail_loads if is_load else weather.fail_saves):
             weather.counts[f"failed {direction}"] += 1
             num_good, status = weather.rng.randrange(plan.num_blocks), Status.ERROR
         if num_good and not weather.lose_copies:

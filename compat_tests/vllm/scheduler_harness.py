@@ -219,6 +219,16 @@ class SimulatedEngine:
         """Requests that have not ended."""
         return [name for name in self._asked if name not in self.endings]
 
+    @property
+    def loading(self) -> list[str]:
+        """Requests that wait for a load."""
+        requests = self.scheduler.requests
+        return [
+            name
+            for name in self.active
+            if requests[name].status is RequestStatus.WAITING_FOR_REMOTE_KVS
+        ]
+
     def schedule(self) -> bool:
         """Schedule a batch if vLLM would; returns whether it did."""
         if len(self._batches) >= self.capacity or not self.scheduler.has_requests():
@@ -292,6 +302,7 @@ class SimulatedEngine:
         assert not self.scheduler.requests
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "pages leaked"
         assert self.num_loads == self.num_loads_ended, "loads without exactly one completion"
+        self._check_connector()
         for request_id, ending in self.endings.items():
             prompt, max_tokens = self._asked[request_id]
             expected = expected_output(prompt, self._salts[request_id], max_tokens)
@@ -299,6 +310,16 @@ class SimulatedEngine:
                 assert ending.tokens == expected, request_id
             else:
                 assert ending.tokens == expected[: len(ending.tokens)], request_id
+
+    def _check_connector(self) -> None:
+        connector = self.scheduler.connector
+        for half in (connector, *(rank.connector for rank in self._ranks)):
+            assert not half._barrier.reason, half._barrier.reason
+        manager = connector._scheduler.manager
+        manager.check_integrity()
+        assert not manager.num_in_flight
+        assert not manager._claims, "leases or reservations were forgotten"
+        assert not connector._scheduler._states, "requests were forgotten"
 
     def close(self) -> None:
         """Shut both halves of the connector down."""

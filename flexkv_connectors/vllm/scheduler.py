@@ -122,12 +122,16 @@ class SchedulerHalf:
                 self._conclude(completion)
 
     def reset(self) -> None:
-        """Forget every block. What is being copied ends without becoming findable."""
-        if self._manager is None:
-            return
+        """Forget every block. What is being copied ends without becoming findable.
+
+        The weights may be others from now on, so requests that have begun are not saved any more:
+        part of their KV is of the old ones.
+        """
         for state in self._states.values():
             self._let_go(state)
-        self._manager.reset()
+            state.may_save = state.may_save and not state.page_ids
+        if self._manager is not None:
+            self._manager.reset()
 
     @property
     def has_pending_work(self) -> bool:
@@ -258,26 +262,27 @@ class SchedulerHalf:
         self._events.settle(completion.job_id)
         state = self._states.get(completion.request_id)
         if completion.kind is JobKind.GET:
-            self._count("load", completion)
+            self._count(completion, "load_bytes", "load_seconds", "load_failed_blocks")
             if state is not None and completion.status is Status.OK:
                 self._counters.add("load_tokens", state.num_loading_tokens)
             elif state is not None:
                 state.may_load = False
         else:
-            self._count("save", completion)
+            self._count(completion, "save_bytes", "save_seconds", "save_failed_blocks")
             num_tokens = completion.num_published * self._deployment.block_tokens
             self._counters.add("save_tokens", num_tokens)
             if state is not None and completion.status is not Status.OK:
                 state.may_save = False
 
-    def _count(self, what: str, completion: Completion) -> None:
-        self._counters.add(f"{what}_bytes", completion.num_bytes)
-        self._counters.add(f"{what}_seconds", completion.seconds)
-        self._counters.add(f"{what}_failed_blocks", completion.num_lost)
+    def _count(self, completion: Completion, moved: str, took: str, lost: str) -> None:
+        """Add a transfer to the metrics named."""
+        self._counters.add(moved, completion.num_bytes)
+        self._counters.add(took, completion.seconds)
+        self._counters.add(lost, completion.num_lost)
         if completion.num_lost:
             logger.warning(
-                "%s.failed request=%s blocks=%d status=%s",
-                what,
+                "transfer.failed kind=%s request=%s blocks=%d status=%s",
+                completion.kind.value,
                 completion.request_id,
                 completion.num_lost,
                 completion.status.name,

@@ -23,7 +23,9 @@ from flexkv_core.index.radix import PrefixIndex
 __all__ = ["check_index"]
 
 
-def check_index(index: PrefixIndex, pins: Mapping[Residency, int], writes: Collection[Write]) -> None:
+def check_index(
+    index: PrefixIndex, pins: Mapping[Residency, int], writes: Collection[Write]
+) -> None:
     """Check `index`, on which leases hold `pins` and reservations will end `writes`.
 
     Raises:

@@ -106,7 +106,10 @@ class Node:
 
     def trim(self) -> None:
         """Forget the keys that no shelf holds, and leave the tree if none is left."""
-        num_keys = max(0 if held is None else held.num_blocks for held in self.residencies)
+        num_keys = 0
+        for residency in self.residencies:
+            if residency is not None:
+                num_keys = max(num_keys, residency.num_blocks)
         if num_keys:
             del self.keys[num_keys:]
         else:

@@ -52,8 +52,14 @@ class PrefixIndex:
         self._clock = 0
 
     def match(self, shelf: Shelf, keys: Sequence[BlockKey]) -> Match | None:
-        """Pin the longest ready prefix of `keys` on `shelf`, until `unpin`."""
+        """Pin the longest ready prefix of `keys` on `shelf`, until `unpin`.
+
+        A run of which only a part is shared is split, so that the rest neither counts as used nor
+        is pinned. Chains mostly part there anyway, as soon as the new one is saved.
+        """
         node, shared_end = self._walk(keys)
+        if shared_end < node.end:
+            node = node.split(shared_end)
         residency = self._deepest(node, shelf)
         while not residency.num_ready:
             if residency.parent is None:
@@ -63,7 +69,7 @@ class PrefixIndex:
         residency.last_use = self._clock
         residency.num_uses += 1
         residency.num_pins += 1
-        return Match(residency, min(shared_end, residency.ready_end))
+        return Match(residency, residency.ready_end)
 
     def unpin(self, residency: Residency) -> None:
         """Undo the pin of one match."""

@@ -327,16 +327,35 @@ def test_a_block_is_only_saved_whole():
     assert rig.run(plan).error == "only whole blocks are saved: got 3 pages, expected 4"
 
 
+@pytest.mark.parametrize(
+    ("axes", "sizes", "num_saving", "num_loading"),
+    [
+        ("LBHNC", {"H": 4}, 1, 1),
+        ("LBNHC", {"H": 4}, 1, 4),
+        ("LBNHC", {"H": 9}, 1, 1),
+        ("LBNHC", {"H": 1}, 1, 1),
+        ("LPBNHC", {"H": 4, "P": 2}, 2, 4),
+        ("BLPHNC", {"H": 4, "P": 2}, 2, 1),
+        ("LBNPHC", {"H": 4, "P": 2}, 2, 8),
+        ("LBHNC", {"layer_runs": [1, 2]}, 2, 2),
+    ],
+)
+def test_a_block_takes_few_operations_and_no_short_loops(axes, sizes, num_saving, num_loading):
+    lane = make_rig(axes, **sizes).lane
+    counted = [len(lane._pieces(way, range(3))) for way in (cpu_lane._GATHER, cpu_lane._SCATTER)]
+    assert counted == [num_saving, num_loading]
+
+
 def test_large_plans_use_the_other_threads_as_well(monkeypatch):
     rig = make_rig("LBHNC", N=64, C=4096, num_threads=2)
     names = set()
-    gather = cpu_lane._gather
+    gather = cpu_lane._GATHER
 
-    def spy(views, segments):
+    def spy(pieces, segments):
         names.add((threading.current_thread().name, len(segments)))
-        gather(views, segments)
+        gather.copy(pieces, segments)
 
-    monkeypatch.setattr(cpu_lane, "_gather", spy)
+    monkeypatch.setattr(cpu_lane, "_GATHER", gather._replace(copy=spy))
     rig.run(offload([1, 5, 7], [0, 1, 2]))
     assert {("MainThread", 2), ("flexkv-copy_0", 1)} == names
 
