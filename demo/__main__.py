@@ -21,13 +21,14 @@ def main() -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
+    parser.add_argument("--work", type=Path, default=WORK, help="where to write (default: .work)")
     arguments = parser.parse_args()
     # A terminated demo leaves by the same door as one that ends: the server goes first.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
     try:
-        run(arguments.rounds)
+        run(arguments.rounds, arguments.work)
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -37,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def run(num_rounds: int) -> None:
+def run(num_rounds: int, work: Path) -> None:
     """Serve the model, go through the rounds, print the table and write the report.
 
     Raises:
@@ -45,12 +46,12 @@ def run(num_rounds: int) -> None:
     """
     say = Progress()
     require_memory()
-    WORK.mkdir(parents=True, exist_ok=True)
-    model = build_model(WORK)
+    work.mkdir(parents=True, exist_ok=True)
+    model = build_model(work)
     subject = f"vLLM {vllm_version()} on this machine's CPU, {describe(model)}"
     say(subject)
-    say(f"starting vLLM's OpenAI server with the flexkv connector (log: {WORK}/server.log)")
-    with running_server(model, WORK) as port:
+    say(f"starting vLLM's OpenAI server with the flexkv connector (log: {work}/server.log)")
+    with running_server(model, work) as port:
         say(f"ready on port {port}; one round to warm up")
         client = Client(port)
         token_bytes = kv_token_bytes(model)
@@ -61,7 +62,7 @@ def run(num_rounds: int) -> None:
             rounds.append(run_round(client, number, token_bytes, say))
     rows = summarise(rounds)
     print_table(rows)
-    report = WORK / "report.html"
+    report = work / "report.html"
     report.write_text(write_report(subject, rows, num_rounds))
     print(f"\nEvery answer was checked. Report: {report}")
 

@@ -72,10 +72,14 @@ class Client:
             raise DemoError(msg)
 
     def metrics(self) -> dict[str, float]:
-        """Return all counters and gauges; labels are part of the name, without engine and model."""
+        """Return what is not zero; labels are part of the name, without engine and model."""
         text = self._open("GET", "/metrics").read().decode()
         found = re.findall(r"^([\w:]+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE)
-        return {_series(name, labels): float(value) for name, labels, value in found}
+        return {
+            _series(name, labels): float(value)
+            for name, labels, value in found
+            if float(value) and not name.endswith("_created")
+        }
 
     def _open(self, method: str, path: str, body: object = None) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=TIMEOUT_S)

@@ -102,7 +102,7 @@ def _wait_for_count(client: Client, is_reached: Callable[[Counts], bool]) -> Cou
     while not is_reached(counts := client.metrics()):
         if time.monotonic() > end_s:
             ours = {name: count for name, count in counts.items() if name.startswith("flexkv:")}
-            msg = f"an answer's KV was neither saved nor counted in {METRICS_TIMEOUT_S} s: {ours}"
+            msg = f"an answer's KV was not saved and counted in {METRICS_TIMEOUT_S} s: {ours}"
             raise DemoError(msg)
         time.sleep(0.05)
     return counts

@@ -100,7 +100,7 @@ def _environment(work: Path) -> dict[str, str]:
     }
     # An allow-list of plug-ins would hide ours.
     kept = {key: value for key, value in os.environ.items() if key != "VLLM_PLUGINS"}
-    # Enough for the demo, so that it runs beside other things; without it half a machine's memory.
+    # Enough for the demo, and small beside whatever else runs on this machine.
     return {"FLEXKV_CPU_CACHE_GB": "1", **kept, **changed}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from flexkv_core.index.radix import PrefixIndex
 from flexkv_core.lease import Claim
 from flexkv_core.plan import Status, TransferPlan, TransferResult
 from flexkv_core.types import JobId, RequestId
@@ -70,3 +71,20 @@ class Job:
         self.num_bytes += result.num_bytes
         self.seconds = max(self.seconds, result.seconds)
         return True
+
+    def end(self, index: PrefixIndex) -> Completion:
+        """Let go of what the plan held, publish what it wrote, and say how it ended."""
+        num_published = sum(
+            claim.end(index, self.num_blocks, self.plan.job_id) for claim in self.claims
+        )
+        return Completion(
+            job_id=self.plan.job_id,
+            request_id=self.claims[0].request_id,
+            kind=self.kind,
+            status=self.status,
+            num_blocks=self.num_blocks,
+            num_published=num_published,
+            num_lost=self.plan.num_blocks - self.num_blocks,
+            num_bytes=self.num_bytes,
+            seconds=self.seconds,
+        )

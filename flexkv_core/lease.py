@@ -13,7 +13,7 @@ from typing_extensions import override
 from flexkv_core.errors import LeaseError
 from flexkv_core.index.node import Residency, Write
 from flexkv_core.index.radix import PrefixIndex
-from flexkv_core.types import RequestId
+from flexkv_core.types import JobId, RequestId
 
 __all__ = ["Claim", "ClaimState", "Lease", "Reservation"]
 
@@ -54,8 +54,8 @@ class Claim(ABC):
             raise LeaseError(msg)
 
     @abstractmethod
-    def end(self, index: PrefixIndex, num_good_blocks: int) -> int:
-        """Let go of the blocks, of which the first `num_good_blocks` were copied.
+    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
+        """Let go of the blocks, of which plan `job_id`, if any, copied the first `num_good`.
 
         Returns:
             Blocks that became ready.
@@ -70,7 +70,7 @@ class Lease(Claim):
     """The deepest, which is pinned."""
 
     @override
-    def end(self, index: PrefixIndex, num_good_blocks: int) -> int:
+    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
         self.state = ClaimState.ENDED
         index.unpin(self.residency)
         return 0
@@ -83,6 +83,6 @@ class Reservation(Claim):
     write: Write
 
     @override
-    def end(self, index: PrefixIndex, num_good_blocks: int) -> int:
+    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
         self.state = ClaimState.ENDED
-        return index.finish(self.write, num_good_blocks)
+        return index.finish(self.write, num_good, job_id)

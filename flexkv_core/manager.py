@@ -3,12 +3,18 @@
 import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from flexkv_core import planner
+from flexkv_core.errors import ConfigError
 from flexkv_core.events import EventLog
+from flexkv_core.eviction.base import EvictionPolicy
+from flexkv_core.eviction.policies import create_policy
 from flexkv_core.index.integrity import check_index
+from flexkv_core.index.node import Residency, Shelf
 from flexkv_core.index.radix import PrefixIndex, Refusal
-from flexkv_core.index.shelves import TierSpec, make_shelves
+from flexkv_core.index.slot_pool import SlotPool
 from flexkv_core.job import Completion, Job, JobKind
 from flexkv_core.lease import Claim, ClaimState, Lease, Reservation
 from flexkv_core.metrics import Recorder
@@ -16,7 +22,37 @@ from flexkv_core.plan import EnginePages, TransferPlan, TransferResult
 from flexkv_core.planner import Ticket
 from flexkv_core.types import BlockKey, JobId, RequestId
 
-__all__ = ["CacheManager", "Completion", "Lease", "Refusal", "Reservation", "TierSpec"]
+__all__ = ["CacheManager", "TierSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierSpec:
+    """One tier as the control plane sees it."""
+
+    name: str
+    capacity_blocks: int
+    eviction_policy: str = "lru"
+    addressed_by: Literal["slot", "key"] = "slot"
+    """How plans name its blocks. Where it is by key, slots only count room."""
+
+    def __post_init__(self) -> None:
+        if self.capacity_blocks < 1:
+            msg = (
+                f"tier {self.name!r} has room for {self.capacity_blocks} blocks, expected 1 or "
+                "more: give it more memory, or leave it out"
+            )
+            raise ConfigError(msg)
+
+    def make_shelves(self, first_index: int, num_groups: int) -> list[Shelf]:
+        """Return what the index keeps for each cache group, from `first_index` on."""
+        pool = SlotPool(self.capacity_blocks)
+        policy: EvictionPolicy[Residency] = create_policy(
+            self.eviction_policy, self.capacity_blocks
+        )
+        return [
+            Shelf(first_index + group, self.name, group, self.addressed_by, pool, policy)
+            for group in range(num_groups)
+        ]
 
 
 class CacheManager:
@@ -40,7 +76,9 @@ class CacheManager:
         recorder: Recorder,
         events: EventLog | None = None,
     ) -> None:
-        shelves = make_shelves(tiers, groups)
+        shelves: list[Shelf] = []
+        for tier in tiers:
+            shelves += tier.make_shelves(len(shelves), groups)
         self._shelves = {(shelf.tier, shelf.group): shelf for shelf in shelves}
         self._index = PrefixIndex(shelves, recorder, events)
         self._readers = range(ranks)
@@ -86,8 +124,8 @@ class CacheManager:
     ) -> Reservation | Refusal:
         """Make room in `tier` for what it lacks of `keys`, or for the leading part that fits.
 
-        Blocks that are there or being written, for whomever, are skipped. `keys` is copied where
-        it is kept: the caller may go on appending to it.
+        Blocks that are there or being written, for whomever, are skipped. `keys` is copied: the
+        caller may go on appending to it.
 
         Returns:
             A reservation to be ended once, by `abort`, `cancel` or the completion of its plan; or
@@ -118,7 +156,6 @@ class CacheManager:
         Raises:
             LeaseError: The lease is not open, or does not hold these blocks.
         """
-        lease.expect_open()
         ticket = self._ticket(deadline_s)
         plan = planner.plan_get(ticket, lease, pages, first_block, num_blocks)
         return self._start(JobKind.GET, plan, lease)
@@ -135,10 +172,7 @@ class CacheManager:
         Raises:
             LeaseError: The reservation is not open.
         """
-        reservation.expect_open()
-        ticket = self._ticket(deadline_s)
-        reservation.write.job_id = ticket.job_id
-        plan = planner.plan_put(ticket, reservation, pages)
+        plan = planner.plan_put(self._ticket(deadline_s), reservation, pages)
         return self._start(JobKind.PUT, plan, reservation)
 
     def plan_copy(
@@ -152,19 +186,14 @@ class CacheManager:
         Raises:
             LeaseError: One is not open, or the lease lacks blocks of the reservation.
         """
-        lease.expect_open()
-        reservation.expect_open()
-        ticket = self._ticket(deadline_s)
-        reservation.write.job_id = ticket.job_id
-        plan = planner.plan_copy(ticket, lease, reservation)
+        plan = planner.plan_copy(self._ticket(deadline_s), lease, reservation)
         return self._start(JobKind.COPY, plan, lease, reservation)
 
     def complete(self, result: TransferResult) -> Completion | None:
         """Count one rank's report; with the last one, end the plan and publish what it wrote.
 
-        A report that nobody waits for (again from the same rank, on an unknown plan, of another
-        epoch) changes nothing. A plan from before a reset ends like any other and publishes
-        nothing: its blocks are gone.
+        A report that nobody waits for changes nothing: again from the same rank, on an unknown
+        plan, of another epoch. A plan from before a reset ends, and publishes nothing.
 
         Returns:
             None until the last rank has reported.
@@ -178,7 +207,7 @@ class CacheManager:
         if job.waiting_ranks:
             return None
         del self._jobs[job.plan.job_id]
-        return self._end(job)
+        return job.end(self._index)
 
     def release(self, lease: Lease) -> None:
         """End a lease that has no plan.
@@ -265,7 +294,7 @@ class CacheManager:
     def _abandon(self, claim: Claim) -> None:
         """End `claim` without a plan."""
         self._close(claim)
-        claim.end(self._index, 0)
+        claim.end(self._index)
 
     def _start(
         self, kind: JobKind, plan: TransferPlan | None, *claims: Claim
@@ -279,18 +308,3 @@ class CacheManager:
         ranks = self._readers if kind is JobKind.GET else self._owners
         self._jobs[plan.job_id] = Job(kind, plan, claims, set(ranks), plan.num_blocks)
         return plan
-
-    def _end(self, job: Job) -> Completion:
-        """Give back what `job` held and publish what it wrote."""
-        num_published = sum(claim.end(self._index, job.num_blocks) for claim in job.claims)
-        return Completion(
-            job_id=job.plan.job_id,
-            request_id=job.claims[0].request_id,
-            kind=job.kind,
-            status=job.status,
-            num_blocks=job.num_blocks,
-            num_published=num_published,
-            num_lost=job.plan.num_blocks - job.num_blocks,
-            num_bytes=job.num_bytes,
-            seconds=job.seconds,
-        )

@@ -1,7 +1,8 @@
 """What moves from where to where: pure functions of leases and reservations.
 
 None of them changes anything and none knows a clock: a deadline is passed through. Each answers
-None if a failed write, a drop or a reset took some of the blocks since they were claimed.
+None if a failed write, a drop or a reset took some of the blocks since they were claimed, and
+raises LeaseError for a lease or reservation that is not open any more.
 """
 
 from typing import NamedTuple
@@ -28,27 +29,31 @@ def plan_get(
     ticket: Ticket, lease: Lease, pages: EnginePages, first_block: int, num_blocks: int
 ) -> TransferPlan | None:
     """Load blocks of `lease` into engine pages."""
+    lease.expect_open()
     end_block = first_block + num_blocks
     _check_range(lease, first_block, end_block)
     source = _locate(lease.residency, first_block, end_block)
-    return source and _plan(ticket, lease.residency, source, pages, num_blocks)
+    return _plan(ticket, lease.residency, source, pages, num_blocks)
 
 
 def plan_put(ticket: Ticket, reservation: Reservation, pages: EnginePages) -> TransferPlan | None:
     """Save engine pages as the blocks of `reservation`."""
+    reservation.expect_open()
     residency, end_block = reservation.write.residency, reservation.end_block
     target = _locate(residency, reservation.first_block, end_block)
-    return target and _plan(ticket, residency, pages, target, reservation.num_blocks)
+    return _plan(ticket, residency, pages, target, reservation.num_blocks)
 
 
 def plan_copy(ticket: Ticket, lease: Lease, reservation: Reservation) -> TransferPlan | None:
     """Copy the blocks of `reservation` from the tier of `lease`, which holds them all."""
+    lease.expect_open()
+    reservation.expect_open()
     first_block, end_block = reservation.first_block, reservation.end_block
     _check_range(lease, first_block, end_block)
     source = _locate(lease.residency, first_block, end_block)
     target = _locate(reservation.write.residency, first_block, end_block)
-    if source is None or target is None:
-        return None
+    if source and target:
+        _check_same_chain(lease, reservation)
     return _plan(ticket, lease.residency, source, target, reservation.num_blocks)
 
 
@@ -62,6 +67,25 @@ def _check_range(lease: Lease, first_block: int, end_block: int) -> None:
         msg = (
             f"blocks {first_block} to {end_block} of request {lease.request_id!r} were asked for, "
             f"its lease holds 0 to {lease.num_blocks}: plan a part of what was matched"
+        )
+        raise LeaseError(msg)
+
+
+def _check_same_chain(lease: Lease, reservation: Reservation) -> None:
+    """Refuse to copy one chain's blocks over another's. An equal key proves all before it equal.
+
+    Raises:
+        LeaseError: The last block to copy is not the same block of the same group.
+    """
+    last_block = reservation.end_block - 1
+    *_, source = lease.residency.up_to(last_block)
+    *_, target = reservation.write.residency.up_to(last_block)
+    source_key = source.node.keys[last_block - source.start]
+    target_key = target.node.keys[last_block - target.start]
+    if source_key != target_key or source.shelf.group != target.shelf.group:
+        msg = (
+            f"request {reservation.request_id!r} reserved room for other blocks than its lease "
+            "holds: match and reserve the same keys in the same group"
         )
         raise LeaseError(msg)
 
@@ -86,9 +110,15 @@ def _locate(residency: Residency, first_block: int, end_block: int) -> Place | N
 
 
 def _plan(
-    ticket: Ticket, residency: Residency, source: Place, target: Place, num_blocks: int
-) -> TransferPlan:
-    """Return the plan `ticket` for blocks in the group of `residency`."""
+    ticket: Ticket,
+    residency: Residency,
+    source: Place | None,
+    target: Place | None,
+    num_blocks: int,
+) -> TransferPlan | None:
+    """Return the plan `ticket` in the group of `residency`, if both ends of it are there."""
+    if source is None or target is None:
+        return None
     return TransferPlan(
         job_id=ticket.job_id,
         source=source,

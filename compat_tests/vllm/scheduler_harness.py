@@ -9,6 +9,7 @@ events, as many in flight as vLLM allows; `test_scheduler_contract` shuffles the
 import copy
 import os
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,6 +236,9 @@ class SimulatedEngine:
             return False
         self._batches.append(_Batch(self.scheduler.schedule()))
         self.events["batches in flight"] += len(self._batches) > 1
+        self.events["late saves"] += len(
+            self._batches[-1].scheduled.kv_connector_metadata.late_saves
+        )
         return True
 
     def execute(self) -> bool:
@@ -261,10 +265,18 @@ class SimulatedEngine:
 
     def drain(self) -> None:
         """Go on until the engine would stop stepping."""
+        self._go_on_until(lambda: not (self._batches or self.scheduler.has_requests()))
+
+    def finish_requests(self) -> None:
+        """Go on until the last request has ended; what was to be saved may still be under way."""
+        self._go_on_until(lambda: self.is_quiet)
+
+    def _go_on_until(self, done: Callable[[], bool]) -> None:
         for _ in range(MAX_STEPS):
-            progressed = self.schedule()
-            if not (self.deliver() or progressed):
+            if done():
                 return
+            self.schedule()
+            self.deliver()
         raise AssertionError(f"the engine never became idle: {self.active}")
 
     def reset(self, *, running: bool, connector: bool) -> bool:
@@ -289,11 +301,10 @@ class SimulatedEngine:
 
     @property
     def can_reset_running(self) -> bool:
-        """Whether vLLM allows a reset that preempts: no load in progress, no batch in flight."""
-        requests = self.scheduler.requests.values()
-        return not self._batches and all(
-            request.status in (RequestStatus.WAITING, RequestStatus.RUNNING) for request in requests
-        )
+        """Whether vLLM allows a reset that preempts: nobody but running requests holds a page."""
+        statuses = {request.status for request in self.scheduler.requests.values()}
+        holders = self._batches or self.scheduler.kv_holding_waiting
+        return not holders and statuses <= {RequestStatus.WAITING, RequestStatus.RUNNING}
 
     def check_idle(self) -> None:
         """Assert what must hold when nothing is left to do."""

@@ -221,7 +221,8 @@ class SimulatedModel:
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
         assert end <= len(sequence.tokens), "the scheduler is ahead of the sampled tokens"
         values = sequence.chain.values(sequence.tokens[:end])
-        self._check_context(request_id, sequence, values[:start])
+        if not self._context_is_right(request_id, sequence, values[:start]):
+            values = [value ^ 1 for value in values]
         for position in range(start, end):
             page = sequence.pages[position // PAGE_TOKENS]
             assert page != 0, "the null page must not be written"
@@ -232,18 +233,20 @@ class SimulatedModel:
         sequence.tokens.append(sample(values[-1]))
         return [sequence.tokens[-1]]
 
-    def _check_context(self, request_id: str, sequence: _Sequence, values: list[int]) -> None:
-        if not values:
-            return
-        pages = np.array(sequence.pages[: -(-len(values) // PAGE_TOKENS)])
+    def _context_is_right(
+        self, request_id: str, sequence: _Sequence, values: list[int]
+    ) -> bool:
+        """Compare all pages before the tokens being computed, on every rank."""
+        pages = np.array(sequence.pages[: -(-len(values) // PAGE_TOKENS)], dtype=np.int64)
         expected = np.array(values, dtype=np.int64)[None, :, None]
         for index, rank in enumerate(self._ranks):
             wrong = (rank.read(pages, len(values)) != expected).any(axis=(0, 2))
             if wrong.any():
                 first = int(wrong.argmax())
-                self._doubts.append(
-                    _Doubt(request_id, index, first, sequence.pages[first // PAGE_TOKENS])
-                )
+                page = sequence.pages[first // PAGE_TOKENS]
+                self._doubts.append(_Doubt(request_id, index, first, page))
+                return False
+        return True
 
     def _settle_doubts(self, failed_pages: set[int]) -> None:
         """Raise unless the connector has said that these pages were not loaded."""

@@ -25,6 +25,7 @@ INTERESTING = {
     "ended by error",
     "failed loads",
     "failed saves",
+    "late saves",
     "loads",
     "resets running=False connector=True",
     "resets running=True connector=False",
@@ -88,6 +89,9 @@ def play(bases, weather, seed):
     asked = []
     for _ in range(NUM_STEPS):
         _random_event(engine, rng, heads, asked)
+    if rng.random() < 0.3:
+        engine.finish_requests()
+        engine.change_weights()
     engine.drain()
     for ask in asked:
         engine.add(*ask)

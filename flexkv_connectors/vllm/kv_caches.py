@@ -107,7 +107,7 @@ def _require_declared(tensor: "torch.Tensor", declared: PageShape) -> None:
             f"vLLM registered a KV tensor {tuple(tensor.shape)} of {tensor.dtype} with strides "
             f"{tensor.stride()}; expected [blocks, {declared.num_heads} heads, a divisor of "
             f"{declared.page_tokens} tokens, {declared.token_bytes} contiguous bytes]: this layout "
-            "is not known, so nothing would be safe to save. Please report it with your vLLM "
+            "is not known and nothing would be safe to save: please report it with your vLLM "
             "version and attention backend"
         )
         raise LayoutError(msg)

@@ -6,7 +6,7 @@
 from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Evictable", "EvictionPolicy", "Item"]
+__all__ = ["Evictable", "EvictionPolicy"]
 
 
 class Evictable(Protocol):

@@ -1,0 +1,1 @@
+"""Which blocks are in which tier: one radix tree of runs of keys."""

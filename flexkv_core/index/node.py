@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flexkv_core.eviction import EvictionPolicy
+from flexkv_core.eviction.base import EvictionPolicy
 from flexkv_core.index.slot_pool import SLOT_BYTES, SlotPool
 from flexkv_core.types import BlockKey, JobId
 
@@ -240,7 +240,7 @@ class Write:
     """The deepest one it was made for; dead if blocks were dropped."""
 
     job_id: JobId | None = None
-    """The plan that carries it out, once there is one."""
+    """The plan that carried it out, once that has ended."""
 
     is_written: bool = False
     """Every owner has reported, or nothing will ever be written."""

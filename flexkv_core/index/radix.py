@@ -8,7 +8,7 @@ from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventL
 from flexkv_core.index.node import Node, Residency, Shelf, Write
 from flexkv_core.index.slot_pool import SLOT_BYTES
 from flexkv_core.metrics import Recorder
-from flexkv_core.types import BlockKey
+from flexkv_core.types import BlockKey, JobId
 
 __all__ = ["Match", "PrefixIndex", "Refusal"]
 
@@ -93,16 +93,16 @@ class PrefixIndex:
             node = self._add_keys(node, shared_end, keys[shared_end:end])
         return self._claim(shelf, node, known_end, end)
 
-    def finish(self, write: Write, num_good_blocks: int) -> int:
-        """End `write`, whose first `num_good_blocks` were written; publish what that makes ready.
+    def finish(self, write: Write, num_good: int, job_id: JobId | None) -> int:
+        """End `write`, of which plan `job_id` wrote the first `num_good` blocks, and publish.
 
         A bad block, and everything behind it on this shelf, is dropped.
 
         Returns:
             Blocks that became ready, including those of writes that had to wait for this one.
         """
-        write.is_written = True
-        bad_block = write.first_block + num_good_blocks
+        write.is_written, write.job_id = True, job_id
+        bad_block = write.first_block + num_good
         if bad_block < write.end_block:
             *_, residency = write.residency.up_to(bad_block)
             if residency.is_alive:
@@ -229,7 +229,7 @@ class PrefixIndex:
 
     @staticmethod
     def _extend(write: Write, slots: bytes) -> bytes:
-        """Give `slots` to the deepest residency of `write`; return what its node has no keys for."""
+        """Give the deepest residency of `write` as many `slots` as it lacks; return the rest."""
         residency = write.residency
         num_bytes = (residency.node.end - residency.end) * SLOT_BYTES
         if num_bytes:
@@ -305,8 +305,8 @@ class PrefixIndex:
 
     def _tell_removed(self, residency: Residency, num_kept: int) -> None:
         """Record that only the first `num_kept` blocks of `residency` stay findable."""
-        keys = residency.node.keys[num_kept : residency.num_ready]
-        if self._events is not None and keys:
+        if self._events is not None and num_kept < residency.num_ready:
+            keys = residency.node.keys[num_kept : residency.num_ready]
             self._events.append(BlocksRemoved(residency.shelf.tier, keys))
 
     def _tell_stored(self, residency: Residency, ready_end: int, write: Write) -> None:

@@ -92,8 +92,6 @@ class World:
         self.running: list[Running] = []
         self.epoch = self.num_late = self.num_counted_late = 0
 
-    # What callers do.
-
     def grow_chain(self, pick: Pick) -> None:
         """Append to a caller's own list in place, or begin one that shares a prefix with it."""
         chain = self._any(self.chains, pick)
@@ -191,8 +189,6 @@ class World:
         for held in ended:
             self._finish(held, 0)
 
-    # What workers do.
-
     def report(self, pick: Pick) -> None:
         if not self.running:
             return
@@ -233,8 +229,6 @@ class World:
         fields = {"status": Status.OK, "num_blocks": 0, "epoch": job.plan.epoch} | fields
         return TransferResult(job_id=job.plan.job_id, **fields)
 
-    # What goes wrong for everybody.
-
     def drop(self, pick: Pick) -> None:
         tier, chain = self._any(["host", "ssd"], pick), self._any(self.chains, pick)
         keys = chain[: pick(len(chain) + 1)]
@@ -246,8 +240,6 @@ class World:
         self.manager.reset()
         self.epoch += 1
         self.tiers = {"host": {}, "ssd": {}}
-
-    # The model.
 
     def _leading_blocks(self, tier: str, chain: Sequence[bytes], states: set[str]) -> list[Block]:
         leading = []
@@ -311,8 +303,6 @@ class World:
     def _all_held(self) -> list[Held]:
         return self.open + [held for job in self.running for held in job.held]
 
-    # Bytes.
-
     def _write_bytes(self, place: Place, keys: list[bytes], owners: Sequence[int]) -> None:
         for owner in owners if isinstance(place, HostSlots) else ():
             for slot, key in zip(_unpack(place), keys, strict=False):
@@ -324,8 +314,6 @@ class World:
         if isinstance(place, HostSlots):
             for memory in self.memory.values():
                 assert [memory[slot] for slot in _unpack(place)] == keys
-
-    # Checks after every step.
 
     def check(self) -> None:
         self.manager.check_integrity()
@@ -388,9 +376,10 @@ class ManagerMachine(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
 
-    @rule(data=st.data(), verb=st.sampled_from(
-        ["grow_chain", "match", "reserve", "plan", "copy", "report", "end"]
-    ))
+    @rule(
+        data=st.data(),
+        verb=st.sampled_from(["grow_chain", "match", "reserve", "plan", "copy", "report", "end"]),
+    )
     def call(self, data, verb):
         getattr(self.world, verb)(lambda n: data.draw(st.integers(0, n - 1)))
 

@@ -1,5 +1,6 @@
 """The host pool: one anonymous region, shared between processes of a node."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -177,13 +178,18 @@ def test_prefaulting_twice_starts_one_thread(pool):
     assert pool._prefaulter is first
 
 
-def test_closing_ends_the_prefaulting(monkeypatch):
-    pool = HostPool.create(64, 1 << 20)
-    monkeypatch.setattr(host, "_PREFAULT_BYTES", 4096)
+def test_closing_waits_for_the_prefaulting(pool, mocker):
     pool.prefault()
-    thread = pool._prefaulter
+    join = mocker.spy(pool._prefaulter, "join")
     pool.close()
-    assert not thread.is_alive()
+    join.assert_called_once_with()
+
+
+def test_prefaulting_stops_as_soon_as_the_pool_closes(pool):
+    pool._stop.set()
+    pool.prefault()
+    pool._prefaulter.join()
+    assert bytes_taken(pool) == 0
 
 
 def test_prefaulting_runs_at_the_lowest_priority(pool, mocker):
@@ -204,6 +210,14 @@ def test_a_kernel_that_cannot_prefault_is_a_warning(pool, monkeypatch, caplog):
 def test_memory_that_does_not_exist_is_refused_with_what_to_do():
     with pytest.raises(TierError, match=r"cannot get \d+ bytes.*lower cpu_cache_gb$"):
         HostPool.create(1 << 40, 1 << 20)
+
+
+def test_a_region_whose_size_is_refused_leaves_no_file_open(mocker):
+    mocker.patch("os.ftruncate", side_effect=OSError(errno.EFBIG, "File too large"))
+    before = open_files()
+    with pytest.raises(TierError, match="File too large"):
+        HostPool.create(1, 4096)
+    assert open_files() == before
 
 
 def test_missing_huge_pages_are_refused_with_how_many_to_reserve():

@@ -307,7 +307,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_one_sentence(tier, start, chan
 class TierLaneCase(LaneCase):
     """Writes to a tier or reads from one; what is outside of the plan is poisoned or absent."""
 
-    block_bytes = 4096
+    block_bytes = 5000  # less than the stride from slot to slot
 
     def __init__(self, num_threads, *, writes):
         self.host = HostPool.create(8, self.block_bytes)
@@ -333,13 +333,14 @@ class TierLaneCase(LaneCase):
         other = HostPool.create(1, self.block_bytes)
         writer = DictTier(other.buffer, self.block_bytes, self.stored)
         for number in range(8):
-            other.buffer[:] = bytes([number]) * self.block_bytes
+            other.buffer[:] = bytes([number]) * len(other.buffer)
             writer.write([block(number)], None)
         other.close()
         self.host.buffer[:] = bytes([POISON]) * len(self.host.buffer)
 
     def _slot(self, slot):
-        return self.host.buffer[slot * self.block_bytes : (slot + 1) * self.block_bytes]
+        start = slot * self.host.slot_stride
+        return self.host.buffer[start : start + self.block_bytes]
 
     def plan(self, job_id, num_blocks):
         numbers = [2 * job_id, 2 * job_id + 1][:num_blocks]
@@ -364,7 +365,7 @@ class TierLaneCase(LaneCase):
             return b"".join(name + payload + checksum(payload) for name, payload in sorted(pairs))
         region = bytearray(self.host.buffer)
         for name, slot in zip(stored.keys, slots, strict=True):
-            start = slot * self.block_bytes
+            start = slot * self.host.slot_stride
             region[start : start + self.block_bytes] = name[:1] * self.block_bytes
         return bytes(region)
 
