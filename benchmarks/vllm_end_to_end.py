@@ -195,6 +195,7 @@ def turns(rounds: int, names: list[str]) -> Iterator[tuple[int, str]]:
     for number in range(rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            print(f"round {number} of {rounds}: {name}", file=sys.stderr, flush=True)
             time.sleep(QUIET_S)
             yield number, name
 

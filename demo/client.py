@@ -10,7 +10,7 @@ from typing import Any
 
 from demo.server import HOST, DemoError
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 Message = Mapping[str, str]
 
 

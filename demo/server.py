@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 600
 STOP_TIMEOUT_S = 15
 LOG_TAIL_LINES = 15
 ERROR_LINE = r"^(?:\(.*?\) ERROR .*?\] )?([\w.]*(?:Error|Exception): .+)$"

@@ -13,7 +13,6 @@ __all__ = ["CacheConfig", "check_option", "parse_config"]
 
 _MAX_GB = 65536
 _MAX_BLOCK_TOKENS = 16384
-_MAX_TP = 1024
 _MAX_THREADS = 256
 
 
@@ -30,16 +29,6 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     eviction_policy: Literal["lru", "s3fifo"] = "lru"
 
-    namespace: str = ""
-    """The user's own keyspace: engines that set different ones never share a block."""
-
-    weight_version: str = ""
-    """The user's name for the weights. Blocks saved under it are reused after the engine was told
-    to change its weights in place; without one they are not."""
-
-    max_tp: Annotated[int, Meta(ge=1, le=_MAX_TP)] | None = None
-    """Largest tensor-parallel degree among the engines that share blocks; None: this engine's."""
-
     load_async: bool = True
     """Load while other requests run, instead of within the engine's step."""
 
@@ -53,9 +42,6 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     use_hugepage_cpu_buffer: bool = False
     """Ask the kernel for huge pages under the host tier."""
 
-    kv_events: bool | None = None
-    """Tell routers what is stored and evicted; None: exactly if the engine publishes events."""
-
     @property
     def cpu_cache_bytes(self) -> int | None:
         """`cpu_cache_gb` in bytes."""
@@ -67,14 +53,10 @@ _EXPECTED: Mapping[str, str] = {
     "cpu_cache_gb": f"a size in GiB above 0 and up to {_MAX_GB}, such as 16 or 0.5",
     "block_tokens": f"a whole number of tokens from 1 to {_MAX_BLOCK_TOKENS}, such as 64",
     "eviction_policy": "'lru' or 's3fifo'",
-    "namespace": "text (in quotes if it looks like a number)",
-    "weight_version": "text (in quotes if it looks like a number)",
-    "max_tp": f"a tensor-parallel degree from 1 to {_MAX_TP}, such as 8",
     "load_async": _YES_OR_NO,
     "min_load_tokens": "a whole number of tokens, 0 or more",
     "copy_threads": f"a number of threads from 1 to {_MAX_THREADS}",
     "use_hugepage_cpu_buffer": _YES_OR_NO,
-    "kv_events": _YES_OR_NO,
 }
 
 _NO_SSD = "this version has no SSD tier, blocks are kept in CPU memory only: remove it"
@@ -87,6 +69,7 @@ _ENGINE_LOGGING = "the engine's own logging settings apply to the cache: remove 
 # Options of FlexKV that its users may bring along, and what to do about each.
 _NOT_HERE: Mapping[str, str] = {
     "tokens_per_block": "it is called block_tokens here: rename it",
+    "namespace": "nobody shares an engine's cache here: give namespaces to requests",
     "kv_cache_dtype": "the cache takes it from the engine: set the engine's --kv-cache-dtype",
     "use_hugepage_tmp_buffer": "there is no such buffer here: remove it",
     **dict.fromkeys(("ssd_cache_gb", "ssd_cache_dir", "enable_ssd", "max_file_size_gb"), _NO_SSD),

@@ -106,7 +106,7 @@ class BlockFormat:
         if self.num_heads % self.cell_heads:
             msg = (
                 f"{self.num_heads} KV heads on a rank cannot be cut into cells of "
-                f"{self.cell_heads}: set max_tp to a multiple of the tensor-parallel degree"
+                f"{self.cell_heads}: expected a divisor"
             )
             raise LayoutError(msg)
 

@@ -125,7 +125,7 @@ def _commit_of(model: str, revision: str, hub_cache: Path) -> str:
         return commit
     logger.warning(
         "model.commit_unknown model=%s revision=%s: blocks outlive a change of this revision; name "
-        "a commit, or set weight_version",
+        "a commit",
         model,
         revision,
     )
@@ -182,7 +182,7 @@ def _digest(path: Path) -> bytes:
         raise FileNotFoundError(msg)
     if not files:
         logger.warning(
-            "model.no_weights path=%s: it is told by its configuration alone; set weight_version",
+            "model.no_weights path=%s: it is told by its configuration alone",
             path,
         )
     digests = b"".join(sha256(part).digest() for part in parts)

@@ -7,6 +7,10 @@ from engine_process import EngineProcess
 SABOTAGED = {"kv_connector": "SabotagedConnector", "kv_connector_module_path": "sabotage"}
 """For engines whose copies are broken on purpose, or whose manager is looked at."""
 
+NO_LOAD = {"flexkv": {"load": False}}
+NO_SAVE = {"flexkv": {"save": False}}
+"""Values of a request's `kv_transfer_params`."""
+
 PAGE_TOKENS = 128
 """vLLM's block on a CPU."""
 

@@ -3,8 +3,10 @@
 One engine, asynchronous loads, chunks that end inside blocks.
 """
 
+import msgspec
 import pytest
 from engine_checks import (
+    NO_LOAD,
     PAGE_BYTES,
     PAGE_TOKENS,
     SABOTAGED,
@@ -15,7 +17,7 @@ from engine_checks import (
 )
 from engine_process import Ask, random_tokens
 
-HEAD = random_tokens(1, 1500)
+HEAD = random_tokens(1, 1000)
 PROMPTS = [HEAD + random_tokens(seed, length) for seed, length in ((2, 37), (3, 300), (4, 701))]
 ASKS = [Ask(prompt=prompt) for prompt in PROMPTS]
 HEAD_TOKENS = len(HEAD) // PAGE_TOKENS * PAGE_TOKENS
@@ -39,14 +41,16 @@ def cold(engine):
 
 
 @pytest.fixture
-def saved(engine, cold):
-    """Return the page digests of every prompt; host memory holds all, the engine none."""
-    break_copies(engine)
-    engine.forget_all()
-    engine.complete_each(ASKS)
-    digests = [engine.cached_pages(prompt) for prompt in PROMPTS]
+def saved(engine):
+    """Host memory holds every prompt, the engine none."""
+    engine.complete_each([Ask(prompt=prompt, max_tokens=1) for prompt in PROMPTS])
     engine.forget()
-    yield digests
+
+
+@pytest.fixture
+def mended(engine):
+    """Whatever the test does to copies ends with it."""
+    yield
     break_copies(engine)
 
 
@@ -110,41 +114,61 @@ def test_requests_that_load_at_the_same_time_get_their_own_bytes(engine, cold, s
     assert tokens(cold) == tokens(loaded)
 
 
-def test_loaded_pages_hold_the_bytes_that_were_computed(engine, saved):
-    for ask, digests in zip(ASKS, saved, strict=True):
-        engine.forget()
+def test_loaded_pages_hold_the_bytes_that_were_computed(engine):
+    engine.forget_all()
+    for ask in ASKS:
+        engine.complete(ask)
+    computed = [engine.cached_pages(prompt) for prompt in PROMPTS]
+
+    engine.forget()
+    for ask in ASKS:
         engine.complete(ask)
 
-        assert len(digests) == len(ask.prompt) // PAGE_TOKENS
-        assert digests == engine.cached_pages(ask.prompt)
+    assert HIT_TOKENS == [len(pages) * PAGE_TOKENS for pages in computed]
+    assert computed == [engine.cached_pages(prompt) for prompt in PROMPTS]
 
 
 def test_poisoned_host_memory_changes_tokens_and_bytes(engine, cold, saved):
+    truth = load(engine, ASKS[1])
     engine.worker_connectors("poison")
-    for ask, truth, digests in zip(ASKS, cold, saved, strict=True):
-        engine.forget()
-        (lie,) = engine.complete(ask)
+    lie = load(engine, ASKS[1])
+    engine.worker_connectors("poison")  # flips every bit back
+    healed = load(engine, ASKS[1])
 
-        assert len(digests) * PAGE_TOKENS == lie.num_cached_tokens
-        assert truth.tokens[:8] != lie.tokens[:8]
-        assert all(a != b for a, b in zip(digests, engine.cached_pages(ask.prompt), strict=True))
+    assert (cold[1].tokens, HIT_TOKENS[1]) == (truth[0].tokens, lie[0].num_cached_tokens)
+    assert cold[1].tokens[:8] != lie[0].tokens[:8]
+    assert all(a != b for a, b in zip(truth[1], lie[1], strict=True))
+    assert truth == healed
 
 
-@pytest.mark.parametrize("direction", ["loads", "saves"])
-def test_copies_that_are_only_pretended_change_tokens_and_bytes(engine, cold, saved, direction):
-    break_copies(engine, **{direction: "skip"})
-    if direction == "saves":
-        engine.forget_all()
-        engine.worker_connectors("poison")  # else the slots might still hold what belongs there
-        engine.complete(ASKS[0])
-        engine.forget()
+def test_loads_that_are_only_pretended_change_tokens_and_bytes(engine, cold, saved, mended):
+    truth = load(engine, ASKS[1])
+    break_copies(engine, loads="skip")
+    lie = load(engine, ASKS[1])
 
-    (lie,) = engine.complete(ASKS[0])
+    assert HIT_TOKENS[1] == lie[0].num_cached_tokens
+    assert cold[1].tokens[:8] != lie[0].tokens[:8]
+    assert all(a != b for a, b in zip(truth[1], lie[1], strict=True))
 
-    assert HIT_TOKENS[0] == lie.num_cached_tokens
-    assert cold[0].tokens[:8] != lie.tokens[:8]
-    pages = zip(saved[0], engine.cached_pages(PROMPTS[0]), strict=True)
-    assert all(truth != lie for truth, lie in pages)
+
+def test_saves_that_are_only_pretended_change_tokens(engine, cold, mended):
+    engine.forget_all()
+    engine.worker_connectors("poison")  # else the slots might still hold what belongs there
+    break_copies(engine, saves="skip")
+    engine.complete(ASKS[1])
+
+    lie, _ = load(engine, ASKS[1])
+    engine.forget_all()
+
+    assert HIT_TOKENS[1] == lie.num_cached_tokens
+    assert cold[1].tokens[:8] != lie.tokens[:8]
+
+
+def load(engine, ask):
+    """Serve `ask` from host memory alone; return its completion and its pages."""
+    engine.forget()
+    (completion,) = engine.complete(ask)
+    return completion, engine.cached_pages(ask.prompt)
 
 
 def test_a_conversation_never_seen_hits_what_it_shares_with_another(engine, cold):
@@ -163,9 +187,10 @@ def test_every_whole_block_of_a_prompt_is_hit_and_no_more(engine, saved, num_tok
     ask = Ask(prompt=PROMPTS[0][:num_tokens], max_tokens=8)
 
     (loaded,) = engine.complete(ask)
-    engine.forget_all()
-    (recomputed,) = engine.complete(ask)
+    engine.forget()
+    (recomputed,) = engine.complete(msgspec.structs.replace(ask, kv_transfer_params=NO_LOAD))
 
+    assert 0 == recomputed.num_cached_tokens
     assert num_tokens // PAGE_TOKENS * PAGE_TOKENS == loaded.num_cached_tokens
     assert recomputed.tokens == loaded.tokens
 
@@ -174,6 +199,7 @@ def test_the_last_block_of_an_aligned_prompt_comes_from_host_memory(engine, save
     """The engine's own hit leaves one token to compute, and with it a whole block; ours need not."""
     ask = Ask(prompt=PROMPTS[0][:512], max_tokens=8)
     (loaded,) = engine.complete(ask)
+    pages = engine.cached_pages(ask.prompt)
     before = external_hit_tokens(engine)
 
     (again,) = engine.complete(ask)
@@ -181,7 +207,7 @@ def test_the_last_block_of_an_aligned_prompt_comes_from_host_memory(engine, save
     assert (512, 512) == (loaded.num_cached_tokens, again.num_cached_tokens)
     assert PAGE_TOKENS == external_hit_tokens(engine) - before
     assert loaded.tokens == again.tokens
-    assert saved[0][:4] == engine.cached_pages(ask.prompt)
+    assert pages[:3] == engine.cached_pages(ask.prompt)[:3], "the last one holds a new last token"
 
 
 def test_generated_tokens_are_saved_for_the_next_turn(engine):

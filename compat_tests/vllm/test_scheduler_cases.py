@@ -174,3 +174,41 @@ def test_requests_with_different_salts_share_nothing(start):
 
     engine.check_idle()
     assert engine.events["external tokens"] == 40
+
+
+def test_pages_of_an_ended_request_are_saved_before_the_next_request_writes_them(start):
+    engine = start(async_scheduling=True, num_pages=20, max_batched_tokens=64)
+    prompt = PROMPT[::-1][:23]
+    first = engine.add(prompt, 10)
+    for event in (engine.schedule, engine.schedule, engine.deliver, engine.deliver):
+        event()
+    engine.abort(first)
+    engine.add([token % 50 for token in range(57)], 1)
+    engine.drain()
+    assert engine.events["late saves"] == 1
+    assert engine.reset(running=False, connector=False)
+    before = engine.events["external tokens"]
+
+    engine.add(prompt + engine.endings[first].tokens, 2)
+    engine.drain()
+
+    engine.check_idle()
+    assert engine.events["external tokens"] - before == 24
+
+
+def test_pages_that_were_still_loading_at_an_abort_are_not_saved(start, weather):
+    engine = start()
+    weather.end_chance = 0.0
+    request = engine.add(PROMPT, 4)
+    engine.schedule()
+    engine.deliver()
+    engine.reset(running=False, connector=True)
+    engine.abort(request)
+    engine.schedule()
+    engine.deliver()
+    weather.end_chance = 1.0
+    engine.drain()
+
+    engine.add(PROMPT, 4)
+    engine.drain()
+    engine.check_idle()

@@ -4,18 +4,16 @@ Both halves translate the same objects and must come to the same answer; what on
 know (how much memory it got) travels in its first report instead.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_not_parallel
 from flexkv_core.config import CacheConfig, parse_config
-from flexkv_core.env import hub_cache_folder, read_environment
+from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
 from flexkv_core.layout import BlockFormat
-from flexkv_core.model_identity import identify_model
-from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Deployment", "read_cache_config", "translate", "why_not"]
 
-_BLOCK_FORMAT_VERSION = 1
 _DEFAULT_BLOCK_TOKENS = 64
 
 
@@ -49,15 +46,11 @@ class Deployment:
     num_layers: int
     """Layers of this rank's stage."""
 
-    total_heads: int
-    """Distinct KV heads over all ranks."""
-
     block_tokens: int
     draft_blocks: int
     """Blocks at the end of a sequence that draft layers have not finished yet."""
 
     publishes_events: bool
-    describe_namespace: Callable[[], Namespace]
 
     @property
     def owners(self) -> range:
@@ -102,12 +95,8 @@ class Deployment:
             num_layers=self.num_layers,
             block_tokens=self.block_tokens,
             token_bytes=self.page_shape.token_bytes,
-            cell_heads=_cell_heads(self.total_heads, self.cache.max_tp or self._tp),
+            cell_heads=self.page_shape.num_heads,
         )
-
-    @property
-    def _tp(self) -> int:
-        return self.total_heads // self.page_shape.num_heads
 
 
 def why_not(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:
@@ -146,27 +135,19 @@ def translate(
     (group,) = kv_cache_config.kv_cache_groups
     spec: AttentionSpec = group.kv_cache_spec
     parallel = vllm_config.parallel_config
-    replicas = _num_replicas(vllm_config)
-    total_heads = spec.num_heads * parallel.tensor_parallel_size // replicas
     shape = PageShape(spec.num_heads, spec.block_size, spec.state_content_size_bytes)
-    block_tokens = _block_tokens(cache, spec.block_size)
-    cell_heads = _cell_heads(total_heads, cache.max_tp or parallel.tensor_parallel_size)
     return Deployment(
         cache=cache,
         rank=parallel.rank,
         num_ranks=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
-        num_replicas=replicas,
+        num_replicas=_num_replicas(vllm_config),
         num_engines=max(parallel.data_parallel_size_local, 1),
         num_nodes=parallel.nnodes_within_dp,
         page_shape=shape,
         num_layers=len(group.layer_names),
-        total_heads=total_heads,
-        block_tokens=block_tokens,
+        block_tokens=_block_tokens(cache, spec.block_size),
         draft_blocks=int(_has_draft_layers(vllm_config)),
         publishes_events=_publishes_events(vllm_config),
-        describe_namespace=lambda: _namespace(
-            vllm_config, spec, total_heads, block_tokens, cell_heads
-        ),
     )
 
 
@@ -190,10 +171,6 @@ def _block_tokens(cache: CacheConfig, page_tokens: int) -> int:
     return cache.block_tokens
 
 
-def _cell_heads(total_heads: int, max_tp: int) -> int:
-    return max(1, total_heads // max_tp)
-
-
 def _has_draft_layers(vllm_config: "VllmConfig") -> bool:
     speculative = vllm_config.speculative_config
     return speculative is not None and speculative.draft_model_config is not None
@@ -202,38 +179,3 @@ def _has_draft_layers(vllm_config: "VllmConfig") -> bool:
 def _publishes_events(vllm_config: "VllmConfig") -> bool:
     events = vllm_config.kv_events_config
     return events is not None and events.enable_kv_cache_events
-
-
-def _namespace(
-    vllm_config: "VllmConfig",
-    spec: "AttentionSpec",
-    total_heads: int,
-    block_tokens: int,
-    cell_heads: int,
-) -> Namespace:
-    model, cache = vllm_config.model_config, read_cache_config(vllm_config)
-    hub = hub_cache_folder()
-    named = vllm_config.cache_config.cache_dtype
-    draft = vllm_config.speculative_config if _has_draft_layers(vllm_config) else None
-    return Namespace(
-        model=identify_model(model.model, model.revision, hub_cache=hub),
-        weight_version=cache.weight_version or "",
-        weight_quantization=model.quantization or "",
-        kv_cache_dtype=canonical_dtype(str(spec.dtype) if named == "auto" else named),
-        kv_scales="",
-        overrides=settings_digest(model.hf_overrides),
-        num_layers=model.get_total_num_hidden_layers(),
-        num_kv_heads=total_heads,
-        key_head_size=spec.head_size,
-        value_head_size=spec.head_size_v,
-        draft_model=""
-        if draft is None
-        else identify_model(draft.model, draft.revision, hub_cache=hub),
-        num_draft_layers=0,
-        block_tokens=block_tokens,
-        block_format="cells",
-        block_format_version=_BLOCK_FORMAT_VERSION,
-        cell_heads=cell_heads,
-        cell_layers=model.get_total_num_hidden_layers(),
-        user=cache.namespace or "",
-    )

@@ -158,11 +158,10 @@ class SchedulerHalf:
         self._counters.set("host_capacity_blocks", num_slots)
         deployment = self._deployment
         logger.info(
-            "connector.ready host_blocks=%d block_tokens=%d ranks=%d namespace=%s",
+            "connector.ready host_blocks=%d block_tokens=%d ranks=%d",
             num_slots,
             deployment.block_tokens,
             deployment.num_ranks,
-            deployment.describe_namespace().short,
         )
         return CacheManager(
             [TierSpec("host", num_slots, deployment.cache.eviction_policy)],

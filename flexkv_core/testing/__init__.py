@@ -1,0 +1,1 @@
+"""Contracts as pytest classes, and doubles that keep them. Needs pytest."""

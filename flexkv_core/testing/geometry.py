@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flexkv_core.layout import LayerRun, PagePool
 
-__all__ = ["POISON", "make_pages", "read_block", "write_page"]
+__all__ = ["POISON", "Bytes", "make_pages", "read_block", "write_page"]
 
 POISON = 0xDB
 """What memory is filled with that a test expects to stay as it is."""

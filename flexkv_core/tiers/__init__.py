@@ -1,0 +1,1 @@
+"""Where blocks lie: the host region, and the contract of tiers beneath it."""

@@ -1,0 +1,1 @@
+"""Lanes: what moves bytes between two places."""

@@ -102,15 +102,21 @@ def test_a_port_that_kubernetes_did_not_set_is_an_error(environment):
 
 
 def test_a_value_that_looks_like_a_kubernetes_variable_is_a_value(environment):
-    environment.setenv("FLEXKV_NAMESPACE", "A_SERVICE_HOST")
+    environment.setenv("FLEXKV_EVICTION_POLICY", "A_SERVICE_HOST")
 
-    assert read_environment() == {"namespace": "A_SERVICE_HOST"}
+    assert read_environment() == {"eviction_policy": "A_SERVICE_HOST"}
 
 
 def test_a_yaml_file_gives_typed_options(config_file):
-    config_file("cpu_cache_gb: 0.5\nload_async: no\nnamespace: 'team'\n# block_tokens: 16\n")
+    config_file(
+        "cpu_cache_gb: 0.5\nload_async: no\neviction_policy: 's3fifo'\n# block_tokens: 16\n"
+    )
 
-    assert read_environment() == {"cpu_cache_gb": 0.5, "load_async": False, "namespace": "team"}
+    assert read_environment() == {
+        "cpu_cache_gb": 0.5,
+        "load_async": False,
+        "eviction_policy": "s3fifo",
+    }
 
 
 def test_a_json_file_gives_typed_options(config_file):
@@ -192,7 +198,7 @@ def test_an_option_in_the_file_that_is_not_text_is_unknown(config_file):
 
 
 def test_a_tag_that_would_run_code_is_refused(config_file):
-    config_file("namespace: !!python/object/apply:os.getcwd []")
+    config_file("eviction_policy: !!python/object/apply:os.getcwd []")
 
     assert "which is not valid YAML or JSON" in error()
 

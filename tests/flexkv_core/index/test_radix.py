@@ -31,12 +31,12 @@ C = chain(*range(70, 80))
 class Index(PrefixIndex):
     """An index of two shelves that keeps count of leases and writes, for the checks."""
 
-    def __init__(self):
+    def __init__(self, policy="lru"):
         self.log, self.counters = EventLog(), Counters()
         self.pins, self.open_writes = {}, set()
         self.num_jobs = 0
         shelves = [
-            Shelf(i, name, 0, "slot", SlotPool(CAPACITY), create_policy("lru", CAPACITY))
+            Shelf(i, name, 0, "slot", SlotPool(CAPACITY), create_policy(policy, CAPACITY))
             for i, name in enumerate(("host", "ssd"))
         ]
         super().__init__(shelves, self.counters, self.log)
@@ -322,6 +322,56 @@ def test_a_use_of_a_child_is_a_use_of_its_parent(index):
     assert (index.num_found(A), index.num_found(C)) == (4, 0)
 
 
+def test_a_use_of_a_child_that_was_dropped_is_a_use_of_its_parent(index):
+    index.store(A[:6])
+    index.store(B[:6])
+    index.store(C[:3])
+    index.num_found(B)
+    index.drop_from(index.host, A[:5])
+    index.drop_from(index.host, B[:5])
+    index.evict(index.host, 3)
+    assert (index.num_found(A), index.num_found(C)) == (4, 0)
+
+
+def test_uses_are_counted_and_inherited(index):
+    index.store(A[:6])
+    trunk = index.match(index.host, A[:4])
+    index.unpin(trunk.residency)
+    for _ in range(3):
+        index.num_found(A)
+    assert trunk.residency.num_uses == 1
+    index.evict(index.host, 2)
+    assert trunk.residency.num_uses == 4
+
+
+def test_a_leaf_that_shrinks_stays_first_in_a_queue():
+    index = Index("s3fifo")
+    index.store(A[:5])
+    index.store(C[:5])
+    for _ in range(4):
+        index.evict(index.host, 1)
+    assert (index.num_found(A), index.num_found(C)) == (1, 5)
+
+
+def test_a_policy_hears_what_was_evicted():
+    index = Index("s3fifo")
+    index.store(A[:5])
+    index.evict(index.host, 5)
+    index.store(A[:5])
+    index.store(C[:5])
+    index.evict(index.host, 5)
+    assert (index.num_found(A), index.num_found(C)) == (5, 0)
+
+
+def test_a_policy_forgets_what_was_dropped(index):
+    index.store(A)
+    residency = index.match(index.host, A).residency
+    index.unpin(residency)
+    assert residency in index.host.policy
+    index.drop_from(index.host, A[:1])
+    assert residency not in index.host.policy
+
+
 def test_what_is_pinned_or_being_written_is_not_evicted(index):
     index.store(A[:5])
     lease = index.pin(A[:5])
@@ -373,6 +423,21 @@ def test_dropping_what_is_not_there_changes_nothing(index, keys):
     index.store(A)
     index.drop_from(index.host, keys)
     assert index.num_found(A) == 10
+
+
+def test_a_drop_of_what_only_another_shelf_has_changes_nothing(index):
+    index.store(A[:3])
+    index.store(A, index.ssd)
+    index.drop_from(index.host, A[:5])
+    assert (index.num_found(A), index.num_found(A, index.ssd)) == (3, 10)
+
+
+def test_a_write_that_fails_after_its_blocks_were_dropped_frees_them(index):
+    write = index.begin(A)
+    index.drop_from(index.host, A[:1])
+    assert index.host.pool.num_used == 10
+    assert index.end(write, 3) == 0
+    assert index.host.pool.num_used == 0
 
 
 def test_a_pinned_block_is_dropped_at_once_and_freed_at_the_last_release(index):
