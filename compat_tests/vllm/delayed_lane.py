@@ -90,7 +90,9 @@ class DelayedLane(Lane):
         weather.rng.shuffle(self._running)
         chances = [weather.rng.random() < weather.end_chance for _ in self._running]
         ending = [copy for copy, ends in zip(self._running, chances, strict=True) if ends]
-        self._running = [copy for copy, ends in zip(self._running, chances, strict=True) if not ends]
+        self._running = [
+            copy for copy, ends in zip(self._running, chances, strict=True) if not ends
+        ]
         ended, self._ended = self._ended, []
         return ended + [self._end(copy) for copy in ending]
 

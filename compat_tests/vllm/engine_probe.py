@@ -42,7 +42,9 @@ class WorkerProbe:
 class PhantomConnector(KVConnectorBase_V1):
     """Promises every full page of a prompt that says "lie", and copies nothing."""
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int, bool]:
         if not request.kv_transfer_params:
             return 0, False
         page_tokens = self._vllm_config.cache_config.block_size

@@ -90,7 +90,9 @@ class EngineProcess:
 
     def run(self, limit_s: float = 120.0) -> dict[str, Completion]:
         """Step until nothing is left to do, and return what has finished by request id."""
-        return msgspec.convert(self._call("run", limit_s + 60, limit_s=limit_s), dict[str, Completion])
+        return msgspec.convert(
+            self._call("run", limit_s + 60, limit_s=limit_s), dict[str, Completion]
+        )
 
     def abort(self, request_id: str) -> None:
         """Abort a request."""
@@ -171,7 +173,9 @@ class EngineProcess:
         if not line:
             self._kill()
             reason = "died" if readable else f"gave no answer within {timeout_s} s"
-            raise EngineFailure(f"engine {reason} in {call}; end of {self.log}:\n{self._log_tail()}")
+            raise EngineFailure(
+                f"engine {reason} in {call}; end of {self.log}:\n{self._log_tail()}"
+            )
         reply = json.loads(line)
         if "error" in reply:
             raise EngineFailure(f"engine failed in {call}; log in {self.log}\n{reply['error']}")

@@ -32,9 +32,7 @@ class WrongBytes(AssertionError):
 class SimulatedRank:
     """One rank: its KV tensors and its half of the connector."""
 
-    def __init__(
-        self, config: VllmConfig, kv_cache_config: KVCacheConfig, shard: int
-    ) -> None:
+    def __init__(self, config: VllmConfig, kv_cache_config: KVCacheConfig, shard: int) -> None:
         (tensor,) = kv_cache_config.kv_cache_tensors
         (group,) = kv_cache_config.kv_cache_groups
         views = create_kv_cache_views(
@@ -233,9 +231,7 @@ class SimulatedModel:
         sequence.tokens.append(sample(values[-1]))
         return [sequence.tokens[-1]]
 
-    def _context_is_right(
-        self, request_id: str, sequence: _Sequence, values: list[int]
-    ) -> bool:
+    def _context_is_right(self, request_id: str, sequence: _Sequence, values: list[int]) -> bool:
         """Compare all pages before the tokens being computed, on every rank."""
         pages = np.array(sequence.pages[: -(-len(values) // PAGE_TOKENS)], dtype=np.int64)
         expected = np.array(values, dtype=np.int64)[None, :, None]

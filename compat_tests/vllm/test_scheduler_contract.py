@@ -47,9 +47,7 @@ def weather(monkeypatch):
     from flexkv_connectors.vllm import worker
 
     weather = Weather(random.Random(0))
-    monkeypatch.setattr(
-        worker, "CpuLane", lambda *place, num_threads: DelayedLane(weather, *place)
-    )
+    monkeypatch.setattr(worker, "CpuLane", lambda *place, num_threads: DelayedLane(weather, *place))
     return weather
 
 
