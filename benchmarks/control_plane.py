@@ -1,30 +1,26 @@
 """Time the control plane: match and plan, insert, evict, and the chain of keys before them.
 
-    python benchmarks/control_plane.py [--json FILE] [--rounds N] [--tree BLOCKS ...]
+Run from the root of the checkout:
+`python -m benchmarks.control_plane [--json FILE] [--rounds N] [--tree BLOCKS ...]`.
 
 A prompt of 8192 blocks is one of 128k tokens at 16 tokens a block, or of 512k at 64. The tree is
 filled by sequences of 512 blocks, half of which branch off an earlier one at a random place; for
 evictions by sequences of 32. Prompts share their first quarter with others, so that a full hit
-crosses two nodes. Every figure is the median over rounds, of the mean of a round; the spread is
-the fastest and the slowest round.
+crosses two nodes. A sample is the mean over eight prompts, of evictions one prompt.
 """
 
 import argparse
 import gc
 import itertools
-import json
-import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
+from benchmarks import rows
+from benchmarks.rows import Row
 from flexkv_core.index.radix import Refusal
 from flexkv_core.keys import KeyChain
 from flexkv_core.lease import Lease, Reservation
@@ -41,18 +37,6 @@ PROMPTS_A_ROUND = 8
 PAGES = EnginePages(range(1))
 REQUEST = RequestId("benchmark")
 T = TypeVar("T")
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table."""
-
-    case: str
-    tree_blocks: int
-    blocks: int
-    median_us: float
-    fastest_us: float
-    slowest_us: float
-    rounds: int
 
 
 class Cache:
@@ -196,16 +180,15 @@ def bench_keys(rounds: int) -> Iterator[Row]:
 
 
 def _row(case: str, tree_blocks: int, blocks: int, times_us: list[float]) -> Row:
-    """Return the line for `times_us`."""
-    return Row(
-        case=case,
-        tree_blocks=tree_blocks,
-        blocks=blocks,
-        median_us=round(statistics.median(times_us), 2),
-        fastest_us=round(min(times_us), 2),
-        slowest_us=round(max(times_us), 2),
-        rounds=len(times_us),
-    )
+    """Return the line for `times_us`, the samples of one case."""
+    return {
+        "benchmark": "control_plane",
+        "tree_blocks": tree_blocks,
+        "case": case,
+        "blocks": blocks,
+        **rows.spread("us", times_us),
+        "rounds": len(times_us),
+    }
 
 
 def all_rows(trees: Sequence[int], rounds: int) -> Iterator[Row]:
@@ -217,36 +200,24 @@ def all_rows(trees: Sequence[int], rounds: int) -> Iterator[Row]:
     yield from bench_keys(rounds)
 
 
-def machine() -> dict[str, str]:
-    """Return what every row says about where and when it was measured."""
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, check=False)
-    return {
-        "benchmark": "control_plane",
-        "commit": commit.stdout.decode().strip(),
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
 def main() -> None:
     """Print the table, and write its rows as JSON lines where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Time the control plane.")
     parser.add_argument("--json", type=Path, help="file to write one JSON object a row to")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tree", type=int, nargs="+", default=TREE_BLOCKS, help="blocks held")
     arguments = parser.parse_args()
-    print(f"{'case':<26}{'tree':>10}{'blocks':>8}{'median us':>12}{'fastest':>12}{'slowest':>12}")
-    rows = []
+    around, measured = rows.circumstances(), []
     for row in all_rows(arguments.tree, arguments.rounds):
-        rows.append({**machine(), **msgspec.to_builtins(row)})
+        measured.append({**row, **around})
+        fastest, slowest = row["us_min_max"]
         print(
-            f"{row.case:<26}{row.tree_blocks:>10}{row.blocks:>8}"
-            f"{row.median_us:>12.1f}{row.fastest_us:>12.1f}{row.slowest_us:>12.1f}"
+            f"{row['case']:<26}{row['tree_blocks']:>10}{row['blocks']:>8} blocks"
+            f"{row['us']:>12.1f} us ({fastest:.1f} - {slowest:.1f})",
+            flush=True,
         )
     if arguments.json:
-        arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows.write(arguments.json, measured)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def run(num_rounds: int, work: Path) -> None:
     say = Progress()
     require_memory()
     work.mkdir(parents=True, exist_ok=True)
+    say("a model with random weights: made on this machine, once")
     model = build_model(work)
     subject = f"vLLM {vllm_version()} on this machine's CPU, {describe(model)}"
     say(subject)

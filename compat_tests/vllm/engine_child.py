@@ -100,7 +100,7 @@ class Engine:
         self._llm.collective_rpc("scribble", args=(byte,))
 
     def cached_pages(self, prompt: list[int], salt: str | None = None) -> list[str]:
-        """Digest each full page of `prompt` in the engine's own prefix cache, all ranks together."""
+        """Digest, over all ranks, each full page of `prompt` in the engine's own prefix cache."""
         request = Request(
             request_id="probe",
             prompt_token_ids=[*prompt, 0],
@@ -111,7 +111,9 @@ class Engine:
         )
         blocks, *_ = self._scheduler.kv_cache_manager.get_computed_blocks(request)
         ranks = self._llm.collective_rpc("page_digests", args=(blocks.get_block_ids()[0],))
-        return [hashlib.sha256("".join(page).encode()).hexdigest() for page in zip(*ranks)]
+        return [
+            hashlib.sha256("".join(page).encode()).hexdigest() for page in zip(*ranks, strict=True)
+        ]
 
     def sleep(self, level: int = 1) -> None:
         """Pause, and from level 1 on drop all caches."""

@@ -103,7 +103,7 @@ class EngineProcess:
         return self._call("state")
 
     def forget(self) -> None:
-        """Drop the engine's own prefix cache and overwrite its pages: only the connector remembers."""
+        """Drop the engine's own prefix cache and overwrite its pages; the connector remembers."""
         assert self._call("reset_prefix_cache"), "pages are still in use"
         self._call("scribble")
 
@@ -135,6 +135,11 @@ class EngineProcess:
     def worker_connectors(self, method: str, **arguments: Any) -> list[Any]:
         """Call a method of each rank's connector."""
         return self._call("worker_connectors", method=method, **arguments)
+
+    @property
+    def pid(self) -> int:
+        """The engine's process; its workers are among the descendants."""
+        return self._process.pid
 
     def close(self) -> None:
         """End the process and everything it started."""
@@ -210,7 +215,7 @@ def _defaults(model: Path) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, made safe: no network, nothing imported from the checkout."""
+    """Return this process's environment, made safe: no network, no imports from the checkout."""
     unwanted = ("PYTHONHASHSEED", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return kept | {

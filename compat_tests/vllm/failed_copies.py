@@ -1,7 +1,7 @@
 """What must hold on any engine whose copies fail, whatever vLLM's policy is: mixed into its tests.
 
 The module that takes `FailedCopies` has the fixtures `engine` (with `engine_checks.SABOTAGED`) and
-`policy`, the engine's `kv_load_failure_policy`. Host memory must hold 24 pages.
+`policy`, the engine's `kv_load_failure_policy`. Host memory must hold 12 pages.
 """
 
 import msgspec

@@ -214,7 +214,7 @@ class SimulatedModel:
             del sequence.tokens[sequence.num_prompt_tokens + cached.num_output_tokens[i] :]
 
     def _forward(self, request_id: str, num_tokens: int) -> list[int]:
-        """Compute the next `num_tokens` tokens of a request; returns the token it samples, if any."""
+        """Compute a request's next `num_tokens` tokens; returns the token it samples, if any."""
         sequence = self._sequences[request_id]
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
         assert end <= len(sequence.tokens), "the scheduler is ahead of the sampled tokens"

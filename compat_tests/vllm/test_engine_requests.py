@@ -247,18 +247,16 @@ def test_a_request_that_is_aborted_before_its_first_step_leaves_no_trace(engine)
     assert 0 == engine.connector("audit")["num_used_blocks"]
 
 
-def test_a_request_that_is_aborted_while_it_waits_for_room_keeps_no_lease(engine, cold):
-    """It was offered a hit, and the engine had no pages for it."""
+def test_a_request_that_is_aborted_in_the_queue_leaves_no_trace(engine):
     engine.complete(ASK)
     engine.forget()
-    others = [engine.add(Ask(prompt=random_tokens(4 + n, 200), max_tokens=40)) for n in range(4)]
+    running = [engine.add(Ask(prompt=random_tokens(4 + n, 200))) for n in range(4)]
     engine.step(4)
-    waiting = engine.add(ASK)
+    queued = engine.add(ASK)
     engine.step()
-    assert "WAITING" == engine.state()["requests"][waiting]
-    engine.abort(waiting)
-    for other in others:
-        engine.abort(other)
+    assert "WAITING" == engine.state()["requests"][queued]
+    for request_id in [queued, *running]:
+        engine.abort(request_id)
     engine.run()
 
     assert HIT_TOKENS == hit_tokens(engine)

@@ -40,8 +40,8 @@ def test_hits_of_any_length_give_the_tokens_of_a_cold_run(engine, cold):
 
     partial, full = engine.complete_each(asks), engine.complete_each(asks)
 
-    assert [0, 1408, 1408] == [completion.num_cached_tokens for completion in partial]
-    assert [1536, 1792, 2176] == [completion.num_cached_tokens for completion in full]
+    assert [completion.num_cached_tokens for completion in partial] == [0, 1408, 1408]
+    assert [completion.num_cached_tokens for completion in full] == [1536, 1792, 2176]
     expected = [completion.tokens for completion in cold]
     assert expected == [completion.tokens for completion in partial]
     assert expected == [completion.tokens for completion in full]

@@ -30,7 +30,7 @@ def weather(monkeypatch):
 
 @pytest.fixture
 def start(base, weather):
-    """Return a function that starts an engine whose host tier holds PROMPT and whose pages do not."""
+    """Return a function that starts an engine of which only the host tier holds `prompt`."""
     from scheduler_harness import Shape, SimulatedEngine
 
     engines = []

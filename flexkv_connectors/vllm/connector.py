@@ -188,6 +188,8 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @override
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        if failed_pages := connector_output.invalid_block_ids:
+            self._barrier.run(lambda: self._scheduler.distrust(failed_pages), _nothing)
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, StepReport):
             self._barrier.run(lambda: self._scheduler.digest(report), _nothing)

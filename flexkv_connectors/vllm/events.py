@@ -20,6 +20,7 @@ __all__ = ["EventFeed", "event_hash"]
 
 _MEDIUM = {"host": "CPU"}
 _MIN_HASH = 2**32
+_MAX_WRITERS = 4096
 
 
 def event_hash(key: BlockKey) -> int:
@@ -39,28 +40,21 @@ class EventFeed:
         self.log = EventLog() if enabled else None
         self._block_tokens = block_tokens
         self._writers: dict[JobId, Request] = {}
-        self._events: list[KVCacheEvent] = []
+        """The latest; not until its end, for a block may have to wait for one before it."""
 
     def expect(self, job_id: JobId, request: "Request") -> None:
         """Note whose tokens plan `job_id` saves."""
-        if self.log is not None:
-            self._writers[job_id] = request
-
-    def settle(self, job_id: JobId) -> None:
-        """Translate what happened up to the end of plan `job_id`, whose tokens are still known."""
-        if self.log is not None:
-            self._events += self._translate(self.log.take())
-            self._writers.pop(job_id, None)
+        if self.log is None:
+            return
+        self._writers[job_id] = request
+        if len(self._writers) > _MAX_WRITERS:
+            del self._writers[next(iter(self._writers))]
 
     def take(self) -> "Sequence[KVCacheEvent]":
         """Return all events since the last call."""
         if self.log is None:
             return ()
-        events, self._events = self._events + self._translate(self.log.take()), []
-        return events
-
-    def _translate(self, logged: Sequence[CacheEvent]) -> "list[KVCacheEvent]":
-        translated = (self._one(event) for event in logged)
+        translated = (self._one(event) for event in self.log.take())
         return [event for event in translated if event is not None]
 
     def _one(self, event: CacheEvent) -> "KVCacheEvent | None":

@@ -83,8 +83,9 @@ class RequestState:
         """The engine's page table of the request."""
 
     def keys(self) -> Sequence[BlockKey]:
-        """Return the keys of all full blocks of the tokens known by now."""
-        assert self._chain is not None
+        """Return the keys of all full blocks of the tokens known by now, if they have any."""
+        if self._chain is None:
+            return ()
         try:
             self._chain.advance(self.request.all_token_ids, media_spans(self.request))
         except TokenError as error:

@@ -1,7 +1,7 @@
 """The scheduler half: turns the engine's calls into verbs of `CacheManager`."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.patience import Patience
@@ -42,6 +42,9 @@ class SchedulerHalf:
             enabled=deployment.publishes_events, block_tokens=deployment.block_tokens
         )
         self._states: dict[str, RequestState] = {}
+        self._ended: list[RequestState] = []
+        """Requests that have ended since the last orders."""
+
         self._replicas = ReplicaPools(deployment.owners, deployment.replicas)
         self._patience = Patience(limit_s=30.0)
         self._orders = StepOrders()
@@ -90,6 +93,7 @@ class SchedulerHalf:
     def build_orders(self, scheduler_output: "SchedulerOutput") -> StepOrders:
         """Decide this step's saves and hand out everything that waits for the workers."""
         orders, self._orders = self._orders, StepOrders()
+        self._ended = []
         orders.pools = self._replicas.waiting_pools
         for request_id, num_computed in self._scheduled(scheduler_output):
             state = self._states.get(request_id)
@@ -102,6 +106,7 @@ class SchedulerHalf:
         state = self._states.pop(request.request_id, None)
         if state is None or self._manager is None:
             return
+        self._ended.append(state)
         self._let_go(state)
         if state.num_loading_tokens:
             return
@@ -120,6 +125,19 @@ class SchedulerHalf:
         for result in report.results:
             if self._manager and (completion := self._manager.complete(result)):
                 self._conclude(completion)
+
+    def distrust(self, failed_pages: Collection[int]) -> None:
+        """Drop the blocks that could not be loaded into `failed_pages`, and all behind them.
+
+        What a step computes behind a synchronous load that fails is computed from rubbish. That is
+        true for every request that shares the page, in whatever namespace of ours.
+        """
+        for state in (*self._states.values(), *self._ended):
+            self._let_go(state)
+            pages = enumerate(state.page_ids)
+            position = next((at for at, page in pages if page in failed_pages), None)
+            if position is not None:
+                self._drop_from(state, position // self._deployment.pages_per_block)
 
     def reset(self) -> None:
         """Forget every block. What is being copied ends without becoming findable.
@@ -198,6 +216,12 @@ class SchedulerHalf:
             self._manager.release(state.lease)
         state.lease = None
 
+    def _drop_from(self, state: RequestState, bad_block: int) -> None:
+        state.num_tried_blocks = min(state.num_tried_blocks, bad_block)
+        keys = state.keys()[: bad_block + 1]
+        if self._manager is not None and len(keys) > bad_block:
+            self._manager.drop_from(keys, tier="host")
+
     def _pages_between(self, state: RequestState, end: int) -> list[int]:
         """Return the pages of tokens [num_local_tokens, end): no other request reads them."""
         page_tokens = self._deployment.page_tokens
@@ -258,7 +282,6 @@ class SchedulerHalf:
 
     def _conclude(self, completion: Completion) -> None:
         """Count an ended transfer; a request whose transfer failed does not try again."""
-        self._events.settle(completion.job_id)
         state = self._states.get(completion.request_id)
         if completion.kind is JobKind.GET:
             self._count(completion, "load_bytes", "load_seconds", "load_failed_blocks")

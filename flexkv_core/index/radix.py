@@ -194,7 +194,7 @@ class PrefixIndex:
         return num_blocks
 
     def _add_keys(self, node: Node, shared_end: int, keys: Sequence[BlockKey]) -> Node:
-        """Continue the chain, which is in `node` up to `shared_end`; return its last node."""
+        """Continue the chain, in `node` up to `shared_end`, by `keys`; return its last node."""
         if shared_end < node.end:
             node = node.split(shared_end)
         if node.children or node.parent is None:

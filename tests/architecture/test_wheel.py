@@ -1,5 +1,7 @@
 """The wheel holds three import packages, everything they need, and nothing else."""
 
+import configparser
+import importlib
 import subprocess
 import sys
 import zipfile
@@ -62,8 +64,12 @@ def test_wheel_is_pure_python(wheel, names):
 
 
 def test_vllm_finds_the_connector(wheel):
-    entry_points = read_metadata(wheel, "entry_points.txt")
-    assert "[vllm.general_plugins]\nflexkv = flexkv_connectors.vllm:register" in entry_points
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(read_metadata(wheel, "entry_points.txt"))
+    assert dict(entry_points["vllm.general_plugins"]) == {
+        "flexkv": "flexkv_connectors.vllm:register"
+    }
+    assert callable(importlib.import_module("flexkv_connectors.vllm").register)
 
 
 def test_licence_is_inside(wheel):

@@ -66,3 +66,11 @@ def test_items_that_are_dropped_leave_no_entries_behind(policy):
         policy.discard(item)
     assert len(policy._heap) < 100
     assert take_all(policy) == [kept]
+
+
+def test_an_item_that_is_added_again_and_again_has_one_entry(policy):
+    item = PolicyItem("hot")
+    for clock in range(1000):
+        item.use(clock)
+        policy.add(item)
+    assert len(policy._heap) == 1

@@ -103,9 +103,24 @@ def test_used_items_of_the_main_queue_go_round_once_for_each_use(policy):
 def test_an_item_keeps_its_queue_while_it_is_not_a_leaf(policy):
     proven = add(policy, "proven", uses=2)
     assert policy.take() is proven
-    new = add(policy, "new")
     policy.add(proven)
+    new = add(policy, "new")
     assert take_all(policy) == [new, proven]
+
+
+def test_what_leaves_the_main_queue_is_not_remembered(policy):
+    add(policy, "proven", uses=2)
+    evict_next(policy)
+    again, new = add(policy, "proven"), add(policy, "new")
+    assert take_all(policy) == [again, new]
+
+
+def test_more_than_three_uses_count_as_three(policy):
+    much, enough = add(policy, "much", uses=2), add(policy, "enough", uses=2)
+    add(policy, "new")
+    policy.take()
+    much.num_uses, enough.num_uses = 100, 3
+    assert take_all(policy) == [much, enough]
 
 
 def test_the_main_queue_gives_way_while_the_small_one_is_within_its_share(policy):

@@ -440,6 +440,14 @@ def test_a_write_that_fails_after_its_blocks_were_dropped_frees_them(index):
     assert index.host.pool.num_used == 0
 
 
+def test_a_write_behind_a_dropped_block_may_still_fail(index):
+    index.store(A)
+    write = index.begin(B)
+    index.drop_from(index.host, A[:2])
+    assert index.end(write, 1) == 0
+    assert index.host.pool.num_used == 1
+
+
 def test_a_pinned_block_is_dropped_at_once_and_freed_at_the_last_release(index):
     index.store(A)
     first, second = index.pin(A), index.pin(A)
