@@ -70,7 +70,7 @@ def set_up_engine() -> None:
         print(f"setup: {VLLM} is there")
         return
     require_room()
-    pip_install(f"{TORCH} (0.2 GB for CPU, 3 GB from the public index)", [TORCH, TRITON])
+    pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install(f"{VLLM} (0.1 GB)", ["--no-deps", VLLM])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
 

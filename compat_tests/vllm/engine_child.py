@@ -101,19 +101,19 @@ class Engine:
 
     def cached_pages(self, prompt: list[int], salt: str | None = None) -> list[str]:
         """Digest, over all ranks, each full page of `prompt` in the engine's own prefix cache."""
-        request = Request(
-            request_id="probe",
-            prompt_token_ids=[*prompt, 0],
-            sampling_params=SamplingParams(),
-            pooling_params=None,
-            cache_salt=salt,
-            block_hasher=self._core.request_block_hasher,
-        )
-        blocks, *_ = self._scheduler.kv_cache_manager.get_computed_blocks(request)
-        ranks = self._llm.collective_rpc("page_digests", args=(blocks.get_block_ids()[0],))
+        ranks = self._llm.collective_rpc("page_digests", args=(self._page_ids(prompt, salt),))
         return [
             hashlib.sha256("".join(page).encode()).hexdigest() for page in zip(*ranks, strict=True)
         ]
+
+    def remember_pages(self, prompt: list[int]) -> None:
+        """Copy the pages that `cached_pages` would digest."""
+        self._llm.collective_rpc("remember_pages", args=(self._page_ids(prompt),))
+
+    def page_differences(self, prompt: list[int]) -> list[float]:
+        """Return, over all ranks, by how much each page differs from the one remembered."""
+        ranks = self._llm.collective_rpc("page_differences", args=(self._page_ids(prompt),))
+        return [max(page) for page in zip(*ranks, strict=True)]
 
     def sleep(self, level: int = 1) -> None:
         """Pause, and from level 1 on drop all caches."""
@@ -135,6 +135,18 @@ class Engine:
     def worker_connectors(self, method: str, **arguments: Any) -> list[Any]:
         """Call a method of every rank's connector."""
         return self._llm.collective_rpc("call_connector", args=(method,), kwargs=arguments)
+
+    def _page_ids(self, prompt: list[int], salt: str | None = None) -> list[int]:
+        request = Request(
+            request_id="probe",
+            prompt_token_ids=[*prompt, 0],
+            sampling_params=SamplingParams(),
+            pooling_params=None,
+            cache_salt=salt,
+            block_hasher=self._core.request_block_hasher,
+        )
+        blocks, *_ = self._scheduler.kv_cache_manager.get_computed_blocks(request)
+        return blocks.get_block_ids()[0]
 
     def _step(self) -> None:
         for output in self._llm.step():

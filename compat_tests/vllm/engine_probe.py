@@ -26,6 +26,19 @@ class WorkerProbe:
             digests.append(digest.hexdigest())
         return digests
 
+    def remember_pages(self, page_ids: list[int]) -> None:
+        """Copy pages of this rank."""
+        caches = self.model_runner.kv_caches
+        self._remembered = [[cache[page_id].clone() for cache in caches] for page_id in page_ids]
+
+    def page_differences(self, page_ids: list[int]) -> list[float]:
+        """Return the largest difference in each page of this rank to the remembered one."""
+        pages = [[cache[page_id] for cache in self.model_runner.kv_caches] for page_id in page_ids]
+        return [
+            max((now - before).abs().max().item() for now, before in zip(*layers, strict=True))
+            for layers in zip(pages, self._remembered, strict=True)
+        ]
+
     def scribble(self, byte: int) -> None:
         """Overwrite all pages of this rank."""
         import torch

@@ -116,6 +116,14 @@ class EngineProcess:
         """Digest the full pages of `prompt` that the engine's own prefix cache holds."""
         return self._call("cached_pages", prompt=prompt, salt=salt)
 
+    def remember_pages(self, prompt: list[int]) -> None:
+        """Copy the pages that `cached_pages` would digest, for `page_differences`."""
+        self._call("remember_pages", prompt=prompt)
+
+    def page_differences(self, prompt: list[int]) -> list[float]:
+        """Return the largest difference between each full page of `prompt` and the remembered one."""
+        return self._call("page_differences", prompt=prompt)
+
     def sleep(self, level: int = 1) -> None:
         """Put the engine to sleep."""
         self._call("sleep", level=level)

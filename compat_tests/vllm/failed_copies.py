@@ -59,7 +59,7 @@ class FailedCopies:
         answers = engine.complete(ASKS[0])
 
         self.check(policy, truth[:1], answers)
-        assert [1] == engine.connector("take_load_attempts")
+        assert engine.connector("take_load_attempts") == [1]
         assert head - num_good_blocks == counts(engine)["load_failed_blocks"] - before
 
     def test_requests_that_share_what_fails_are_tried_once_each(self, engine, policy, truth, head):
@@ -136,5 +136,5 @@ class FailedCopies:
 
         assert failed_blocks > 0
         assert [truth[0].tokens] * 3 == [unsaved.tokens, miss.tokens, hit.tokens]
-        assert (0, 0) == (unsaved.num_cached_tokens, miss.num_cached_tokens)
+        assert (unsaved.num_cached_tokens, miss.num_cached_tokens) == (0, 0)
         assert hit.num_cached_tokens >= 1024

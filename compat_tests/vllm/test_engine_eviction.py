@@ -75,7 +75,7 @@ def test_everything_served_under_steady_eviction_is_right(engine, cold):
         assert audit["num_in_flight"] == 0
         assert audit["num_used_blocks"] <= CAPACITY_BLOCKS
     end = counts(engine)
-    assert CAPACITY_BLOCKS == end["host_capacity_blocks"]
+    assert end["host_capacity_blocks"] == CAPACITY_BLOCKS
     assert end["evicted_blocks"] - start["evicted_blocks"] > CAPACITY_BLOCKS
     assert external_hit_tokens(engine) - hits > 1000
     assert end["load_failed_blocks"] == start["load_failed_blocks"]
@@ -89,7 +89,7 @@ def test_a_prompt_larger_than_the_tier_keeps_the_head_that_fits(engine):
 
     (second,) = engine.complete(ask)
 
-    assert CAPACITY_BLOCKS * 128 == second.num_cached_tokens
+    assert second.num_cached_tokens == CAPACITY_BLOCKS * 128
     assert first.tokens == second.tokens
 
 

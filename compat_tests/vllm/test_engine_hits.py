@@ -36,7 +36,7 @@ def cold(engine):
     for ask in ASKS:
         engine.forget_all()
         completions += engine.complete(ask)
-    assert [0, 0, 0] == cached(completions)
+    assert cached(completions) == [0, 0, 0]
     return completions
 
 
@@ -69,7 +69,7 @@ def test_the_first_request_right_after_the_start_is_saved(engine):
 
     (second,) = engine.complete(ask)
 
-    assert 640 == second.num_cached_tokens
+    assert second.num_cached_tokens == 640
     assert first.tokens == second.tokens
 
 
@@ -87,7 +87,7 @@ def test_cold_local_and_host_hits_give_the_same_tokens(engine, cold):
     mixed = engine.complete_each(ASKS)
     from_host = external_hit_tokens(engine) - before
 
-    assert [0, HEAD_TOKENS, HEAD_TOKENS] == cached(first)
+    assert cached(first) == [0, HEAD_TOKENS, HEAD_TOKENS]
     assert HIT_TOKENS == cached(local) == cached(mixed)
     assert sum(HIT_TOKENS) - 2 * HEAD_TOKENS == from_host
     assert tokens(cold) == tokens(first) == tokens(local) == tokens(mixed)
@@ -102,7 +102,7 @@ def test_a_hit_that_comes_from_host_memory_alone_gives_the_tokens_of_a_cold_run(
         engine.forget()
         loaded += engine.complete(ask)
 
-    assert HIT_TOKENS == cached(loaded)
+    assert cached(loaded) == HIT_TOKENS
     assert sum(HIT_TOKENS) == external_hit_tokens(engine) - before
     assert tokens(cold) == tokens(loaded)
 
@@ -110,7 +110,7 @@ def test_a_hit_that_comes_from_host_memory_alone_gives_the_tokens_of_a_cold_run(
 def test_requests_that_load_at_the_same_time_get_their_own_bytes(engine, cold, saved):
     loaded = engine.complete(*ASKS)
 
-    assert HIT_TOKENS == cached(loaded)
+    assert cached(loaded) == HIT_TOKENS
     assert tokens(cold) == tokens(loaded)
 
 
@@ -124,7 +124,7 @@ def test_loaded_pages_hold_the_bytes_that_were_computed(engine):
     for ask in ASKS:
         engine.complete(ask)
 
-    assert HIT_TOKENS == [len(pages) * PAGE_TOKENS for pages in computed]
+    assert [len(pages) * PAGE_TOKENS for pages in computed] == HIT_TOKENS
     assert computed == [engine.cached_pages(prompt) for prompt in PROMPTS]
 
 
@@ -178,7 +178,7 @@ def test_a_conversation_never_seen_hits_what_it_shares_with_another(engine, cold
 
     (other,) = engine.complete(ASKS[2])
 
-    assert HEAD_TOKENS == other.num_cached_tokens
+    assert other.num_cached_tokens == HEAD_TOKENS
     assert cold[2].tokens == other.tokens
 
 
@@ -190,7 +190,7 @@ def test_every_whole_block_of_a_prompt_is_hit_and_no_more(engine, saved, num_tok
     engine.forget()
     (recomputed,) = engine.complete(msgspec.structs.replace(ask, kv_transfer_params=NO_LOAD))
 
-    assert 0 == recomputed.num_cached_tokens
+    assert recomputed.num_cached_tokens == 0
     assert num_tokens // PAGE_TOKENS * PAGE_TOKENS == loaded.num_cached_tokens
     assert recomputed.tokens == loaded.tokens
 
@@ -204,8 +204,8 @@ def test_the_last_block_of_an_aligned_prompt_comes_from_host_memory(engine, save
 
     (again,) = engine.complete(ask)
 
-    assert (512, 512) == (loaded.num_cached_tokens, again.num_cached_tokens)
-    assert PAGE_TOKENS == external_hit_tokens(engine) - before
+    assert (loaded.num_cached_tokens, again.num_cached_tokens) == (512, 512)
+    assert external_hit_tokens(engine) - before == PAGE_TOKENS
     assert loaded.tokens == again.tokens
     assert pages[:3] == engine.cached_pages(ask.prompt)[:3], "the last one holds a new last token"
 
@@ -223,7 +223,7 @@ def test_generated_tokens_are_saved_for_the_next_turn(engine):
     engine.forget_all()
     (recomputed,) = engine.complete(turn)
 
-    assert 384 == second.num_cached_tokens
+    assert second.num_cached_tokens == 384
     assert len(digests) == 3
     assert digests == loaded[:3]
     assert recomputed.tokens == second.tokens
@@ -239,7 +239,7 @@ def test_an_answer_that_ends_on_a_block_boundary_does_not_save_its_last_token(en
     (second,) = engine.complete(Ask(prompt=question + answer.tokens + [1]))
 
     assert len(question + answer.tokens) == 256
-    assert PAGE_TOKENS == second.num_cached_tokens
+    assert second.num_cached_tokens == PAGE_TOKENS
 
 
 def test_metrics_count_what_was_moved(engine, cold):
@@ -266,8 +266,8 @@ def test_metrics_count_what_was_moved(engine, cold):
     assert after_load["save_seconds"] > start["save_seconds"]
     assert after_load["load_seconds"] > after_save["load_seconds"]
     assert after_reset["reset"] == after_load["reset"] + 1
-    assert (0, 0) == (after_reset["host_used_blocks"], after_reset["switched_off"])
-    assert 2**29 // PAGE_BYTES == after_reset["host_capacity_blocks"]
+    assert (after_reset["host_used_blocks"], after_reset["switched_off"]) == (0, 0)
+    assert after_reset["host_capacity_blocks"] == 2**29 // PAGE_BYTES
     assert 0 == after_reset["evicted_blocks"] == after_reset["late_results"]
 
 

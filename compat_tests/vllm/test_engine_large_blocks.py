@@ -55,7 +55,7 @@ def test_a_local_hit_that_ends_anywhere_is_continued_from_host_memory(
     (loaded,) = engine.complete(Ask(prompt=PROMPT))
 
     assert num_local_tokens == len(local_pages) * 128
-    assert SAVED_TOKENS == loaded.num_cached_tokens
+    assert loaded.num_cached_tokens == SAVED_TOKENS
     assert SAVED_TOKENS - num_local_tokens == external_hit_tokens(engine) - before
     assert cold.tokens == loaded.tokens
     pages = engine.cached_pages(PROMPT)[: len(saved)]
@@ -70,7 +70,7 @@ def test_a_hit_of_an_aligned_prompt_leaves_one_page_to_compute(engine, saved):
     engine.forget_all()
     (recomputed,) = engine.complete(Ask(prompt=PROMPT[:SAVED_TOKENS]))
 
-    assert SAVED_TOKENS - 128 == loaded.num_cached_tokens
+    assert loaded.num_cached_tokens == SAVED_TOKENS - 128
     assert saved[:7] == pages[:7]
     assert recomputed.tokens == loaded.tokens
 
@@ -81,8 +81,8 @@ def test_a_local_hit_beyond_the_last_whole_block_is_offered_nothing(engine, cold
 
     (local,) = engine.complete(Ask(prompt=PROMPT))
 
-    assert 1152 == local.num_cached_tokens
-    assert 0 == external_hit_tokens(engine) - before
+    assert local.num_cached_tokens == 1152
+    assert external_hit_tokens(engine) - before == 0
     assert cold.tokens == local.tokens
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -85,6 +86,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._accepted: list[Load] = []
         """Promised to vLLM and not handed to the workers yet; kept here, where nothing fails."""
 
+        self._page_allocator: BlockPool | None = None
         if reason := why_not(vllm_config, kv_cache_config):
             self._barrier.switch_off(reason)
             return
@@ -189,12 +191,25 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         if failed_pages := connector_output.invalid_block_ids:
-            self._barrier.run(lambda: self._scheduler.distrust(failed_pages), _nothing)
+            self._barrier.run(lambda: self._distrust(failed_pages), _nothing)
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, StepReport):
             self._barrier.run(lambda: self._scheduler.digest(report), _nothing)
             if report.refusal:
                 self._barrier.switch_off(report.refusal)
+
+    def _distrust(self, failed_pages: set[int]) -> None:
+        """Keep what was computed on `failed_pages` from being reused, by us and by vLLM itself.
+
+        vLLM counts on the request to recompute them, but it may be aborted before.
+        """
+        rubbish = self._scheduler.distrust(failed_pages)
+        if self._page_allocator is not None:
+            self._page_allocator.evict_blocks(rubbish)
+
+    @override
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        self._page_allocator = gpu_block_pool
 
     @override
     def request_finished_all_groups(

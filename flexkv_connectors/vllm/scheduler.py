@@ -126,18 +126,24 @@ class SchedulerHalf:
             if self._manager and (completion := self._manager.complete(result)):
                 self._conclude(completion)
 
-    def distrust(self, failed_pages: Collection[int]) -> None:
+    def distrust(self, failed_pages: Collection[int]) -> set[int]:
         """Drop the blocks that could not be loaded into `failed_pages`, and all behind them.
 
         What a step computes behind a synchronous load that fails is computed from rubbish. That is
         true for every request that shares the page, in whatever namespace of ours.
+
+        Returns:
+            The failed pages and those behind them in their requests.
         """
+        rubbish = set(failed_pages)
         for state in (*self._states.values(), *self._ended):
             self._let_go(state)
             pages = enumerate(state.page_ids)
             position = next((at for at, page in pages if page in failed_pages), None)
             if position is not None:
+                rubbish.update(state.page_ids[position:])
                 self._drop_from(state, position // self._deployment.pages_per_block)
+        return rubbish
 
     def reset(self) -> None:
         """Forget every block. What is being copied ends without becoming findable.

@@ -1,9 +1,10 @@
 """The report needs nothing but itself, and says what was measured."""
 
 import re
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
+
 from demo.client import Answer
 from demo.report import summarise, write_report
 from demo.scenario import COMPUTED, FROM_HOST, HOST, STEPS, Measurement
@@ -43,6 +44,6 @@ def test_text_is_escaped(page):
 
 def test_chart_has_a_bar_and_a_description_of_every_step(page):
     [drawing] = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    chart = ElementTree.fromstring(drawing)
+    chart = ET.fromstring(drawing)
     assert len(chart.findall("rect")) == len(STEPS)
     assert all(step in chart.findtext("desc") for step in STEPS)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from demo.client import Answer
 from demo.scenario import (
     COLD,

@@ -1,0 +1,48 @@
+"""Our connector behind glass: what it moves can be seen on each rank, and what it holds be spoiled."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from flexkv_connectors.vllm.connector import FlexKVConnector
+
+
+class GlassConnector(FlexKVConnector):
+    """Behaves like its parent until told otherwise."""
+
+    _kv_caches: dict[str, torch.Tensor]
+    _last_page_ids: list[int]
+
+    @override
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        self._kv_caches = kv_caches
+        super().register_kv_caches(kv_caches)
+
+    @override
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._last_page_ids = list(block_ids[0])
+        return super().request_finished_all_groups(request, block_ids)
+
+    def last_page_ids(self) -> list[int]:
+        """Return the page table of the request that has ended last. Scheduler's side."""
+        return self._last_page_ids
+
+    def page_digests(self, page_ids: list[int]) -> list[str]:
+        """Digest each page over all layers of this rank."""
+        layers = [cache.view(torch.uint8).numpy() for cache in self._kv_caches.values()]
+        pages = (b"".join(layer[page].tobytes() for layer in layers) for page in page_ids)
+        return [hashlib.sha256(page).hexdigest() for page in pages]
+
+    def spoil(self) -> bool:
+        """Invert every bit of the host pool, if this rank owns one."""
+        half = self._worker
+        if half._deployment.is_owner:
+            assert half._pool is not None
+            content = np.frombuffer(half._pool.buffer, np.uint8)
+            np.invert(content, out=content)
+        return half._deployment.is_owner
