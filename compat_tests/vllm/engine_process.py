@@ -121,7 +121,7 @@ class EngineProcess:
         self._call("remember_pages", prompt=prompt)
 
     def page_differences(self, prompt: list[int]) -> list[float]:
-        """Return the largest difference between each full page of `prompt` and the remembered one."""
+        """Return the largest difference in each full page of `prompt` to the remembered one."""
         return self._call("page_differences", prompt=prompt)
 
     def sleep(self, level: int = 1) -> None:
@@ -230,6 +230,9 @@ def _environment() -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": str(HERE),
         "HF_HUB_OFFLINE": "1",
+        # Threads that spin for each other on shared cores made a step ten times as slow.
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }

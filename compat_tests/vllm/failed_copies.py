@@ -107,7 +107,22 @@ class FailedCopies:
 
         assert [t.tokens for t in truth[:2]] == [a.tokens for a in answers]
 
-    def test_the_engine_serves_others_beside_a_failed_load_and_hits_after_it(
+    def test_a_block_that_failed_is_dropped_and_fails_no_second_request(
+        self, engine, policy, truth, head
+    ):
+        """Else, as vLLM's default policy is, every request that begins like this would fail."""
+        break_copies(engine, loads="fail")
+        failed = engine.complete(ASKS[0])
+        engine.forget()
+        engine.connector("take_load_attempts")
+        second = engine.complete(ASKS[0])
+
+        self.check(policy, truth[:1], failed)
+        assert [truth[0].tokens] == [a.tokens for a in second]
+        if policy == "fail":
+            assert engine.connector("take_load_attempts") == []
+
+    def test_the_engine_serves_others_beside_a_failed_load_and_saves_after_it(
         self, engine, policy, truth, head
     ):
         neighbour = Ask(prompt=random_tokens(94, 300))
@@ -115,12 +130,13 @@ class FailedCopies:
         failed, beside = engine.complete(ASKS[0], neighbour)
         break_copies(engine)
         engine.forget()
-        after, again = engine.complete_each([ASKS[0], neighbour])
+        engine.complete(ASKS[0])
+        engine.forget()
+        loaded, again = engine.complete_each([ASKS[0], neighbour])
 
         self.check(policy, truth[:1], [failed])
-        assert truth[0].tokens == after.tokens
-        assert after.num_cached_tokens > 0
-        assert beside.tokens == again.tokens
+        assert (loaded.num_cached_tokens, loaded.tokens) == (1024, truth[0].tokens)
+        assert (again.num_cached_tokens, again.tokens) == (256, beside.tokens)
 
     def test_a_failed_save_is_a_miss_and_is_saved_by_the_next_request(self, engine, truth):
         engine.forget_all()

@@ -196,7 +196,7 @@ def test_every_whole_block_of_a_prompt_is_hit_and_no_more(engine, saved, num_tok
 
 
 def test_the_last_block_of_an_aligned_prompt_comes_from_host_memory(engine, saved):
-    """The engine's own hit leaves one token to compute, and with it a whole block; ours need not."""
+    """The engine's own hit leaves one token to compute, and so a whole block; ours does not."""
     ask = Ask(prompt=PROMPTS[0][:512], max_tokens=8)
     (loaded,) = engine.complete(ask)
     pages = engine.cached_pages(ask.prompt)

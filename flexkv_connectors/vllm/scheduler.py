@@ -137,7 +137,6 @@ class SchedulerHalf:
         """
         rubbish = set(failed_pages)
         for state in (*self._states.values(), *self._ended):
-            self._let_go(state)
             pages = enumerate(state.page_ids)
             position = next((at for at, page in pages if page in failed_pages), None)
             if position is not None:
