@@ -1,5 +1,6 @@
 from hypothesis import HealthCheck, settings
 
 # How busy a machine is decides no test.
-settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+too_slow = [HealthCheck.too_slow]
+settings.register_profile("any_machine", deadline=None, suppress_health_check=too_slow)
 settings.load_profile("any_machine")

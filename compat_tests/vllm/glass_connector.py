@@ -1,4 +1,4 @@
-"""Our connector behind glass: what it moves can be seen on each rank, and what it holds be spoiled."""
+"""Our connector behind glass: a test sees what it moves, and can spoil what it holds."""
 
 import hashlib
 from typing import Any
@@ -31,6 +31,10 @@ class GlassConnector(FlexKVConnector):
     def last_page_ids(self) -> list[int]:
         """Return the page table of the request that has ended last. Scheduler's side."""
         return self._last_page_ids
+
+    def page_tokens(self) -> int:
+        """Return the tokens in one of vLLM's blocks."""
+        return self._vllm_config.cache_config.block_size
 
     def page_digests(self, page_ids: list[int]) -> list[str]:
         """Digest each page over all layers of this rank."""

@@ -77,11 +77,12 @@ class HttpServer:
         asked = content | {"return_token_ids": True} | more
         return self.post("/v1/completions", asked, **{"X-data-parallel-rank": str(rank)})
 
-    def chat(self, text: str, max_tokens: int = 4, **more: Any) -> Any:
+    def chat(self, text: str, max_tokens: int = 8, **more: Any) -> Any:
         """Send one user message."""
         messages = [{"role": "user", "content": text}]
         content = {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
-        return self.post("/v1/chat/completions", content | {"ignore_eos": True} | more)
+        fixed = {"ignore_eos": True, "return_token_ids": True}
+        return self.post("/v1/chat/completions", content | fixed | more)
 
     def metrics(self) -> dict[str, Metric]:
         """Return the metric families of `/metrics` by name."""

@@ -1,6 +1,5 @@
 """What an engine's processes really hold, seen from outside through /proc."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ def host_pools(pid: int) -> dict[int, SharedPool]:
     pools: dict[int, SharedPool] = {}
     for member in family(pid):
         for link in Path(f"/proc/{member}/fd").iterdir():
-            if os.readlink(link).startswith("/memfd:flexkv-host"):
+            if str(link.readlink()).startswith("/memfd:flexkv-host"):
                 file = link.stat()
                 pool = pools.setdefault(file.st_ino, SharedPool(file.st_size, set(), set()))
                 pool.owner_pids.add(member)
@@ -38,5 +37,7 @@ def host_pools(pid: int) -> dict[int, SharedPool]:
 
 def listeners(pid: int) -> set[tuple[str, int]]:
     """Return the addresses and ports on which a process and its descendants listen."""
-    sockets = (socket for member in family(pid) for socket in psutil.Process(member).net_connections())
+    sockets = (
+        socket for member in family(pid) for socket in psutil.Process(member).net_connections()
+    )
     return {tuple(socket.laddr) for socket in sockets if socket.status == psutil.CONN_LISTEN}

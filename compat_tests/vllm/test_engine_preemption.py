@@ -10,12 +10,15 @@ from engine_checks import (
     SABOTAGED,
     assert_nothing_leaked,
     assert_reset_gives_everything_back,
+    break_copies,
     counts,
 )
 from engine_process import Ask, random_tokens
 
 NUM_PAGES = 40
 ASKS = [Ask(prompt=random_tokens(seed, 700), max_tokens=300) for seed in range(8)]
+PROMPT = random_tokens(10, 640)
+FIRST, SECOND = (Ask(prompt=PROMPT + random_tokens(seed, 60)) for seed in (12, 13))
 WHOLE_TOKENS = (700 + 300 - 1) // 128 * 128
 
 
@@ -62,6 +65,71 @@ def test_what_was_saved_and_restored_is_what_the_engine_computes(engine, crowd):
         differences = engine.page_differences(sequence)
         assert len(differences) == WHOLE_TOKENS // 128
         assert max(differences) < 1e-3
+
+
+@pytest.fixture
+def full(engine):
+    """Host memory holds PROMPT; in the engine others leave room for one such request, not two."""
+    engine.forget_all()
+    engine.complete(Ask(prompt=PROMPT, max_tokens=1))
+    engine.forget()
+    others = engine.add(Ask(prompt=random_tokens(11, 3900), max_tokens=150))
+    engine.step(3)
+    assert 6 <= engine.state()["num_free_blocks"] < 12
+    yield
+    engine.abort(others)
+    break_copies(engine)
+    engine.run()
+    assert_nothing_leaked(engine)
+
+
+@pytest.fixture(scope="module")
+def cold(engine):
+    engine.forget_all()
+    return [c.tokens for c in engine.complete_each([FIRST, SECOND])]
+
+
+def wait_for_room(engine):
+    """Return a request that loads, and one that was offered the same hit and has no room."""
+    break_copies(engine, loads="hold")
+    loading, waiting = engine.add(FIRST), engine.add(SECOND)
+    engine.step(3)
+    states = engine.state()["requests"]
+    assert (states[loading], states[waiting]) == ("WAITING_FOR_REMOTE_KVS", "WAITING")
+    return loading, waiting
+
+
+def test_a_request_that_waits_for_room_keeps_its_hit(engine, cold, full):
+    loading, waiting = wait_for_room(engine)
+    break_copies(engine)
+
+    finished = engine.run()
+
+    assert cold == [finished[loading].tokens, finished[waiting].tokens]
+    assert finished[waiting].num_cached_tokens == 640
+
+
+@pytest.mark.parametrize("what", ["failed load", "reset"])
+def test_a_request_that_waits_for_room_survives_that_its_hit_is_dropped(engine, cold, full, what):
+    """Its offer was not taken yet, so nobody is wronged when it is taken back."""
+    _, waiting = wait_for_room(engine)
+    if what == "reset":
+        engine.connector("reset_cache")
+        break_copies(engine)
+    else:
+        break_copies(engine, loads="fail")
+
+    assert engine.run()[waiting].tokens == cold[1]
+
+
+def test_a_request_that_is_aborted_while_it_waits_for_room_keeps_no_lease(engine, cold, full):
+    loading, waiting = wait_for_room(engine)
+    engine.abort(waiting)
+    engine.abort(loading)
+    break_copies(engine)
+    engine.run()
+
+    assert engine.connector("audit")["num_claims"] == 0
 
 
 def test_nothing_is_left_behind(engine, crowd):

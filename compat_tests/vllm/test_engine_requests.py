@@ -6,7 +6,15 @@ caches are reset and serving goes on afterwards is the scheduler's part, and rea
 
 import msgspec
 import pytest
-from engine_checks import NO_LOAD, NO_SAVE, SABOTAGED, assert_nothing_leaked, break_copies, counts
+from engine_checks import (
+    NO_LOAD,
+    NO_SAVE,
+    SABOTAGED,
+    assert_nothing_leaked,
+    break_copies,
+    counts,
+    external_hit_tokens,
+)
 from engine_process import Ask, random_tokens
 from failed_copies import FailedCopies
 
@@ -171,6 +179,28 @@ def test_a_request_that_ran_at_a_reset_is_not_saved(engine, cold, num_steps):
     assert cold.tokens == finished[running].tokens == finished[waiting].tokens
     assert hit_tokens(engine) == 0
     assert hit_tokens(engine, with_salt("later")) == HIT_TOKENS
+
+
+def test_a_block_is_hit_and_saved_again_only_when_its_save_has_ended(engine):
+    """Of an aligned prompt the engine computes the last block again, unless we have it."""
+    aligned = Ask(prompt=PROMPT[:512])
+    break_copies(engine, saves="hold")
+    before = external_hit_tokens(engine)
+    served = [engine.add(aligned)]
+    while served[-1] not in engine.step():
+        pass
+    served.append(engine.add(aligned))
+    while served[-1] not in engine.step():
+        pass
+    held = engine.connector("audit")
+    assert external_hit_tokens(engine) == before
+    break_copies(engine)
+    engine.run()
+
+    engine.complete(aligned)
+
+    assert (held["num_in_flight"], held["num_used_blocks"]) == (2, 4)
+    assert external_hit_tokens(engine) - before == 128
 
 
 def test_a_save_in_flight_at_a_reset_does_not_become_findable(engine):

@@ -216,7 +216,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Never delay the release of pages: what is owed is saved before they are reused."""
-        self._barrier.run(lambda: self._scheduler.finish(request, block_ids[0]), _nothing)
+        self._barrier.run(lambda: self._scheduler.finish(request), _nothing)
         return False, None
 
     @override

@@ -101,7 +101,7 @@ class SchedulerHalf:
                 orders.saves.append(plan)
         return orders
 
-    def finish(self, request: "Request", page_ids: list[int]) -> None:
+    def finish(self, request: "Request") -> None:
         """Save what an ending request still owes, and forget it; its pages may go at once."""
         state = self._states.pop(request.request_id, None)
         if state is None or self._manager is None:
@@ -110,7 +110,6 @@ class SchedulerHalf:
         self._let_go(state)
         if state.num_loading_tokens:
             return
-        state.page_ids = page_ids
         # The token sampled last was never fed back: it has no KV.
         num_known = max(request.num_prompt_tokens, request.num_tokens - 1)
         if plan := self._plan_save(state, min(request.num_computed_tokens, num_known)):
@@ -137,6 +136,7 @@ class SchedulerHalf:
         """
         rubbish = set(failed_pages)
         for state in (*self._states.values(), *self._ended):
+            self._let_go(state)  # what waits for room was perhaps offered what is dropped now
             pages = enumerate(state.page_ids)
             position = next((at for at, page in pages if page in failed_pages), None)
             if position is not None:
