@@ -2,9 +2,8 @@
 
     python -m benchmarks.vllm_end_to_end [--quick] [--json FILE] [--work FOLDER]
 
-Each configuration is an engine in a process of its own. Engines that are compared live at the same
-time and take turns, so that a machine that drifts disturbs all of them; ratios are taken within a
-round. The first round warms up and does not count. No prompt is used in two rounds.
+Each configuration is an engine of its own. Those compared live at the same time and take turns, so
+that a machine that drifts disturbs all; the first round does not count, no prompt is used in two.
 """
 
 import argparse

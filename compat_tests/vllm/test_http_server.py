@@ -81,6 +81,7 @@ def server(model, tmp_path_factory, router):
         model("oracle"),
         tmp_path_factory.mktemp("server"),
         {"kv_connector": "flexkv", "kv_connector_extra_config": options},
+        max_num_batched_tokens=1024,  # so that a message is saved in several steps
         kv_events_config={
             "enable_kv_cache_events": True,
             "publisher": "zmq",
@@ -245,6 +246,7 @@ def test_a_stored_block_is_announced_with_its_tokens(story):
 
 def test_every_announced_block_but_the_first_has_a_parent_that_was_announced(story):
     stored = ours(story.cold_events, "BlockStored")
+    assert len(stored) > 1
     assert stored[0]["parent_block_hash"] is None
     for before, after in pairwise(stored):
         assert after["parent_block_hash"] == before["block_hashes"][-1]

@@ -1,7 +1,8 @@
 """The class that vLLM calls. It only delegates, each hook through the fault barrier."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -21,6 +22,7 @@ from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.scheduler import SchedulerHalf
 from flexkv_connectors.vllm.stats import FlexKVPromMetrics, FlexKVStats
 from flexkv_connectors.vllm.worker import WorkerHalf
+from flexkv_core.errors import FlexKVError
 from flexkv_core.metrics import Counters
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FlexKVConnector"]
 
+logger = logging.getLogger(__name__)
+
 
 def _log_like_vllm() -> None:
     """Send our log lines where vLLM sends its own; it sets up no logger but its own."""
@@ -52,6 +56,16 @@ def _log_like_vllm() -> None:
         if not ours.handlers:
             ours.handlers, ours.propagate = engine.handlers[:], False
             ours.setLevel(engine.getEffectiveLevel())
+
+
+@contextmanager
+def _refusals_in_one_line() -> Iterator[None]:
+    """Log why the engine does not start in a line of its own: vLLM buries it in tracebacks."""
+    try:
+        yield
+    except FlexKVError as error:
+        logger.critical("connector.refused: %s", error)
+        raise
 
 
 def _nothing() -> None:
@@ -66,6 +80,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     without caching.
     """
 
+    @_refusals_in_one_line()
     def __init__(
         self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> None:
@@ -88,7 +103,10 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
         self._page_allocator: BlockPool | None = None
         if reason := why_not(vllm_config, kv_cache_config):
-            self._barrier.switch_off(reason)
+            if role is KVConnectorRole.SCHEDULER:
+                self._barrier.switch_off(reason)
+            else:
+                self._barrier.reason = reason  # the scheduler says it for all ranks
             return
         deployment = translate(vllm_config, kv_cache_config, cache)
         if role is KVConnectorRole.SCHEDULER:
@@ -99,6 +117,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     # Worker: what vLLM's model runner calls around one forward pass, in this order.
 
     @override
+    @_refusals_in_one_line()
     def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
         if not self._barrier.reason:
             self._worker.register(kv_caches)
@@ -117,7 +136,8 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         orders = _orders(self._get_connector_metadata())
-        self._barrier.run(lambda: self._worker.load(orders), self._ledger.settle_all_as_failed)
+        if orders.loads:
+            self._barrier.run(lambda: self._worker.load(orders), self._ledger.settle_all_as_failed)
 
     @override
     def wait_for_layer_load(self, layer_name: str) -> None:
@@ -175,7 +195,11 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         page_ids = blocks.get_block_ids()[0]
         load = self._barrier.run(
             lambda: self._scheduler.accept(request, page_ids, num_external_tokens),
-            lambda: self._scheduler.decline(request, page_ids, num_external_tokens),
+            lambda: (
+                self._scheduler.decline(request, page_ids, num_external_tokens)
+                if num_external_tokens
+                else None
+            ),
         )
         if load is not None:
             self._accepted.append(load)

@@ -1,6 +1,7 @@
 """The worker half: turns a step's orders into verbs of `CacheWorker`, and results into a report."""
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,7 @@ class WorkerHalf:
             self._pages,
             deployment.block_format,
             pool,
-            num_threads=deployment.cache.copy_threads or 2,
+            num_threads=deployment.cache.copy_threads or _default_threads(),
         )
         self._pool = pool
         self._worker = CacheWorker(
@@ -147,6 +148,11 @@ class WorkerHalf:
         return msgspec.structs.replace(
             plan, source=_split_pages(plan.source, ratio), target=_split_pages(plan.target, ratio)
         )
+
+
+def _default_threads() -> int:
+    """Return how many threads copy: vLLM pins a worker, and what it starts, to some cores."""
+    return min(2, len(os.sched_getaffinity(0)))
 
 
 def _split_pages(place: Place, ratio: int) -> Place:
