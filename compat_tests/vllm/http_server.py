@@ -19,6 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 HOST = "127.0.0.1"
 START_LIMIT_S = 300.0
+_AS_USERS_START_IT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # offers `/reset_prefix_cache`
+}
 
 
 class ServerFailure(AssertionError):
@@ -53,7 +57,7 @@ class HttpServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(options)],
                 cwd=folder,
-                env=_environment() | {"VLLM_SERVER_DEV_MODE": "1"} | dict(env or {}),
+                env=_environment() | _AS_USERS_START_IT | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -92,10 +96,9 @@ class HttpServer:
     def close(self) -> None:
         """End the server and everything it started."""
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._kill()
+        self._kill()
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT_S

@@ -165,11 +165,9 @@ def deployment(spec: AttentionSpec) -> Deployment:
         num_nodes=1,
         page_shape=declared(spec),
         num_layers=NUM_LAYERS,
-        total_heads=spec.num_heads,
         block_tokens=PAGES_PER_BLOCK * PAGE_TOKENS,
         draft_blocks=0,
         publishes_events=False,
-        describe_namespace=lambda: None,
     )
 
 

@@ -168,7 +168,7 @@ def test_after_a_reset_nothing_is_hit_and_saving_goes_on(engine, cold):
 @pytest.mark.parametrize("num_steps", [1, 10], ids=["in its prefill", "while it generates"])
 def test_a_request_that_ran_at_a_reset_is_not_saved(engine, cold, num_steps):
     """The weights may be others from then on."""
-    running = engine.add(ASK)
+    running = engine.add(msgspec.structs.replace(ASK, max_tokens=80))  # a block more
     engine.step(num_steps)
     assert engine.connector("audit")["num_used_blocks"] > 0
     engine.connector("reset_cache")
@@ -176,7 +176,7 @@ def test_a_request_that_ran_at_a_reset_is_not_saved(engine, cold, num_steps):
 
     finished = engine.run()
 
-    assert cold.tokens == finished[running].tokens == finished[waiting].tokens
+    assert cold.tokens == finished[running].tokens[:24] == finished[waiting].tokens
     assert hit_tokens(engine) == 0
     assert hit_tokens(engine, with_salt("later")) == HIT_TOKENS
 

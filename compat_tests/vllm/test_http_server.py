@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
+import psutil
 import pytest
 from http_server import HOST, HttpServer, cached_tokens, free_port
 from processes import listeners
@@ -289,3 +290,19 @@ def test_nobody_listens_but_on_the_loopback_interface(story, server):
 
 def test_serving_opens_no_port(story):
     assert story.listeners == story.listeners_at_end
+
+
+def test_neither_side_of_the_connector_opens_a_socket(model):
+    from scheduler_harness import Shape, SimulatedEngine, base_config
+
+    base = base_config(model("oracle"), {"kv_connector": "flexkv"})
+    before = psutil.Process().net_connections("all")
+    engine = SimulatedEngine(base, Shape(tensor_parallel=2, mla=True))
+    for _ in range(2):
+        engine.add(list(range(43)), 4)
+        engine.drain()
+        assert engine.reset(running=False, connector=False)
+    during = psutil.Process().net_connections("all")
+    engine.close()
+    assert engine.events["external tokens"] > 0
+    assert set(before) == set(during)

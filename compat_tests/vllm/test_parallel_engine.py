@@ -146,3 +146,18 @@ def answer(server, rank):
     completion = server.complete(PROMPT, rank=rank)
     server.post("/reset_prefix_cache")
     return completion
+
+
+@pytest.mark.xfail(strict=True, reason="vLLM tells a dense model's engine nothing of its siblings")
+def test_engines_of_a_dense_model_share_their_server_s_host_memory(model):
+    from scheduler_harness import Shape, _config_for, _kv_cache_config, base_config
+
+    from flexkv_connectors.vllm.deployment import read_cache_config, translate
+
+    base = base_config(model("oracle"), {"kv_connector": "flexkv"})
+    config = _config_for(base, Shape(), 0)
+    parallel = config.parallel_config
+    parallel.data_parallel_size = parallel.data_parallel_size_local = 2
+    parallel.reconfigure_for_independent_dp_rank()  # as vLLM does in each engine's process
+    deployment = translate(config, _kv_cache_config(Shape(), 0), read_cache_config(config))
+    assert deployment.num_engines == 2
