@@ -192,6 +192,8 @@ def test_a_block_is_hit_and_saved_again_only_when_its_save_has_ended(engine):
     served.append(engine.add(aligned))
     while served[-1] not in engine.step():
         pass
+    engine.step(2)
+    assert engine.state()["busy"], "nobody would hear of the save's end"
     held = engine.connector("audit")
     assert external_hit_tokens(engine) == before
     break_copies(engine)
