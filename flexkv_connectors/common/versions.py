@@ -16,7 +16,7 @@ class VersionRange(NamedTuple):
 
 
 SUPPORTED = {"vllm": VersionRange((0, 28), (0, 34))}
-"""Every release in a range passes `compat_tests`; the README says which ones have really run."""
+"""Ranges whose sources were read; the README says which releases have really run."""
 
 
 def require_supported(engine: str, version: str) -> None:

@@ -1,6 +1,5 @@
 """The worker half: turns a step's orders into verbs of `CacheWorker`, and results into a report."""
 
-import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["WorkerHalf"]
-
-logger = logging.getLogger(__name__)
 
 
 class WorkerHalf:
