@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from flexkv_core.errors import LayoutError
 
-__all__ = ["BlockFormat", "LayerRun", "PagePool"]
+__all__ = ["BlockFormat", "Column", "LayerRun", "PagePool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +124,20 @@ class BlockFormat:
     def block_bytes(self) -> int:
         """Size of this rank's share of one block."""
         return self.num_cells * self.cell_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """The same cell of every block: which KV heads and layers of the whole model it holds."""
+
+    first_head: int
+    num_heads: int
+    first_layer: int
+    num_layers: int
+
+    @property
+    def name(self) -> str:
+        """Return what tells this column from every other of its namespace; a folder's name."""
+        last_head = self.first_head + self.num_heads - 1
+        last_layer = self.first_layer + self.num_layers - 1
+        return f"heads-{self.first_head}-{last_head}.layers-{self.first_layer}-{last_layer}"

@@ -17,6 +17,8 @@ __all__ = [
     "Place",
     "Status",
     "StoredBlocks",
+    "StoredKey",
+    "TierReport",
     "TransferPlan",
     "TransferResult",
 ]
@@ -104,3 +106,29 @@ class TransferResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     error: str = ""
     """One sentence for a person where status is ERROR."""
+
+
+class StoredKey(msgspec.Struct, frozen=True, array_like=True):
+    """A block that one rank has found in its part of a tier."""
+
+    key: BlockKey
+    parent: BlockKey | None
+    """Key of the block before it; None where the chain begins."""
+
+
+class TierReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one owner has to say of its part of a tier that outlives the process."""
+
+    tier: str
+    rank: int
+    capacity_blocks: int
+    """Blocks there is room for; falls when the disk gives less than was asked for."""
+
+    recovered: list[StoredKey] = []
+    """Blocks of earlier processes, found since the last report; parents may come after children."""
+
+    is_recovered: bool = False
+    """Nothing more will be recovered."""
+
+    counts: dict[str, float] = {}
+    """Changes of `metrics.METRICS` since the last report."""

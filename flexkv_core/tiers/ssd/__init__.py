@@ -1,0 +1,1 @@
+"""The SSD tier: slab files that describe themselves."""
