@@ -12,8 +12,8 @@ from flexkv_core.events import EventLog
 from flexkv_core.eviction.base import EvictionPolicy
 from flexkv_core.eviction.policies import create_policy
 from flexkv_core.index.integrity import check_index
-from flexkv_core.index.node import Residency, Shelf
-from flexkv_core.index.radix import PrefixIndex, Refusal
+from flexkv_core.index.node import Residency, Shelf, Write
+from flexkv_core.index.radix import PrefixIndex, Presence, Refusal
 from flexkv_core.index.slot_pool import SlotPool
 from flexkv_core.job import Completion, Job, JobKind
 from flexkv_core.lease import Claim, ClaimState, Lease, Reservation
@@ -107,11 +107,25 @@ class CacheManager:
             A lease to be ended once, by `release`, `cancel` or the completion of its plan; None
             on a miss.
         """
+        lease = self.hold(request_id, keys, tier=tier, group=group)
+        if lease is None:
+            self._recorder.add("match_miss")
+        else:
+            self._recorder.add("match_hit_blocks", lease.num_blocks)
+        return lease
+
+    def hold(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        *,
+        tier: str,
+        group: int = 0,
+    ) -> Lease | None:
+        """Pin as `match` does, for a copy of our own: it is not counted as a hit or a miss."""
         match = self._index.match(self._shelves[tier, group], keys)
         if match is None:
-            self._recorder.add("match_miss")
             return None
-        self._recorder.add("match_hit_blocks", match.num_blocks)
         lease = Lease(request_id, 0, match.num_blocks, residency=match.residency)
         self._open(lease)
         return lease
@@ -210,6 +224,41 @@ class CacheManager:
             return None
         del self._jobs[job.plan.job_id]
         return job.end(self._index)
+
+    def look(self, keys: Sequence[BlockKey], *, tier: str, group: int = 0) -> Presence:
+        """Return how much of `keys` is in `tier`, without using or holding it."""
+        return self._index.look(self._shelves[tier, group], keys)
+
+    def restore(self, keys: Sequence[BlockKey], *, tier: str, group: int = 0) -> int:
+        """Take in a chain that every owner has found in its part of `tier`, as far as it fits.
+
+        Returns:
+            How many of its leading blocks are in the tier now, or being written.
+        """
+        shelf = self._shelves[tier, group]
+        write = self._index.reserve(shelf, keys)
+        if isinstance(write, Write):
+            self._index.finish(write, write.end_block - write.first_block, None)
+        return self._index.look(shelf, keys).num_known
+
+    def resize(self, capacity_blocks: int, *, tier: str) -> None:
+        """Evict and shrink, or grow, to `capacity_blocks`, as far as nobody needs what is there."""
+        shelf = self._shelves[tier, 0]
+        self._index.evict(shelf, shelf.pool.num_used - capacity_blocks)
+        shelf.pool.resize(capacity_blocks)
+
+    def take_gone(self, tier: str) -> list[BlockKey]:
+        """Return the keys that left `tier` since the last call, for its workers to forget.
+
+        Nothing of them is being read or written. They are to be forgotten before any plan that
+        was made later begins.
+        """
+        gone: list[BlockKey] = []
+        for (name, _), shelf in self._shelves.items():
+            if name == tier:
+                gone += shelf.gone
+                shelf.gone = []
+        return gone
 
     def release(self, lease: Lease) -> None:
         """End a lease that has no plan.

@@ -35,6 +35,26 @@ METRICS: Mapping[str, Metric] = {
         Metric("save_failed_blocks", "counter", "Blocks whose save failed and was rolled back"),
         Metric("save_no_room_blocks", "counter", "Blocks not saved: everything else was in use"),
         Metric("evicted_blocks", "counter", "Blocks that left a tier to make room"),
+        Metric("promoted_blocks", "counter", "Blocks brought from a lower tier into host memory"),
+        Metric(
+            "promotion_slow_blocks",
+            "counter",
+            "Blocks not waited for: computing them is faster than the tier has lately been",
+        ),
+        Metric("promotion_timeouts", "counter", "Requests that waited for a tier in vain, in part"),
+        Metric("promotion_wait_seconds", "counter", "Seconds that requests waited for a tier"),
+        Metric("admitted_blocks", "counter", "Blocks chosen to be copied to a lower tier"),
+        Metric("declined_blocks", "counter", "Blocks not worth the wear of a lower tier, by then"),
+        Metric("demoted_blocks", "counter", "Blocks that became findable in a lower tier"),
+        Metric(
+            "demotion_skipped_blocks",
+            "counter",
+            "Blocks chosen for a lower tier that failed or did not keep up",
+        ),
+        Metric("restored_blocks", "counter", "Blocks of earlier processes that are findable again"),
+        Metric("ssd_capacity_blocks", "gauge", "Blocks the SSD tier can hold"),
+        Metric("ssd_used_blocks", "gauge", "Blocks in the SSD tier, being written included"),
+        Metric("ssd_off", "gauge", "1 while the SSD tier fails and is left alone"),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric(
             "late_results",
@@ -44,6 +64,14 @@ METRICS: Mapping[str, Metric] = {
         Metric("switched_off", "gauge", "1 after an unexpected error took the connector out"),
         Metric("host_capacity_blocks", "gauge", "Blocks the host tier can hold"),
         Metric("host_used_blocks", "gauge", "Blocks in the host tier, being written included"),
+        Metric("ssd_read_bytes", "counter", "Bytes read from slabs, headers included"),
+        Metric("ssd_read_seconds", "counter", "Seconds of all threads in reads from slabs"),
+        Metric("ssd_write_bytes", "counter", "Bytes written to slabs, headers included: wear"),
+        Metric("ssd_write_seconds", "counter", "Seconds of all threads in writes to slabs"),
+        Metric("ssd_verified_blocks", "counter", "Blocks read from SSD whose checksums were right"),
+        Metric("ssd_corrupt_blocks", "counter", "Blocks found changed on SSD, and not used"),
+        Metric("ssd_io_errors", "counter", "Reads and writes of slabs that the system failed"),
+        Metric("ssd_recovered_blocks", "counter", "Blocks of earlier processes found on SSD"),
     )
 }
 

@@ -18,6 +18,7 @@ __all__ = [
     "Status",
     "StoredBlocks",
     "StoredKey",
+    "TierOrders",
     "TierReport",
     "TransferPlan",
     "TransferResult",
@@ -132,3 +133,17 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
 
     counts: dict[str, float] = {}
     """Changes of `metrics.METRICS` since the last report."""
+
+
+class TierOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workers of one tier are to do, in this order; all but `plans` concerns owners."""
+
+    generation: str = ""
+    """Not empty after a reset: forget every block, and keep what comes from now on apart from
+    what was before, under this name."""
+
+    gone: list[BlockKey] = []
+    """Blocks that are not in the tier any more."""
+
+    plans: list[TransferPlan] = []
+    """Copies between the tier and host memory."""

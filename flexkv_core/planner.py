@@ -101,12 +101,21 @@ def _locate(residency: Residency, first_block: int, end_block: int) -> Place | N
         keys: list[BlockKey] = []
         for run, (start, end) in zip(runs, cuts, strict=True):
             keys += run.node.keys[start:end]
-        return StoredBlocks(residency.shelf.tier, keys)
+        return StoredBlocks(residency.shelf.tier, keys, _key_before(runs[0], cuts[0][0]))
     slots = [
         memoryview(run.slots)[start * SLOT_BYTES : end * SLOT_BYTES]
         for run, (start, end) in zip(runs, cuts, strict=True)
     ]
     return HostSlots(b"".join(slots))
+
+
+def _key_before(run: Residency, start: int) -> BlockKey | None:
+    """Return the key of the block before block `start` of `run`, if there is one."""
+    if start:
+        return run.node.keys[start - 1]
+    assert run.node.parent is not None
+    before = run.node.parent.keys[-1:]
+    return before[0] if before else None
 
 
 def _plan(

@@ -8,7 +8,8 @@ I3  Of the blocks held the first are ready, and writes cover the rest in chain o
 I4  `num_children` counts the residencies below, alive or dead; `num_pins` counts leases.
 I5  Every leaf that may be evicted is ordered by the policy of its tier.
 I6  A dead residency is kept exactly as long as it, or one below it, is read or written.
-I7  Every slot of a tier is in one place: the pool, a living residency, or a dead one.
+I7  Every slot of a tier is in one place: the pool (free, or retired when the tier shrank), a living
+    residency, or a dead one.
 I8  The blocks being written are those of the reservations that have not ended.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Collection, Iterator, Mapping
 from flexkv_core.errors import IntegrityError
 from flexkv_core.index.node import Node, Residency, Shelf, Write
 from flexkv_core.index.radix import PrefixIndex
+from flexkv_core.index.slot_pool import SLOT_BYTES
 
 __all__ = ["check_index"]
 
@@ -94,9 +96,10 @@ def _residency_violations(held: Residency) -> Iterator[str]:
 def _slot_violations(shelves: tuple[Shelf, ...], residencies: list[Residency]) -> Iterator[str]:
     """Check I7."""
     for pool in {id(shelf.pool): shelf.pool for shelf in shelves}.values():
-        slots = array("q", pool.free_slots())
+        slots = array("q", pool.free_slots() + pool.retired_slots())
         for held in residencies:
             if held.shelf.pool is pool:
                 slots.frombytes(held.slots)
-        if sorted(slots) != list(range(pool.capacity_blocks)):
-            yield f"I7: {len(slots)} slots are somewhere, expected each of {pool.capacity_blocks}"
+        num_slots = pool.capacity_blocks + len(pool.retired_slots()) // SLOT_BYTES
+        if sorted(slots) != list(range(num_slots)):
+            yield f"I7: {len(slots)} slots are somewhere, expected each of {num_slots}"

@@ -47,8 +47,18 @@ class Shelf:
     addressed_by: Literal["slot", "key"]
     pool: SlotPool
     policy: EvictionPolicy["Residency"]
-    dead: set["Residency"] = field(default_factory=set)
-    """Residencies that nobody can find and somebody still reads or writes."""
+    dead: dict["Residency", list[BlockKey]] = field(default_factory=dict)
+    """Residencies that nobody can find and somebody still reads or writes, with the keys of their
+    blocks where plans name blocks by key."""
+
+    gone: list[BlockKey] = field(default_factory=list)
+    """Keys, where plans name blocks by key, whose bytes nobody needs any more."""
+
+    def keys_of(self, residency: "Residency", first: int = 0) -> list[BlockKey]:
+        """Return the keys of `residency`'s blocks from `first` on, if plans name blocks by key."""
+        if self.addressed_by == "slot":
+            return []
+        return residency.node.keys[first : residency.num_blocks]
 
 
 @dataclass(slots=True, eq=False)

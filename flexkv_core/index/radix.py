@@ -1,7 +1,7 @@
 """The prefix index: which leading blocks of a chain are in which tier."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
@@ -10,7 +10,7 @@ from flexkv_core.index.slot_pool import SLOT_BYTES
 from flexkv_core.metrics import Recorder
 from flexkv_core.types import BlockKey, JobId
 
-__all__ = ["Match", "PrefixIndex", "Refusal"]
+__all__ = ["Match", "PrefixIndex", "Presence", "Refusal"]
 
 
 class Match(NamedTuple):
@@ -28,6 +28,19 @@ class Refusal(enum.Enum):
 
     NO_ROOM = enum.auto()
     """Everything in the tier is in use."""
+
+    STILL_LEAVING = enum.auto()
+    """One of the blocks was dropped while somebody read or wrote it, and that has not ended."""
+
+
+class Presence(NamedTuple):
+    """How much of a chain a shelf holds."""
+
+    num_ready: int
+    """Leading blocks that a match would find."""
+
+    num_known: int
+    """Leading blocks that are ready or being written."""
 
 
 class PrefixIndex:
@@ -71,6 +84,15 @@ class PrefixIndex:
         residency.num_pins += 1
         return Match(residency, residency.ready_end)
 
+    def look(self, shelf: Shelf, keys: Sequence[BlockKey]) -> Presence:
+        """Return how much of `keys` is on `shelf`, without using or pinning it."""
+        node, shared_end = self._walk(keys)
+        residency = self._deepest(node, shelf)
+        num_known = min(residency.end, shared_end)
+        while not residency.num_ready and residency.parent is not None:
+            residency = residency.parent
+        return Presence(min(residency.ready_end, shared_end), num_known)
+
     def unpin(self, residency: Residency) -> None:
         """Undo the pin of one match."""
         residency.num_pins -= 1
@@ -84,6 +106,8 @@ class PrefixIndex:
         num_missing = len(keys) - known_end
         if not num_missing:
             return Refusal.NOTHING_MISSING
+        if _overlap(shelf.dead.values(), keys[known_end:]):
+            return Refusal.STILL_LEAVING
         num_blocks = self._make_room(residency, num_missing)
         self._recorder.add("save_no_room_blocks", num_missing - num_blocks)
         if not num_blocks:
@@ -123,9 +147,13 @@ class PrefixIndex:
             self._drop(residency, bad_block)
 
     def clear(self) -> None:
-        """Drop everything from every shelf. Cost: O(nodes)."""
+        """Drop everything from every shelf. Cost: O(nodes).
+
+        No key is reported as gone: whoever clears the index clears the stores as a whole.
+        """
         for shelf in self.shelves:
             self._bury(self._deepest(self.root, shelf).subtree()[1:])
+            shelf.gone = []
         if self._events is not None:
             self._events.append(CacheCleared())
 
@@ -186,6 +214,7 @@ class PrefixIndex:
         if not num_kept:
             self._bury([leaf])
         else:
+            leaf.shelf.gone += leaf.shelf.keys_of(leaf, num_kept)
             leaf.shelf.pool.give(leaf.slots[num_kept * SLOT_BYTES :])
             del leaf.slots[num_kept * SLOT_BYTES :]
             leaf.num_ready = num_kept
@@ -255,7 +284,7 @@ class PrefixIndex:
             residency.is_alive = False
             residency.node.residencies[shelf.index] = None
             shelf.policy.discard(residency)
-            shelf.dead.add(residency)
+            shelf.dead[residency] = shelf.keys_of(residency)
             residency.node.trim()
         for residency in reversed(residencies):
             self._settle(residency)
@@ -264,8 +293,9 @@ class PrefixIndex:
     def _settle(residency: Residency) -> None:
         """See what is possible now that `residency` may have lost its last user."""
         while residency.is_freeable:
-            residency.shelf.dead.remove(residency)
-            residency.shelf.pool.give(residency.slots)
+            shelf = residency.shelf
+            shelf.gone += shelf.dead.pop(residency)
+            shelf.pool.give(residency.slots)
             parent = residency.parent
             assert parent is not None
             parent.num_children -= 1
@@ -311,11 +341,10 @@ class PrefixIndex:
 
     def _tell_stored(self, residency: Residency, ready_end: int, write: Write) -> None:
         """Record that `residency` becomes findable up to `ready_end`, thanks to `write`."""
-        if self._events is None:
-            return
+        if self._events is None or write.job_id is None:
+            return  # nobody listens, or nobody knows the tokens of what was found on a disk
         shelf, node, first = residency.shelf, residency.node, residency.num_ready
         assert node.parent is not None
-        assert write.job_id is not None
         before = node.keys[first - 1 : first] if first else node.parent.keys[-1:]
         stored = BlocksStored(
             tier=shelf.tier,
@@ -325,3 +354,9 @@ class PrefixIndex:
             first_block=residency.ready_end,
         )
         self._events.append(stored)
+
+
+def _overlap(dead: Iterable[list[BlockKey]], keys: Sequence[BlockKey]) -> bool:
+    """Tell whether one of `keys` is among those of the dead; there are hardly ever any."""
+    leaving = {key for keys_of_one in dead for key in keys_of_one}
+    return bool(leaving) and not leaving.isdisjoint(keys)

@@ -17,6 +17,8 @@ class SlotPool:
     def __init__(self, capacity_blocks: int) -> None:
         self.capacity_blocks = capacity_blocks
         self._free = bytearray(array("q", range(capacity_blocks)).tobytes())
+        self._retired = bytearray()
+        """Slots that there is no room for at the moment, those taken out last at the end."""
 
     @property
     def num_free(self) -> int:
@@ -41,6 +43,28 @@ class SlotPool:
         self._free += slots
         assert len(self._free) <= self.capacity_blocks * SLOT_BYTES
 
+    def resize(self, capacity_blocks: int) -> None:
+        """Take in or give up slots, as many as are free, to come near `capacity_blocks` in all."""
+        num_more = capacity_blocks - self.capacity_blocks
+        if num_more < 0:
+            num_more = -min(-num_more, self.num_free)
+            self._retired += self.take(-num_more)
+        elif num_more > 0:
+            self._enlarge(num_more)
+        self.capacity_blocks += num_more
+
+    def _enlarge(self, num_more: int) -> None:
+        num_bytes = min(num_more * SLOT_BYTES, len(self._retired))
+        ever = self.capacity_blocks + len(self._retired) // SLOT_BYTES
+        start = len(self._retired) - num_bytes
+        self._free += self._retired[start:]
+        del self._retired[start:]
+        self._free += array("q", range(ever, ever + num_more - num_bytes // SLOT_BYTES)).tobytes()
+
     def free_slots(self) -> bytes:
         """Return every free slot, for checks."""
         return bytes(self._free)
+
+    def retired_slots(self) -> bytes:
+        """Return every slot that there is no room for, for checks."""
+        return bytes(self._retired)

@@ -62,6 +62,14 @@ class Tier(ABC):
         Implementer must: make a block visible only whole.
         """
 
+    def snapshot(self) -> "Tier":
+        """Return what plans that are submitted now read and write, whenever they run.
+
+        A tier that can be emptied at run time answers with its present generation: what was
+        planned before must not end up among what comes after.
+        """
+        return self
+
     @abstractmethod
     def delete(self, keys: Sequence[BlockKey]) -> None:
         """Forget `keys`; unknown ones are ignored."""

@@ -113,9 +113,9 @@ class TierLane(Lane):
     def submit(self, plan: TransferPlan) -> None:
         match plan.source, plan.target:
             case HostSlots() as slots, StoredBlocks() as stored:
-                move: _Move = self._tier.write
+                move: _Move = self._tier.snapshot().write
             case StoredBlocks() as stored, HostSlots() as slots:
-                move = self._tier.read
+                move = self._tier.snapshot().read
             case _:
                 self._refuse(plan, Status.ERROR, "a tier lane serves host slots and stored blocks")
                 return

@@ -42,6 +42,8 @@ class Block:
 
     key: bytes
     state: str = "writing"
+    was_found: bool = False
+    """On a disk: nobody knows its tokens, so no event tells of it."""
 
 
 @dataclass(eq=False)
@@ -88,6 +90,8 @@ class World:
         self.tiers: dict[str, dict[bytes, Block]] = {"host": {}, "ssd": {}}
         self.findable: dict[str, set[bytes]] = {"host": set(), "ssd": set()}
         self.memory = {owner: [TORN] * CAPACITY["host"] for owner in OWNERS}
+        self.stores: dict[int, set[bytes]] = {owner: set() for owner in OWNERS}
+        self.capacity = dict(CAPACITY)
         self.open: list[Held] = []
         self.running: list[Running] = []
         self.epoch = self.num_late = self.num_counted_late = 0
@@ -121,6 +125,11 @@ class World:
         claim = self.manager.reserve(request_id, chain, tier=tier)
         num_evicted = self._see_evictions(tier, spared=known)
         num_blocks = 0 if isinstance(claim, Refusal) else claim.num_blocks
+        if claim is Refusal.STILL_LEAVING:
+            in_use = {self._path(held.blocks[0].key)[-1] for held in self._all_held()}
+            assert not num_evicted
+            assert chain[0] in in_use, "runs are held whole"
+            return None
         assert (claim is Refusal.NOTHING_MISSING) == (not num_missing)
         assert num_evicted == max(0, num_blocks - num_free)
         if num_blocks < num_missing:
@@ -167,6 +176,7 @@ class World:
         assert (plan is not None) == all(self._is_there(held[0].tier, block) for block in blocks)
         if plan is None:
             return
+        self.forget()
         for each in held:
             self.open.remove(each)
         ranks = range(NUM_RANKS) if isinstance(plan.target, EnginePages) else OWNERS
@@ -198,6 +208,8 @@ class World:
         status = Status.OK if num == len(job.keys) else Status(1 + pick(4))
         self._expect_bytes(job.plan.source, job.keys)
         self._write_bytes(job.plan.target, job.keys[:num], {rank} & set(OWNERS))
+        if isinstance(job.plan.target, StoredBlocks) and job.plan.epoch == self.epoch:
+            self.stores[rank].update(job.keys[:num])
         result = self._result(job, rank=rank, status=status, num_blocks=num)
         job.reports.append(result)
         self.num_late += result.epoch < self.epoch
@@ -240,6 +252,36 @@ class World:
         self.manager.reset()
         self.epoch += 1
         self.tiers = {"host": {}, "ssd": {}}
+        self.stores = {owner: set() for owner in OWNERS}
+
+    def restore(self, pick: Pick) -> None:
+        """Let every owner find a chain on its disk."""
+        chain = self._any(self.chains, pick)
+        known = self._leading_blocks("ssd", chain, {"ready", "written", "writing"})
+        num_known = self.manager.restore(chain, tier="ssd")
+        self._see_evictions("ssd", spared=known)
+        assert len(known) <= num_known <= len(chain)
+        found = chain[len(known) : num_known]
+        self.tiers["ssd"] |= {key: Block(key, "written", was_found=True) for key in found}
+        self.forget()
+        for store in self.stores.values():
+            store.update(found)
+        self._publish("ssd")
+
+    def resize(self, pick: Pick) -> None:
+        """Let the disk give less, or more again."""
+        wanted = pick(CAPACITY["ssd"] + 20)
+        self.manager.resize(wanted, tier="ssd")
+        num_evicted = self._see_evictions("ssd", spared=[])
+        num_used = self.manager.num_used_blocks("ssd")
+        assert not num_evicted or num_used >= wanted
+        self.capacity["ssd"] = max(wanted, num_used)
+
+    def forget(self) -> None:
+        """Let the workers forget what left the tier."""
+        for key in self.manager.take_gone("ssd"):
+            for store in self.stores.values():
+                store.discard(key)
 
     def _leading_blocks(self, tier: str, chain: Sequence[bytes], states: set[str]) -> list[Block]:
         leading = []
@@ -266,12 +308,17 @@ class World:
                 block.state = "written"
             elif self._is_there(held.tier, block):
                 self._drop(held.tier, block.key)
-        blocks, num_published = self.tiers[held.tier], 0
+        return self._publish(held.tier)
+
+    def _publish(self, tier: str) -> int:
+        blocks, num_published = self.tiers[tier], 0
         for key in sorted(blocks, key=lambda key: len(self._path(key))):
             before = blocks.get(self.parent[key])
             if blocks[key].state == "written" and (before is None or before.state == "ready"):
                 blocks[key].state = "ready"
                 num_published += 1
+                if blocks[key].was_found:
+                    self.findable[tier].add(key)
         return num_published
 
     def _path(self, key: bytes | None) -> list[bytes]:
@@ -318,6 +365,7 @@ class World:
     def check(self) -> None:
         self.manager.check_integrity()
         self.follow_events()
+        self.forget()
         self.num_counted_late += self.counters.drain().get("late_results", 0)
         assert self.num_counted_late == self.num_late
         assert self.manager.num_in_flight == len(self.running)
@@ -327,7 +375,10 @@ class World:
             num_used = self.manager.num_used_blocks(tier)
             assert num_used >= len(blocks)
             assert num_used == len(blocks) or self._all_held()
-            assert num_used + self.manager.num_free_blocks(tier) == CAPACITY[tier]
+            assert num_used + self.manager.num_free_blocks(tier) == self.capacity[tier]
+        for store in self.stores.values():
+            assert store >= self.findable["ssd"]
+            assert store == self.tiers["ssd"].keys() or self._all_held()
 
     def follow_events(self) -> None:
         for event in self.events.take():
@@ -355,7 +406,7 @@ class World:
         self.check()
         self.reset()
         self.check()
-        for tier, capacity in CAPACITY.items():
+        for tier, capacity in self.capacity.items():
             assert self.manager.num_free_blocks(tier) == capacity
 
     @staticmethod
@@ -383,7 +434,10 @@ class ManagerMachine(RuleBasedStateMachine):
     def call(self, data, verb):
         getattr(self.world, verb)(lambda n: data.draw(st.integers(0, n - 1)))
 
-    @rule(data=st.data(), verb=st.sampled_from(["cancel", "drop", "report_nonsense"]))
+    @rule(
+        data=st.data(),
+        verb=st.sampled_from(["cancel", "drop", "report_nonsense", "restore", "resize"]),
+    )
     def disturb(self, data, verb):
         getattr(self.world, verb)(lambda n: data.draw(st.integers(0, n - 1)))
 
@@ -417,6 +471,8 @@ def test_a_hundred_thousand_random_calls_leave_no_pin_and_no_slot_behind():
         "cancel": 2,
         "drop": 1,
         "report_nonsense": 2,
+        "restore": 5,
+        "resize": 1,
     }
     verbs = rng.choices(list(weights), list(weights.values()), k=100_000)
     for number, verb in enumerate(verbs):

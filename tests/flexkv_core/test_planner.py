@@ -120,7 +120,7 @@ def test_a_tier_addressed_by_key_is_planned_by_key(tiers):
     tiers.store(tiers.ssd, A)
     tiers.store(tiers.ssd, B)
     plan = planner.plan_get(TICKET, tiers.lease(tiers.ssd, B), PAGES, 2, 4)
-    assert plan.source == StoredBlocks("ssd", B[2:6])
+    assert plan.source == StoredBlocks("ssd", B[2:6], B[1])
 
 
 def test_pages_are_passed_on_and_not_copied(tiers):
@@ -148,7 +148,7 @@ def test_a_copy_names_the_same_blocks_in_both_tiers(tiers):
     tiers.store(tiers.host, A[:3])
     reservation = tiers.reservation(tiers.host, A)
     plan = planner.plan_copy(TICKET, tiers.lease(tiers.ssd, A), reservation)
-    assert plan.source == StoredBlocks("ssd", A[3:])
+    assert plan.source == StoredBlocks("ssd", A[3:], A[2])
     assert unpack(plan.target) == tiers.slots_of(reservation.write)[3:]
 
 

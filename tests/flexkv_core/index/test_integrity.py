@@ -83,11 +83,11 @@ def forget_a_leaf(subject):
 
 def keep_the_dead_for_nobody(subject):
     dead = Residency(subject.shelf, subject.trunk, None, 0, is_alive=False)
-    subject.shelf.dead.add(dead)
+    subject.shelf.dead[dead] = []
 
 
 def keep_the_living_among_the_dead(subject):
-    subject.shelf.dead.add(subject.writing)
+    subject.shelf.dead[subject.writing] = []
 
 
 def lose_a_slot(subject):

@@ -1,0 +1,1 @@
+"""What moves between host memory and a tier below it, and when."""

@@ -1,0 +1,108 @@
+"""Copies between two tiers that are under way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flexkv_core.index.radix import Refusal
+from flexkv_core.manager import CacheManager
+from flexkv_core.plan import TransferPlan
+from flexkv_core.types import BlockKey, JobId, RequestId
+
+__all__ = ["Flight", "Flights"]
+
+_PLAN_BYTES = 32 << 20
+"""Blocks become findable when their plan ends, so long copies are cut: a share of a deadline, or of
+what a kill leaves behind, is then of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One plan, and the chain that it copies a part of."""
+
+    plan: TransferPlan
+    keys: Sequence[BlockKey]
+    first_block: int
+
+
+class Flights:
+    """Plans copies of chains from one tier to another, a part at a time, and keeps count.
+
+    Thread: scheduler thread only.
+    """
+
+    def __init__(
+        self, manager: CacheManager, source: str, target: str, *, block_bytes: int, max_blocks: int
+    ) -> None:
+        """Plan from `source` to `target`; at most `max_blocks` are under way at any time."""
+        self._manager = manager
+        self._source = source
+        self._target = target
+        self._plan_blocks = max(1, _PLAN_BYTES // block_bytes)
+        self._max_blocks = max_blocks
+        self._flights: dict[JobId, Flight] = {}
+        self._num_blocks = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks under way."""
+        return self._num_blocks
+
+    @property
+    def num_more(self) -> int:
+        """Blocks that may be started now."""
+        return max(0, self._max_blocks - self._num_blocks)
+
+    def start(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        end_block: int,
+        deadline_s: float | None = None,
+    ) -> list[TransferPlan]:
+        """Copy what the target lacks of the first `end_block` blocks of `keys`, head first.
+
+        It ends early where the source has no more, the target has no room, or `max_blocks` are
+        under way. What others are copying is not copied again.
+        """
+        plans = []
+        while plan := self._start_one(request_id, keys, end_block, deadline_s):
+            plans.append(plan)
+        return plans
+
+    def end(self, job_id: JobId) -> Flight | None:
+        """Forget a plan that has ended; None if it was not one of these."""
+        flight = self._flights.pop(job_id, None)
+        if flight is not None:
+            self._num_blocks -= flight.plan.num_blocks
+        return flight
+
+    def has_overdue(self, now_s: float) -> bool:
+        """Return whether a plan has not ended by its deadline and a second more."""
+        deadlines = (flight.plan.deadline_s for flight in self._flights.values())
+        return any(deadline is not None and now_s > deadline + 1 for deadline in deadlines)
+
+    def _start_one(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        end_block: int,
+        deadline_s: float | None,
+    ) -> TransferPlan | None:
+        manager = self._manager
+        num_known = manager.look(keys, tier=self._target).num_known
+        num_ready = manager.look(keys, tier=self._source).num_ready
+        step = min(self._plan_blocks, self.num_more)
+        end = min(num_known + step, end_block, num_ready)
+        if end <= num_known:
+            return None
+        lease = manager.hold(request_id, keys, tier=self._source)
+        assert lease is not None, "its blocks were seen a moment ago"
+        reservation = manager.reserve(request_id, keys[:end], tier=self._target)
+        if isinstance(reservation, Refusal):
+            manager.release(lease)
+            return None
+        plan = manager.plan_copy(lease, reservation, deadline_s=deadline_s)
+        assert plan is not None, "making room in one tier never takes from another"
+        self._flights[plan.job_id] = Flight(plan, keys, reservation.first_block)
+        self._num_blocks += plan.num_blocks
+        return plan

@@ -1,0 +1,55 @@
+"""When to leave a failing tier alone, and when to try it again."""
+
+import logging
+
+__all__ = ["Health"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_FAILURES = 3
+_RETRY_S = 30.0
+
+
+class Health:
+    """A circuit breaker for one direction of one tier: off after a few failures in a row.
+
+    While it is off, one attempt is let through every 30 seconds, and the first that succeeds
+    switches on again. It says each change once.
+
+    Thread: its owner's.
+    """
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._num_failures = 0
+        self._next_trial_s: float | None = None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether only trials are let through."""
+        return self._next_trial_s is not None
+
+    def allows(self, now_s: float) -> bool:
+        """Return whether an attempt makes sense now; while off, that uses up a trial."""
+        if self._next_trial_s is None:
+            return True
+        if now_s < self._next_trial_s:
+            return False
+        self._next_trial_s = now_s + _RETRY_S
+        return True
+
+    def note(self, *, ok: bool, now_s: float) -> None:
+        """Take in how an attempt ended."""
+        self._num_failures = 0 if ok else self._num_failures + 1
+        if ok and self.is_off:
+            self._next_trial_s = None
+            logger.warning("tier.on: %s works again", self._subject)
+        elif self._num_failures >= _MAX_FAILURES and not self.is_off:
+            self._next_trial_s = now_s + _RETRY_S
+            logger.warning(
+                "tier.off: %s failed %d times in a row; serving goes on without it, and it is "
+                "tried again every %d s",
+                self._subject,
+                self._num_failures,
+                _RETRY_S,
+            )

@@ -1,0 +1,124 @@
+"""One tier below host memory, as the scheduler side sees it."""
+
+import secrets
+from collections.abc import Collection
+
+from flexkv_core.hierarchy.demotion import Demoter
+from flexkv_core.hierarchy.promotion import Promoter
+from flexkv_core.hierarchy.recovery import Recovery
+from flexkv_core.job import Completion
+from flexkv_core.manager import CacheManager
+from flexkv_core.metrics import METRICS, Recorder
+from flexkv_core.plan import TierOrders, TierReport
+from flexkv_core.types import BlockKey
+
+__all__ = ["LowerTier"]
+
+_RESTORED_BLOCKS_A_STEP = 4096
+"""The index takes in 4096 blocks in about 1 ms, which a step can spare."""
+
+
+class LowerTier:
+    """Keeps a tier of the manager filled, brings its blocks back, and recovers what it held before.
+
+    Thread: scheduler thread only. Nothing blocks; time is given by the caller.
+    """
+
+    def __init__(
+        self,
+        manager: CacheManager,
+        tier: str,
+        *,
+        owners: Collection[int],
+        block_bytes: int,
+        timeout_s: float,
+        recorder: Recorder,
+    ) -> None:
+        """Serve tier `tier` of `manager`.
+
+        Args:
+            manager: Has this tier and one called "host".
+            tier: Its name.
+            owners: Ranks that keep a share of every block.
+            block_bytes: Size of one owner's share.
+            timeout_s: The longest that a request waits for this tier.
+            recorder: Where counts go.
+        """
+        self._manager = manager
+        self._tier = tier
+        self._recorder = recorder
+        self._capacity_blocks = manager.num_free_blocks(tier) + manager.num_used_blocks(tier)
+        host_blocks = manager.num_free_blocks("host") + manager.num_used_blocks("host")
+        self.promoter = Promoter(
+            manager,
+            tier,
+            block_bytes=block_bytes,
+            host_blocks=host_blocks,
+            timeout_s=timeout_s,
+            recorder=recorder,
+        )
+        self.demoter = Demoter(
+            manager,
+            tier,
+            capacity_blocks=self._capacity_blocks,
+            block_bytes=block_bytes,
+            host_blocks=host_blocks,
+            recorder=recorder,
+        )
+        self._recovery = Recovery(owners)
+        self._capacities = dict.fromkeys(owners, self._capacity_blocks)
+        self._useless: list[BlockKey] = []
+        self._generation = ""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is to be done that only happens while the engine steps."""
+        return self.demoter.has_work or not self._recovery.is_over
+
+    def digest(self, report: TierReport) -> None:
+        """Take in what an owner says."""
+        for name, value in report.counts.items():
+            record = self._recorder.add if METRICS[name].kind == "counter" else self._recorder.set
+            record(name, value)
+        self._recovery.note(report)
+        self._capacities[report.rank] = report.capacity_blocks
+        capacity_blocks = min(self._capacities.values())
+        if capacity_blocks != self._capacity_blocks:
+            self._manager.resize(capacity_blocks, tier=self._tier)
+            self._capacity_blocks = capacity_blocks
+
+    def conclude(self, completion: Completion, now_s: float) -> None:
+        """Learn from a copy between tiers that has ended."""
+        if not self.promoter.conclude(completion, now_s):
+            self.demoter.conclude(completion, now_s)
+
+    def take_orders(self, now_s: float) -> TierOrders:
+        """Return what the workers have to do next."""
+        if not self._recovery.is_over:
+            self._restore_some()
+        # Until the workers have told what they have, they do not know where there is room.
+        plans = self.demoter.take_plans(now_s) if self._recovery.is_over else []
+        plans += self.promoter.take_plans()
+        gone, self._useless = self._useless + self._manager.take_gone(self._tier), []
+        generation, self._generation = self._generation, ""
+        return TierOrders(generation=generation, gone=gone, plans=plans)
+
+    def reset(self) -> None:
+        """Begin a new generation, after the manager was reset: nothing older is ever used again."""
+        self._generation = secrets.token_hex(8)
+        self._recovery = Recovery(())
+        self._useless = []
+        self.demoter.clear()
+
+    def _restore_some(self) -> None:
+        """Let the index take in a part of what was recovered."""
+        num_blocks = 0
+        while num_blocks < _RESTORED_BLOCKS_A_STEP and (chain := self._recovery.next_chain()):
+            num_blocks += len(chain)
+            num_used = self._manager.num_used_blocks(self._tier)
+            num_known = self._manager.restore(chain, tier=self._tier)
+            num_new = self._manager.num_used_blocks(self._tier) - num_used
+            self._recorder.add("restored_blocks", max(0, num_new))
+            self._useless += chain[num_known:]
+        if num_blocks < _RESTORED_BLOCKS_A_STEP:
+            self._useless += self._recovery.take_useless()

@@ -1,0 +1,170 @@
+"""Blocks of a lower tier are brought into host memory before they are offered to an engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flexkv_core.hierarchy.flights import Flights
+from flexkv_core.hierarchy.health import Health
+from flexkv_core.hierarchy.rate import Rate
+from flexkv_core.job import Completion
+from flexkv_core.manager import CacheManager
+from flexkv_core.metrics import Recorder
+from flexkv_core.plan import Status, TransferPlan
+from flexkv_core.types import BlockKey, RequestId
+
+__all__ = ["Promoter"]
+
+
+@dataclass(slots=True)
+class _Wait:
+    """What one request waits for."""
+
+    end_block: int
+    since_s: float
+    deadline_s: float
+    is_over: bool = False
+    """The request has taken its chance; it does not wait again."""
+
+
+class Promoter:
+    """Decides which requests wait for a tier, how long, and when what came is good enough.
+
+    A request waits once, until its blocks are there or its deadline has passed: half the time that
+    computing them would take, and never longer than `timeout_s`. It is given what has come by then.
+    Only so many blocks are asked for as the tier has lately been fast enough to bring in that
+    time, and none where it is slower than computing. Blocks that are on their way for another
+    request are waited for and not asked for again. Together they take half the host tier at most.
+
+    Thread: scheduler thread only.
+    """
+
+    def __init__(
+        self,
+        manager: CacheManager,
+        tier: str,
+        *,
+        block_bytes: int,
+        host_blocks: int,
+        timeout_s: float,
+        recorder: Recorder,
+    ) -> None:
+        self._manager = manager
+        self._tier = tier
+        self._timeout_s = timeout_s
+        self._recorder = recorder
+        self._flights = Flights(
+            manager, tier, "host", block_bytes=block_bytes, max_blocks=max(1, host_blocks // 2)
+        )
+        self._speed = Rate()
+        self._health = Health(f"reading from tier {tier}")
+        self._waits: dict[RequestId, _Wait] = {}
+        self._plans: list[TransferPlan] = []
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the tier is left alone because it fails."""
+        return self._health.is_off
+
+    def must_wait(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        now_s: float,
+        block_compute_s: float | None,
+    ) -> bool:
+        """Return whether a request whose chain is `keys` should be asked about again later.
+
+        Args:
+            request_id: The first call for it may start copies; see `take_plans`.
+            keys: Its full blocks.
+            now_s: `time.monotonic()`.
+            block_compute_s: Seconds that computing one block takes, None if that is unknown.
+        """
+        wait = self._waits.get(request_id)
+        if wait is None:
+            wait = self._begin(request_id, keys, now_s, block_compute_s)
+            self._waits[request_id] = wait
+        elif not wait.is_over:
+            self._look_again(wait, keys, now_s)
+        return not wait.is_over
+
+    def forget(self, request_id: RequestId) -> None:
+        """Forget a request that has ended; what is under way for it goes on."""
+        self._waits.pop(request_id, None)
+
+    def take_plans(self) -> list[TransferPlan]:
+        """Return the plans that were made since the last call."""
+        plans, self._plans = self._plans, []
+        return plans
+
+    def conclude(self, completion: Completion, now_s: float) -> bool:
+        """Learn from a copy that has ended; False if it was not made here.
+
+        A block that cannot be read is dropped from its tier, with all behind it.
+        """
+        flight = self._flights.end(completion.job_id)
+        if flight is None:
+            return False
+        self._speed.note(completion.num_blocks, completion.seconds, now_s)
+        answered = completion.status not in (Status.ERROR, Status.TIMEOUT)
+        self._health.note(ok=answered, now_s=now_s)
+        self._recorder.add("promoted_blocks", completion.num_blocks)
+        if completion.status not in (Status.OK, Status.TIMEOUT):
+            bad_block = flight.first_block + completion.num_blocks
+            self._manager.drop_from(flight.keys[: bad_block + 1], tier=self._tier)
+        return True
+
+    def _begin(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        now_s: float,
+        block_compute_s: float | None,
+    ) -> _Wait:
+        """Start copying what is worth it; the wait is over at once if nothing is."""
+        host = self._manager.look(keys, tier="host")
+        end_block = self._manager.look(keys, tier=self._tier).num_ready
+        num_blocks = end_block - host.num_ready
+        patience_s = self._timeout_s
+        if block_compute_s is not None:
+            patience_s = min(patience_s, num_blocks * block_compute_s / 2)
+        wait = _Wait(end_block, now_s, now_s + patience_s)
+        if num_blocks > 0 and patience_s > 0:
+            num_blocks = self._num_worth(num_blocks, patience_s, now_s, block_compute_s)
+            wait.end_block = host.num_ready + num_blocks
+            if wait.end_block > host.num_known and self._allows(now_s):
+                self._plans += self._flights.start(
+                    request_id, keys, wait.end_block, wait.deadline_s
+                )
+        self._look_again(wait, keys, now_s)
+        return wait
+
+    def _num_worth(
+        self, num_blocks: int, patience_s: float, now_s: float, block_compute_s: float | None
+    ) -> int:
+        """Return how many blocks come in time, behind those that are under way."""
+        block_s = self._speed.seconds_for(1, now_s)
+        if block_s is None:
+            return num_blocks
+        num_in_time = int(patience_s / block_s) if block_s else num_blocks
+        if block_compute_s is not None and block_s >= block_compute_s:
+            num_in_time = 0
+        num_worth = max(0, min(num_blocks, num_in_time - self._flights.num_blocks))
+        self._recorder.add("promotion_slow_blocks", num_blocks - num_worth)
+        return num_worth
+
+    def _allows(self, now_s: float) -> bool:
+        """Return whether the tier may be asked; one that does not answer has failed, too."""
+        if self._flights.has_overdue(now_s) and not self._health.is_off:
+            self._health.note(ok=False, now_s=now_s)
+            return False
+        return self._health.allows(now_s)
+
+    def _look_again(self, wait: _Wait, keys: Sequence[BlockKey], now_s: float) -> None:
+        """End `wait` if its blocks are there, if no more of them come, or if it is too late."""
+        host = self._manager.look(keys, tier="host")
+        is_late = now_s >= wait.deadline_s
+        if host.num_ready >= wait.end_block or host.num_known == host.num_ready or is_late:
+            wait.is_over = True
+            self._recorder.add("promotion_wait_seconds", now_s - wait.since_s)
+            self._recorder.add("promotion_timeouts", is_late and host.num_ready < wait.end_block)
