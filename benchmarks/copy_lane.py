@@ -3,25 +3,23 @@
 Every round runs each case and the plain copy with the same number of threads, one after the other,
 so that a noisy machine disturbs both; ratios are taken within a round. Where others use the
 machine, the ratio of processor time is the steadier one. All memory is faulted in before. Prints a
-table, and one JSON row for each line of it with `--json`.
+table, and writes one JSON row for each line of it with `--json`.
 
-    python benchmarks/copy_lane.py --rounds 9 --json rows.jsonl
+Run from the root of the checkout: `python -m benchmarks.copy_lane [--json FILE] [--rounds N]`.
 """
 
 import argparse
-import datetime as dt
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import rows
+from benchmarks.rows import Row
 from flexkv_core.layout import BlockFormat
 from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
 from flexkv_core.testing.geometry import make_pages
@@ -131,7 +129,7 @@ def _runner(
     return run
 
 
-def measure(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
+def measure(cases: list[Case], rounds: int) -> list[Row]:
     """Run everything `rounds` times, interleaved, after one round that does not count."""
     samples: list[list[tuple[Seconds, Seconds]]] = [[] for _ in cases]
     for _ in range(rounds + 1):
@@ -146,39 +144,19 @@ def _time(run: Callable[[], None]) -> Seconds:
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def _row(case: Case, pairs: list[tuple[Seconds, Seconds]]) -> dict[str, Any]:
-    ratios = sorted(plain.wall / lane.wall for lane, plain in pairs)
+def _row(case: Case, pairs: list[tuple[Seconds, Seconds]]) -> Row:
+    lane_s = statistics.median(lane.wall for lane, _ in pairs)
+    plain_s = statistics.median(plain.wall for _, plain in pairs)
     return {
         "benchmark": "copy_lane",
         "geometry": case.geometry,
         "operation": case.operation,
         "threads": case.num_threads,
-        "gb_s": round(case.num_bytes / statistics.median(lane.wall for lane, _ in pairs) / 1e9, 2),
-        "plain_gb_s": round(
-            case.num_bytes / statistics.median(plain.wall for _, plain in pairs) / 1e9, 2
-        ),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min_max": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "gb_s": round(case.num_bytes / lane_s / 1e9, 2),
+        "plain_gb_s": round(case.num_bytes / plain_s / 1e9, 2),
+        **rows.spread("ratio", (plain.wall / lane.wall for lane, plain in pairs)),
         "cpu_ratio": round(statistics.median(plain.cpu / lane.cpu for lane, plain in pairs), 3),
         "rounds": len(pairs),
-    }
-
-
-def circumstances() -> dict[str, str]:
-    """Return what a figure means nothing without."""
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "commit": commit or "unknown",
-        "machine": f"{len(models)} x {models[0].partition(':')[2].strip()}"
-        if models
-        else "unknown",
-        "system": platform.release(),
-        "numpy": np.__version__,
-        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
     }
 
 
@@ -186,22 +164,23 @@ def main() -> None:
     """Measure all geometries and print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="append rows to this file")
+    parser.add_argument("--json", type=Path, help="file to write one JSON object a row to")
     arguments = parser.parse_args()
-    around = circumstances()
-    print(around)
+    around: Row = {**rows.circumstances(), "numpy": np.__version__}
+    measured: list[Row] = []
     print(f"{'geometry':28} {'operation':9} threads   GB/s  plain  ratio (min-max)   of cpu")
     for geometry in GEOMETRIES:
         for row in measure(make_cases(geometry), arguments.rounds):
+            measured.append({**row, **around})
             low, high = row["ratio_min_max"]
             print(
                 f"{geometry:28} {row['operation']:9} {row['threads']:7} {row['gb_s']:6.2f}"
                 f" {row['plain_gb_s']:6.2f}  {row['ratio']:.2f} ({low:.2f}-{high:.2f})"
-                f"  {row['cpu_ratio']:7.2f}"
+                f"  {row['cpu_ratio']:7.2f}",
+                flush=True,
             )
-            if arguments.json:
-                with arguments.json.open("a") as rows:
-                    rows.write(json.dumps({**row, **around}) + "\n")
+    if arguments.json:
+        rows.write(arguments.json, measured)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,11 @@ from flexkv_core.types import BlockKey
 
 __all__ = ["Admission"]
 
+_WRITES_FOR_A_HIT = 16
+"""What one more hit may cost; from 10 to 30 the Mooncake traces fare alike."""
+
 _SAMPLE_ONE_IN = 8
 """Keys that the shadows follow: few enough to cost little, enough to tell the rules apart."""
-
-_HITS_PER_WRITE = 1 / 16
-"""What a write must bring: one more hit for every 16 more blocks written."""
-
-_MEMORY_IN_CAPACITIES = 4
-"""How far back the rules are compared, in blocks that write-all writes: four times the tier."""
-
-_TRUST_IN_CAPACITIES = 1 / 4
-"""What write-all may write at first, before it has shown what it brings."""
-
-_TRICKLE_ONE_IN = 32
-"""Prompts that are written whole whatever the rule."""
 
 
 class Admission:
@@ -35,15 +26,13 @@ class Admission:
       blocks still lie there when they come back.
 
     To see which one pays, both are played through on one key in 8: a shadow for each rule holds
-    the keys that an LRU tier under it would hold, and counts hits and writes. Writing all must
-    bring one more hit for every 16 more writes. It rules first, on trust: that lasts for writes
-    of a quarter of the tier. What is remembered fades while write-all writes the tier four times.
+    the keys that an LRU tier under it would hold, and counts hits and writes. Every block that
+    write-all writes more costs trust, every hit that it has more earns it back 16 times. It rules
+    while it is trusted. Trust begins at a quarter of the tier, and stays between plus and minus
+    the whole of it: a change of the load is followed before the tier is written over twice.
 
-    One prompt in 32, chosen by its last key, is written whole even so: under second touch part of
-    the tier often holds what nobody uses any more, and these prompts make something of it.
-
-    Held are the keys of the last 2 to 4 x `capacity_blocks` different blocks, and in the shadows
-    those of a quarter of it: at most 600 bytes for a block of capacity.
+    Remembered are the keys of the last 2 to 4 x `capacity_blocks` different blocks, and in the
+    shadows those of a quarter of it: at most 600 bytes for a block of capacity.
 
     Thread: scheduler thread only.
     """
@@ -51,12 +40,12 @@ class Admission:
     def __init__(self, capacity_blocks: int) -> None:
         self._capacity_blocks = capacity_blocks
         self._seen = _SeenKeys(2 * capacity_blocks)
-        num_sampled = max(1, capacity_blocks // _SAMPLE_ONE_IN)
-        self._write_all = _Shadow(num_sampled)
-        self._second_touch = _Shadow(num_sampled)
-        self._kept_by_a_write = 1 - 1 / (_MEMORY_IN_CAPACITIES * num_sampled)
-        self._gain_hits = _HITS_PER_WRITE * _TRUST_IN_CAPACITIES * num_sampled
-        """By how much write-all is worth more than second touch, in hits of the sample."""
+        self._max_trust = max(1, capacity_blocks // _SAMPLE_ONE_IN)
+        self._trust = self._max_trust // 4
+        """Writes that write-all may still make in its shadow without a hit for them."""
+
+        self._write_all = _Shadow(self._max_trust)
+        self._second_touch = _Shadow(self._max_trust)
 
     def touch(
         self, keys: Sequence[BlockKey], *, num_held: int, num_free: int, num_touched: int = 0
@@ -81,7 +70,7 @@ class Admission:
         keys = keys[: self._capacity_blocks]
         num_seen = self._seen.add(keys)
         self._compare(keys[num_touched:], max(0, num_seen - num_touched))
-        if self._gain_hits > 0 or (keys and not num_touched and _is_lucky(keys[-1])):
+        if self._trust > 0:
             return max(num_held, len(keys))
         num_wanted = num_held if num_held < num_touched else max(num_held, num_seen)
         num_room = max(0, num_free - (num_wanted - num_held))
@@ -93,8 +82,8 @@ class Admission:
         sample = returning + _sample(keys[num_seen:])
         all_hits, all_writes = self._write_all.touch(sample, len(sample))
         hits, writes = self._second_touch.touch(sample, len(returning))
-        self._gain_hits *= self._kept_by_a_write**all_writes
-        self._gain_hits += all_hits - hits - _HITS_PER_WRITE * (all_writes - writes)
+        earned = _WRITES_FOR_A_HIT * (all_hits - hits) - (all_writes - writes)
+        self._trust = max(-self._max_trust, min(self._trust + earned, self._max_trust))
 
 
 class _SeenKeys:
@@ -152,8 +141,3 @@ def _num_leading(keys: Sequence[BlockKey], known: Container[BlockKey]) -> int:
 def _sample(keys: Sequence[BlockKey]) -> list[BlockKey]:
     """Return the keys that the shadows follow."""
     return [key for key in keys if key[0] % _SAMPLE_ONE_IN == 0]
-
-
-def _is_lucky(last_key: BlockKey) -> bool:
-    """Return whether the prompt that ends with `last_key` is written whatever the rule."""
-    return last_key[-1] % _TRICKLE_ONE_IN == 0

@@ -81,11 +81,11 @@ def _read_file(path: Path) -> dict[str, object]:
             f"{_CONFIG_PATH} is {path}, which cannot be read: {reason}; "
             "expected a YAML or JSON file"
         )
-        raise ConfigError(msg) from error
+        raise ConfigError(msg) from None
     except (yaml.YAMLError, msgspec.DecodeError) as error:
         reason = " ".join(str(error).split())
         msg = f"{_CONFIG_PATH} is {path}, which is not valid YAML or JSON: {reason}"
-        raise ConfigError(msg) from error
+        raise ConfigError(msg) from None
     if not isinstance(options, dict):
         msg = (
             f"{_CONFIG_PATH} is {path}, which holds a {type(options).__name__} at its top level: "

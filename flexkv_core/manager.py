@@ -299,6 +299,10 @@ class CacheManager:
         self._index.clear()
         self._recorder.add("reset")
 
+    def request_of(self, job_id: JobId) -> RequestId:
+        """Return for which request a plan in flight was made."""
+        return self._jobs[job_id].claims[0].request_id
+
     @property
     def num_in_flight(self) -> int:
         """Plans that some rank has not reported on."""

@@ -26,6 +26,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("match_hit_blocks", "counter", "Blocks found ready by a match"),
         Metric("match_miss", "counter", "Matches that found nothing"),
         Metric("load_tokens", "counter", "Tokens given back to the engine instead of recomputed"),
+        Metric("ssd_load_tokens", "counter", "Those of load_tokens that came from SSD"),
         Metric("load_bytes", "counter", "Bytes copied from the host tier into engine pages"),
         Metric("load_seconds", "counter", "Seconds spent copying into engine pages"),
         Metric("load_failed_blocks", "counter", "Blocks that were offered and could not be loaded"),

@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 sys.path.append(str(HERE))
 
 from engine_process import EngineProcess  # noqa: E402 the line above makes it importable
+from environment import safe_environment  # noqa: E402 the same
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +30,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def build(name: str) -> Path:
         command = [sys.executable, HERE.parent / "models.py", name, folder]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=safe_environment(), check=True, capture_output=True, text=True
+        )
         return Path(done.stdout.strip())
 
     return build

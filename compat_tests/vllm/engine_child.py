@@ -1,8 +1,9 @@
 """One real vLLM engine in this process, driven by commands: run by `engine_process.EngineProcess`.
 
-Reads one JSON object a line, {"call": method of `Engine`, "with": arguments}, and answers with
-{"result": ...} or {"error": traceback}. The engine core runs in this process and is stepped by
-hand, so a test decides what has happened when it looks, and no time does.
+Reads one JSON object a line, {"call": method of `Engine`, "with": arguments}, and answers each
+with the result; what is raised ends the process, with its traceback in the log. The engine core
+runs in this process and is stepped by hand, so a test decides what has happened when it looks, and
+no time does.
 """
 
 import hashlib
@@ -10,7 +11,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -180,26 +180,16 @@ def _sample_name(sample: Any) -> str:
     return f"{sample.name}{{{labels}}}" if labels else sample.name
 
 
-def _answer(engine: Engine | None, command: dict[str, Any]) -> tuple[Engine | None, Any]:
-    if command["call"] == "start":
-        return Engine(**command["with"]), None
-    return engine, getattr(engine, command["call"])(**command["with"])
-
-
 def main() -> None:
-    """Serve commands until the other side closes the pipe."""
-    commands = os.fdopen(int(sys.argv[1]))
-    answers = os.fdopen(int(sys.argv[2]), "w", buffering=1)
-    engine: Engine | None = None
-    for line in commands:
-        try:
-            engine, result = _answer(engine, json.loads(line))
-            reply = {"result": result}
-        except Exception:  # noqa: BLE001 the other side decides what an error means
-            reply = {"error": traceback.format_exc()}
-        answers.write(json.dumps(reply) + "\n")
-    if engine is not None:
-        engine._llm.engine_core.shutdown()
+    """Serve commands until the other side closes the pipe. The first one starts the engine."""
+    with os.fdopen(int(sys.argv[1])) as lines, os.fdopen(int(sys.argv[2]), "w") as answers:
+        commands = map(json.loads, lines)
+        engine = Engine(**next(commands)["with"])
+        print("null", file=answers, flush=True)
+        for command in commands:
+            result = getattr(engine, command["call"])(**command["with"])
+            print(json.dumps(result), file=answers, flush=True)
+    engine._llm.engine_core.shutdown()
 
 
 if __name__ == "__main__":

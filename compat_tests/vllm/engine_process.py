@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from environment import safe_environment
 
 HERE = Path(__file__).parent
 START_LIMIT_S = 300.0
@@ -149,14 +150,16 @@ class EngineProcess:
         """The engine's process; its workers are among the descendants."""
         return self._process.pid
 
+    def kill(self) -> None:
+        """Kill the process and everything it started, in the middle of whatever it does."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def close(self) -> None:
         """End the process and everything it started."""
         with contextlib.suppress(OSError):
             self._commands.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._kill()
+        self._end(patience_s=20.0)
         self._answers.close()
 
     def _start_process(self, folder: Path, env: dict[str, str]) -> None:
@@ -166,7 +169,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 [sys.executable, HERE / "engine_child.py", str(command_read), str(answer_write)],
                 cwd=folder,
-                env=_environment() | env,
+                env=safe_environment() | env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -183,18 +186,16 @@ class EngineProcess:
             self._commands.write(json.dumps({"call": call, "with": arguments}) + "\n")
         readable, _, _ = select.select([self._answers], [], [], timeout_s)
         line = self._answers.readline() if readable else ""
-        if not line:
-            self._kill()
-            reason = "died" if readable else f"gave no answer within {timeout_s} s"
-            raise EngineFailure(
-                f"engine {reason} in {call}; end of {self.log}:\n{self._log_tail()}"
-            )
-        reply = json.loads(line)
-        if "error" in reply:
-            raise EngineFailure(f"engine failed in {call}; log in {self.log}\n{reply['error']}")
-        return reply["result"]
+        if line:
+            return json.loads(line)
+        reason = "failed" if readable else f"gave no answer within {timeout_s} s"
+        self._end(patience_s=20.0 if readable else 0.0)
+        raise EngineFailure(f"engine {reason} in {call}; end of {self.log}:\n{self._log_tail()}")
 
-    def _kill(self) -> None:
+    def _end(self, patience_s: float) -> None:
+        """Let the process end by itself, then kill what is left of all that it started."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=patience_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -219,20 +220,4 @@ def _defaults(model: Path) -> dict[str, Any]:
         "max_model_len": 4096,
         "kv_cache_memory_bytes": 256 << 20,
         "worker_extension_cls": "engine_probe.WorkerProbe",
-    }
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment, made safe: no network, no imports from the checkout."""
-    unwanted = ("PYTHONHASHSEED", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
-    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
-    return kept | {
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": str(HERE),
-        "HF_HUB_OFFLINE": "1",
-        # Threads that spin for each other on shared cores made a step ten times as slow.
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
     }

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine_process import _environment
+from environment import safe_environment
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -57,7 +57,7 @@ class HttpServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(options)],
                 cwd=folder,
-                env=_environment() | _AS_USERS_START_IT | dict(env or {}),
+                env=safe_environment() | _AS_USERS_START_IT | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

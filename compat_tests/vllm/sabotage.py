@@ -8,11 +8,10 @@ from collections import Counter
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
+from glass_connector import GlassConnector
 from typing_extensions import override
 
 from flexkv_connectors.vllm import worker
-from flexkv_connectors.vllm.connector import FlexKVConnector
 from flexkv_connectors.vllm.metadata import StepOrders
 from flexkv_core.plan import EnginePages, HostSlots, Status, TransferPlan, TransferResult
 from flexkv_core.transfer.cpu_lane import CpuLane
@@ -84,7 +83,7 @@ class BreakableLane(CpuLane):
 worker.CpuLane = BreakableLane  # type: ignore[misc] the worker half makes its lane by this name
 
 
-class SabotagedConnector(FlexKVConnector):
+class SabotagedConnector(GlassConnector):
     """The connector under test. Each added method belongs to one role's instance."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -103,11 +102,6 @@ class SabotagedConnector(FlexKVConnector):
         """Worker: decide what happens to copies from now on."""
         BreakableLane.loads, BreakableLane.saves = loads, saves
         BreakableLane.num_good_blocks = num_good_blocks
-
-    def poison(self) -> None:
-        """Worker: flip every bit of every host slot."""
-        memory = np.frombuffer(self._worker._pool.buffer, np.uint8)
-        np.invert(memory, out=memory)
 
     def take_load_attempts(self) -> list[int]:
         """Scheduler: return how often each request was loaded since the last call."""

@@ -7,13 +7,13 @@ events, as many in flight as vLLM allows; `test_scheduler_contract` shuffles the
 """
 
 import copy
-import os
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from environment import choose_model_runner, restored_environment
 from simulated_model import (
     PAGE_TOKENS,
     Finalize,
@@ -69,18 +69,15 @@ class Shape(NamedTuple):
 
 def base_config(model: Path, connector: dict[str, Any]) -> VllmConfig:
     """Read a model's configuration once; `SimulatedEngine` adapts copies of it."""
-    environment = dict(os.environ)
-    config = EngineArgs(
-        model=str(model),
-        dtype="float32",
-        max_model_len=512,
-        block_size=PAGE_TOKENS,
-        enable_prefix_caching=True,
-        kv_transfer_config=KVTransferConfig(kv_role="kv_both", **connector),
-    ).create_engine_config()
-    os.environ.clear()
-    os.environ.update(environment)
-    return config
+    with restored_environment():
+        return EngineArgs(
+            model=str(model),
+            dtype="float32",
+            max_model_len=512,
+            block_size=PAGE_TOKENS,
+            enable_prefix_caching=True,
+            kv_transfer_config=KVTransferConfig(kv_role="kv_both", **connector),
+        ).create_engine_config()
 
 
 def _config_for(base: VllmConfig, shape: Shape, rank: int) -> VllmConfig:
@@ -151,8 +148,7 @@ class SimulatedEngine:
     """The scheduler, the ranks, and the batches between them."""
 
     def __init__(self, base: VllmConfig, shape: Shape) -> None:
-        # vLLM asks the environment each time.
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(shape.v2_runner))
+        choose_model_runner(v2=shape.v2_runner)
         config = _config_for(base, shape, 0)
         kind = AsyncScheduler if shape.async_scheduling else Scheduler
         self.scheduler = kind(

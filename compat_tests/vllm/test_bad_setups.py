@@ -8,6 +8,7 @@ engines and one server show what a user gets to see.
 import dataclasses
 import logging
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -67,8 +68,16 @@ BAD_OPTIONS = {
         "unknown option cpu_cache_bg: did you mean cpu_cache_gb?",
     ),
     "an option of another product": (
+        {"enable_gds": True},
+        "enable_gds cannot be set: this version moves nothing between GPU and SSD directly",
+    ),
+    "half an SSD tier": (
         {"ssd_cache_gb": 100},
-        "ssd_cache_gb cannot be set: this version has no SSD tier",
+        "ssd_cache_gb is set without ssd_cache_dir: set both, or neither",
+    ),
+    "a degree that this engine exceeds": (
+        {"max_tp": 3},
+        "max_tp is 3, but 2 KV heads cannot be spread over so many ranks",
     ),
     "a size that is no number": (
         {"cpu_cache_gb": "much"},
@@ -161,37 +170,68 @@ def test_a_version_that_was_checked_is_accepted(connect, monkeypatch, version):
     connect()
 
 
-class Stranger:
-    """A connector of somebody else."""
+@pytest.fixture
+def registry(monkeypatch):
+    """vLLM's connectors by name, as they are before any plug-in."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    own = {name: load for name, load in KVConnectorFactory._registry.items() if name != "flexkv"}
+    monkeypatch.setattr(KVConnectorFactory, "_registry", own)
+    return own
 
 
-def test_a_second_plug_in_of_our_name_is_refused_with_a_way_out(monkeypatch):
+def by_vllms_own_means(registry):
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    KVConnectorFactory.register_connector("flexkv", "not_installed", "Stranger")
+
+
+def by_hand(registry):
+    registry["flexkv"] = partial(SimpleNamespace)
+
+
+@pytest.mark.parametrize(
+    ("take", "owner"), [(by_vllms_own_means, "not_installed"), (by_hand, "functools")]
+)
+def test_a_name_that_another_plug_in_has_taken_is_said_once_with_a_way_out(
+    registry, said, take, owner
+):
     from vllm.config import KVTransferConfig
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     from flexkv_connectors.vllm import register
 
-    monkeypatch.setattr(KVConnectorFactory, "_registry", {"flexkv": lambda: Stranger})
-    with pytest.raises(ConfigError) as refusal:
-        register()
-    sentence = str(refusal.value)
-    assert f'the connector name "flexkv" is already taken by {__name__}' in sentence
-    assert_one_sentence(sentence)
+    take(registry)
+    strangers = registry["flexkv"]
+    register()
 
+    (sentence,) = said
+    assert sentence.startswith(f'connector.name_taken: "flexkv" is {owner}: ')
+    assert_one_sentence(sentence)
+    assert registry["flexkv"] is strangers
     way_out = dict(re.findall(r'"(kv_connector\w*)": "(.+?)"', sentence))
     chosen = KVConnectorFactory.get_connector_class(KVTransferConfig(kv_role="kv_both", **way_out))
     assert chosen.__module__ == "flexkv_connectors.vllm.connector"
 
 
-def test_registering_twice_is_fine(monkeypatch):
-    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
-
+def test_vllms_own_connector_of_flexkv_keeps_its_name(registry, said):
     from flexkv_connectors.vllm import register
 
-    monkeypatch.setattr(KVConnectorFactory, "_registry", {})
+    theirs = registry["FlexKVConnectorV1"]
     register()
+    assert registry["FlexKVConnectorV1"] is theirs
+    assert registry["flexkv"] is not theirs
+    assert said == []
+
+
+def test_registering_twice_is_fine(registry, said):
+    from flexkv_connectors.vllm import register
+
     register()
-    assert list(KVConnectorFactory._registry) == ["flexkv"]
+    ours = registry["flexkv"]
+    register()
+    assert registry["flexkv"] is ours
+    assert said == []
 
 
 def on_a_gpu(config, cache):

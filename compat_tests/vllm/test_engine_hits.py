@@ -128,11 +128,11 @@ def test_loaded_pages_hold_the_bytes_that_were_computed(engine):
     assert computed == [engine.cached_pages(prompt) for prompt in PROMPTS]
 
 
-def test_poisoned_host_memory_changes_tokens_and_bytes(engine, cold, saved):
+def test_spoiled_host_memory_changes_tokens_and_bytes(engine, cold, saved):
     truth = load(engine, ASKS[1])
-    engine.worker_connectors("poison")
+    engine.worker_connectors("spoil")
     lie = load(engine, ASKS[1])
-    engine.worker_connectors("poison")  # flips every bit back
+    engine.worker_connectors("spoil")  # flips every bit back
     healed = load(engine, ASKS[1])
 
     assert (cold[1].tokens, HIT_TOKENS[1]) == (truth[0].tokens, lie[0].num_cached_tokens)
@@ -153,7 +153,7 @@ def test_loads_that_are_only_pretended_change_tokens_and_bytes(engine, cold, sav
 
 def test_saves_that_are_only_pretended_change_tokens(engine, cold, mended):
     engine.forget_all()
-    engine.worker_connectors("poison")  # else the slots might still hold what belongs there
+    engine.worker_connectors("spoil")  # else the slots might still hold what belongs there
     break_copies(engine, saves="skip")
     engine.complete(ASKS[1])
 

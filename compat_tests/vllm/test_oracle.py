@@ -6,7 +6,7 @@ in the KV shows, and if a connector that copies nothing is caught.
 """
 
 import pytest
-from engine_process import Ask, random_tokens
+from engine_process import Ask, EngineFailure, random_tokens
 
 HEAD = random_tokens(1, 1500)
 PROMPTS = [HEAD + random_tokens(seed, length) for seed, length in ((2, 37), (3, 300), (4, 701))]
@@ -75,6 +75,11 @@ def test_a_connector_that_copies_nothing_is_caught_with_mla(start_engine):
     (truth,) = engine.complete(Ask(prompt=PROMPTS[0]))
     assert len(set(truth.tokens)) > 8
     _assert_lie_shows(engine, truth.tokens)
+
+
+def test_what_an_engine_raises_fails_the_test_with_its_traceback(start_engine):
+    with pytest.raises(EngineFailure, match=r"failed in start(?s:.)*argument 'no_such_option'"):
+        start_engine("oracle", no_such_option=1)
 
 
 def _assert_lie_shows(engine, truth):

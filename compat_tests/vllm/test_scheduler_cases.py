@@ -212,3 +212,41 @@ def test_pages_that_were_still_loading_at_an_abort_are_not_saved(start, weather)
     engine.add(PROMPT, 4)
     engine.drain()
     engine.check_idle()
+
+
+def test_what_the_model_runner_forgot_to_save_is_saved_before_its_pages_are_written_again(start):
+    engine = start(finalize="never", num_pages=13, max_batched_tokens=48)
+    prompt = PROMPT[::-1][:24]
+    first = engine.add(prompt, 1)
+    engine.schedule()
+    engine.deliver()
+    engine.add([token % 50 for token in range(47)], 1)
+    engine.drain()
+    assert engine.reset(running=False, connector=False)
+    before = engine.events["external tokens"]
+
+    engine.add(prompt + engine.endings[first].tokens, 2)
+    engine.drain()
+
+    engine.check_idle()
+    assert engine.events["external tokens"] - before == 24
+
+
+def test_a_token_that_was_still_to_be_fed_back_at_an_abort_is_not_saved(start):
+    engine = start(async_scheduling=True)
+    prompt = PROMPT[::-1][:23]
+    first = engine.add(prompt, 10)
+    for event in (engine.schedule, engine.schedule, engine.deliver):
+        event()
+    request = engine.scheduler.requests[first]
+    assert (request.num_tokens, request.num_computed_tokens) == (24, 24)
+    engine.abort(first)
+    engine.drain()
+    assert engine.reset(running=False, connector=False)
+    before = engine.events["external tokens"]
+
+    engine.add(prompt + engine.endings[first].tokens + [1], 2)
+    engine.drain()
+
+    engine.check_idle()
+    assert engine.events["external tokens"] - before == 16

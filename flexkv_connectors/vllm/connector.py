@@ -17,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from flexkv_connectors.common.fault_barrier import FaultBarrier
 from flexkv_connectors.common.versions import require_supported
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
+from flexkv_connectors.vllm.identity import namespace_of, why_no_ssd
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.scheduler import SchedulerHalf
@@ -109,10 +110,15 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
                 self._barrier.reason = reason  # the scheduler says it for all ranks
             return
         deployment = translate(vllm_config, kv_cache_config, cache)
+        uses_ssd = cache.ssd_cache_bytes is not None
+        if uses_ssd and (reason := why_no_ssd(vllm_config, kv_cache_config, deployment)):
+            uses_ssd = False
+            logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerHalf(deployment, self._counters)
-        else:
-            self._worker = WorkerHalf(deployment, self._ledger)
+            self._scheduler = SchedulerHalf(deployment, self._counters, uses_ssd=uses_ssd)
+            return
+        namespace = namespace_of(vllm_config, kv_cache_config, deployment) if uses_ssd else None
+        self._worker = WorkerHalf(deployment, self._ledger, namespace)
 
     # Worker: what vLLM's model runner calls around one forward pass, in this order.
 
@@ -183,10 +189,11 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(
         self, request: "Request", num_computed_tokens: int
     ) -> tuple[int | None, bool]:
+        nothing: int | None = 0
         num_tokens = self._barrier.run(
-            lambda: self._scheduler.match(request, num_computed_tokens), lambda: 0
+            lambda: self._scheduler.match(request, num_computed_tokens), lambda: nothing
         )
-        return num_tokens, self._load_async and num_tokens > 0
+        return num_tokens, self._load_async and bool(num_tokens)
 
     @override
     def update_state_after_alloc(
@@ -216,6 +223,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         if failed_pages := connector_output.invalid_block_ids:
             self._barrier.run(lambda: self._distrust(failed_pages), _nothing)
+        self._barrier.run(lambda: self._scheduler.end_step(), _nothing)
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, StepReport):
             self._barrier.run(lambda: self._scheduler.digest(report), _nothing)
@@ -268,12 +276,19 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_external_cache_hit_sources(
         self, request: "Request", num_external_tokens: int
     ) -> "dict[CacheHitSource, int]":
-        """Say that hits come from host memory. vLLM asks from 0.32 on."""
+        """Say where hits came from. vLLM asks from 0.32 on."""
         from vllm.v1.metrics.cache_hit_source import (  # noqa: PLC0415 not in older versions
             CacheHitSource,
         )
 
-        return {CacheHitSource.HOST: num_external_tokens} if num_external_tokens else {}
+        num_ssd_tokens = self._barrier.run(
+            lambda: self._scheduler.num_ssd_tokens(request, num_external_tokens), lambda: 0
+        )
+        sources = {
+            CacheHitSource.HOST: num_external_tokens - num_ssd_tokens,
+            CacheHitSource.DISK: num_ssd_tokens,
+        }
+        return {source: num_tokens for source, num_tokens in sources.items() if num_tokens}
 
     # Both roles, and what vLLM asks of the class.
 

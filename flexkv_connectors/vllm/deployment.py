@@ -13,7 +13,7 @@ from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_no
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
-from flexkv_core.layout import BlockFormat
+from flexkv_core.layout import BlockFormat, Column
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -44,13 +44,24 @@ class Deployment:
 
     page_shape: PageShape
     num_layers: int
-    """Layers of this rank's stage."""
+    """Layers of this rank's stage, draft layers behind those of the model."""
+
+    first_layer: int
+    """Where its stage begins in the whole model."""
+
+    total_heads: int
+    """KV heads of the whole model; 1 for MLA."""
+
+    cell_heads: int
+    """KV heads in a cell: those of a rank at the largest degree that shares blocks."""
 
     block_tokens: int
     draft_blocks: int
     """Blocks at the end of a sequence that draft layers have not finished yet."""
 
     publishes_events: bool
+    engine_id: str
+    """The same on every rank of the engine, and its own."""
 
     @property
     def owners(self) -> range:
@@ -95,8 +106,31 @@ class Deployment:
             num_layers=self.num_layers,
             block_tokens=self.block_tokens,
             token_bytes=self.page_shape.token_bytes,
-            cell_heads=self.page_shape.num_heads,
+            cell_heads=self.cell_heads,
         )
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What the cells of this rank's share of a block hold, in their order in a host slot."""
+        num_heads = self.page_shape.num_heads
+        num_shards = self.total_heads // num_heads
+        shard = self.rank // self.num_replicas % num_shards
+        first_heads = range(shard * num_heads, (shard + 1) * num_heads, self.cell_heads)
+        return tuple(
+            Column(
+                first_head=first_head,
+                num_heads=self.cell_heads,
+                first_layer=self.first_layer,
+                num_layers=self.num_layers,
+            )
+            for first_head in first_heads
+        )
+
+    @property
+    def ssd_quota_bytes(self) -> int | None:
+        """This rank's part of `ssd_cache_gb`, if it owns a pool; None for no SSD tier."""
+        total_bytes = self.cache.ssd_cache_bytes
+        return None if total_bytes is None else total_bytes // len(self.owners)
 
 
 def why_not(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:
@@ -136,18 +170,25 @@ def translate(
     spec: AttentionSpec = group.kv_cache_spec
     parallel = vllm_config.parallel_config
     shape = PageShape(spec.num_heads, spec.block_size, spec.state_content_size_bytes)
+    replicas, degree = _num_replicas(vllm_config), parallel.tensor_parallel_size
+    total_heads = spec.num_heads * degree // replicas
+    first_layer, _ = vllm_config.model_config.get_layers_start_end_indices(parallel)
     return Deployment(
         cache=cache,
         rank=parallel.rank,
-        num_ranks=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
-        num_replicas=_num_replicas(vllm_config),
+        num_ranks=degree * parallel.pipeline_parallel_size,
+        num_replicas=replicas,
         num_engines=max(parallel.data_parallel_size_local, 1),
         num_nodes=parallel.nnodes_within_dp,
         page_shape=shape,
         num_layers=len(group.layer_names),
+        first_layer=first_layer,
+        total_heads=total_heads,
+        cell_heads=_cell_heads(total_heads, degree, cache.max_tp),
         block_tokens=_block_tokens(cache, spec.block_size),
         draft_blocks=int(_has_draft_layers(vllm_config)),
         publishes_events=_publishes_events(vllm_config),
+        engine_id=str(vllm_config.kv_transfer_config.engine_id),
     )
 
 
@@ -156,6 +197,24 @@ def _num_replicas(vllm_config: "VllmConfig") -> int:
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     num_heads = 1 if model.use_mla else int(model.get_total_num_kv_heads())
     return max(1, int(parallel.tensor_parallel_size) // num_heads)
+
+
+def _cell_heads(total_heads: int, degree: int, max_tp: int | None) -> int:
+    """Return the KV heads of one rank at the largest tensor-parallel degree."""
+    largest = max_tp or degree
+    if largest % degree:
+        msg = (
+            f"max_tp is {largest}, but this engine's tensor-parallel degree is {degree}: set "
+            f"max_tp to a multiple of {degree}, or leave it out"
+        )
+        raise ConfigError(msg)
+    if total_heads % largest and largest % total_heads:
+        msg = (
+            f"max_tp is {largest}, but {total_heads} KV heads cannot be spread over so many ranks: "
+            f"set max_tp to a divisor or a multiple of {total_heads}, or leave it out"
+        )
+        raise ConfigError(msg)
+    return max(1, total_heads // largest)
 
 
 def _block_tokens(cache: CacheConfig, page_tokens: int) -> int:

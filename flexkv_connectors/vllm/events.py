@@ -7,7 +7,7 @@ has the same name in every tier.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheEvent, EventLog
 from flexkv_core.types import BlockKey, JobId
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["EventFeed", "event_hash"]
 
-_MEDIUM = {"host": "CPU"}
+_MEDIUM = {"host": "CPU", "ssd": "STORAGE"}
+"""vLLM's own names; Dynamo drops events with the medium "SSD"."""
+
 _MIN_HASH = 2**32
-_MAX_WRITERS = 4096
+_MAX_REQUESTS = 4096
 
 
 def event_hash(key: BlockKey) -> int:
@@ -39,16 +41,22 @@ class EventFeed:
     def __init__(self, *, enabled: bool, block_tokens: int) -> None:
         self.log = EventLog() if enabled else None
         self._block_tokens = block_tokens
-        self._writers: dict[JobId, Request] = {}
-        """The latest; not until its end, for a block may have to wait for one before it."""
+        self._requests: dict[str, Request] = {}
+        """The latest; not until their end, for a block may be copied on, or have to wait."""
 
-    def expect(self, job_id: JobId, request: "Request") -> None:
-        """Note whose tokens plan `job_id` saves."""
-        if self.log is None:
-            return
-        self._writers[job_id] = request
-        if len(self._writers) > _MAX_WRITERS:
-            del self._writers[next(iter(self._writers))]
+        self._writers: dict[JobId, str] = {}
+
+    def know(self, request: "Request") -> None:
+        """Remember the tokens of `request`."""
+        if self.log is not None:
+            self._requests[request.request_id] = request
+            _shorten(self._requests)
+
+    def expect(self, job_id: JobId, request_id: str) -> None:
+        """Note whose blocks plan `job_id` writes."""
+        if self.log is not None:
+            self._writers[job_id] = request_id
+            _shorten(self._writers)
 
     def take(self) -> "Sequence[KVCacheEvent]":
         """Return all events since the last call."""
@@ -70,7 +78,7 @@ class EventFeed:
     def _stored(self, event: BlocksStored) -> "KVCacheEvent | None":
         from vllm.distributed import kv_events  # noqa: PLC0415 only where events are on
 
-        request = self._writers.get(event.job_id)
+        request = self._requests.get(self._writers.get(event.job_id, ""))
         if request is None or not _tells_all(request):
             return None
         lora = request.lora_request
@@ -85,6 +93,11 @@ class EventFeed:
             medium=_MEDIUM[event.tier],
             lora_name=None if lora is None else lora.name,
         )
+
+
+def _shorten(latest: dict[Any, Any]) -> None:
+    if len(latest) > _MAX_REQUESTS:
+        del latest[next(iter(latest))]
 
 
 def _tells_all(request: "Request") -> bool:

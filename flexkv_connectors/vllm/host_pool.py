@@ -11,8 +11,8 @@ __all__ = ["host_budget_bytes", "open_host_pool"]
 def host_budget_bytes(deployment: Deployment) -> int:
     """Return the bytes that this rank's pool may take.
 
-    `cpu_cache_gb` is for the server on this node: its engines (data parallelism) and their ranks
-    share it. Without it, every engine takes an equal part of what is free.
+    `cpu_cache_gb` is for one engine on one node: its ranks there share it. Without it, the engines
+    that know of each other take equal parts of what is free.
 
     Raises:
         ConfigError: The machine or the container does not have what was asked for.
@@ -20,8 +20,8 @@ def host_budget_bytes(deployment: Deployment) -> int:
     asked = deployment.cache.cpu_cache_bytes
     if asked is None:
         return default_cache_bytes(deployment.num_engines) // deployment.num_local_owners
-    check_host_bytes(asked // deployment.num_engines)
-    return asked // (deployment.num_engines * deployment.num_local_owners)
+    check_host_bytes(asked)
+    return asked // deployment.num_local_owners
 
 
 def open_host_pool(deployment: Deployment, budget_bytes: int) -> HostPool:

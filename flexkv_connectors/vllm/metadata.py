@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from flexkv_core.plan import TransferPlan, TransferResult
+from flexkv_core.plan import TierOrders, TierReport, TransferPlan, TransferResult
 from flexkv_core.tiers.host import PoolAddress
 
 __all__ = ["Load", "StepOrders", "StepReport"]
@@ -42,6 +42,9 @@ class StepOrders(KVConnectorMetadata):
     late_saves: list[TransferPlan] = field(default_factory=list)
     """Before the forward pass: their requests have ended and their pages may be reused by it."""
 
+    ssd: TierOrders | None = None
+    """For the SSD tier, where there is one and something to do."""
+
     pools: Mapping[int, PoolAddress] = field(default_factory=dict)
     """Host pools by owner rank, until every replica rank has attached to its owner's."""
 
@@ -53,6 +56,9 @@ class StepReport(KVConnectorWorkerMetadata):
     results: list[TransferResult] = field(default_factory=list)
     pools: dict[int, PoolAddress] = field(default_factory=dict)
     """Newly opened host pools by owner rank."""
+
+    tiers: list[TierReport] = field(default_factory=list)
+    """What owners say of their shares of the SSD tier."""
 
     attached: set[int] = field(default_factory=set)
     """Replica ranks that have just attached to their owner's pool."""
@@ -67,6 +73,7 @@ class StepReport(KVConnectorWorkerMetadata):
         return StepReport(
             results=self.results + other.results,
             pools=self.pools | other.pools,
+            tiers=self.tiers + other.tiers,
             attached=self.attached | other.attached,
             refusal=self.refusal or other.refusal,
         )

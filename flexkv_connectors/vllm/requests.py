@@ -10,7 +10,7 @@ from flexkv_connectors.vllm.request_keys import media_spans
 from flexkv_core.errors import TokenError
 from flexkv_core.keys import KeyChain
 from flexkv_core.lease import Lease
-from flexkv_core.types import BlockKey
+from flexkv_core.types import BlockKey, RequestId
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -55,9 +55,12 @@ class RequestState:
         "lease",
         "may_load",
         "may_save",
+        "num_host_blocks",
         "num_loading_tokens",
         "num_local_tokens",
+        "num_touched_blocks",
         "num_tried_blocks",
+        "num_wanted_blocks",
         "page_ids",
         "request",
     )
@@ -70,6 +73,15 @@ class RequestState:
         self.lease: Lease | None = None
         """What the last offer stands on, until the engine takes it or asks again."""
 
+        self.num_host_blocks: int | None = None
+        """Leading blocks in host memory when the request came; those behind came from SSD."""
+
+        self.num_touched_blocks = 0
+        """Leading blocks that the SSD tier was told of."""
+
+        self.num_wanted_blocks = 0
+        """Leading blocks that the SSD tier should hold."""
+
         self.num_local_tokens = 0
         """The engine's own prefix hit when it was last offered something."""
 
@@ -81,6 +93,11 @@ class RequestState:
 
         self.page_ids: list[int] = []
         """The engine's page table of the request."""
+
+    @property
+    def request_id(self) -> RequestId:
+        """The engine's name of the request."""
+        return RequestId(self.request.request_id)
 
     def keys(self) -> Sequence[BlockKey]:
         """Return the keys of all full blocks of the tokens known by now, if they have any."""

@@ -1,22 +1,25 @@
 """The scheduler half: turns the engine's calls into verbs of `CacheManager`."""
 
 import logging
+import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.patience import Patience
+from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.common.replicas import ReplicaPools
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.request_keys import RequestKeys
 from flexkv_connectors.vllm.requests import RequestState, read_switches
+from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
 from flexkv_core.manager import CacheManager, TierSpec
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, TransferPlan
-from flexkv_core.types import RequestId
+from flexkv_core.plan import EnginePages, Status, TierOrders, TransferPlan
+from flexkv_core.types import JobId
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -34,8 +37,9 @@ class SchedulerHalf:
     new block O(blocks of its request).
     """
 
-    def __init__(self, deployment: Deployment, counters: Counters) -> None:
+    def __init__(self, deployment: Deployment, counters: Counters, *, uses_ssd: bool) -> None:
         self._deployment = deployment
+        self._uses_ssd = uses_ssd
         self._counters = counters
         self._keys = RequestKeys(deployment.block_tokens)
         self._events = EventFeed(
@@ -49,19 +53,31 @@ class SchedulerHalf:
         self._patience = Patience(limit_s=30.0)
         self._orders = StepOrders()
         self._manager: CacheManager | None = None
+        self._ssd: LowerTier | None = None
+        self._speed = PrefillSpeed()
+        self._capacities: dict[int, int] = {}
+        """Blocks of the SSD tier there is room for, by owner."""
+
+        self._saving: dict[JobId, RequestState] = {}
+        """Whose blocks a plan saves, to offer them to the SSD tier afterwards."""
 
     @property
     def manager(self) -> CacheManager | None:
         """The control plane; None until the workers have opened the host tier."""
         return self._manager
 
-    def match(self, request: "Request", num_local_tokens: int) -> int:
-        """Return how many tokens beyond the engine's own hit are offered; whole pages."""
+    def match(self, request: "Request", num_local_tokens: int) -> int | None:
+        """Return how many tokens beyond the engine's own hit are offered; whole pages.
+
+        None asks to be asked again: more is on its way from SSD.
+        """
         state = self._state(request)
         if self._manager is None or not state.may_load or not self._replicas.ready:
             return 0
         if state.lease is None:
-            state.lease = self._manager.match(RequestId(request.request_id), state.keys())
+            if self._ssd is not None and self._waits(self._manager, self._ssd, state):
+                return None
+            state.lease = self._manager.match(state.request_id, state.keys())
         offer = self._usable_tokens(state) - num_local_tokens
         if offer < max(self._deployment.cache.min_load_tokens, 1):
             self._let_go(state)
@@ -95,10 +111,14 @@ class SchedulerHalf:
         orders, self._orders = self._orders, StepOrders()
         self._ended = []
         orders.pools = self._replicas.waiting_pools
+        now_s = time.monotonic()
+        self._speed.begin_step(scheduler_output.total_num_scheduled_tokens, now_s)
         for request_id, num_computed in self._scheduled(scheduler_output):
             state = self._states.get(request_id)
             if state is not None and (plan := self._plan_save(state, num_computed)):
                 orders.saves.append(plan)
+        if self._ssd is not None:
+            orders.ssd = self._order_copies(self._ssd, now_s)
         return orders
 
     def finish(self, request: "Request") -> None:
@@ -108,6 +128,8 @@ class SchedulerHalf:
             return
         self._ended.append(state)
         self._let_go(state)
+        if self._ssd is not None:
+            self._ssd.promoter.forget(state.request_id)
         if state.num_loading_tokens:
             return
         # The token sampled last was never fed back: it has no KV.
@@ -119,8 +141,13 @@ class SchedulerHalf:
         """Take in what the workers report."""
         self._patience.reward()
         self._replicas.note(report.pools, report.attached)
+        for told in report.tiers:
+            self._capacities[told.rank] = told.capacity_blocks
         if self._manager is None and self._replicas.num_slots is not None:
-            self._manager = self._create_manager(self._replicas.num_slots)
+            self._open(self._replicas.num_slots)
+        for told in report.tiers:
+            if self._ssd is not None:
+                self._ssd.digest(told)
         for result in report.results:
             if self._manager and (completion := self._manager.complete(result)):
                 self._conclude(completion)
@@ -155,6 +182,21 @@ class SchedulerHalf:
             state.may_save = state.may_save and not state.page_ids
         if self._manager is not None:
             self._manager.reset()
+        if self._ssd is not None:
+            self._ssd.reset()
+
+    def end_step(self) -> None:
+        """Note that a step has ended."""
+        self._speed.end_step(time.monotonic())
+
+    def num_ssd_tokens(self, request: "Request", num_loaded_tokens: int) -> int:
+        """Return how many of the tokens that are loaded were on SSD when the request came."""
+        state = self._states.get(request.request_id)
+        if state is None or state.num_host_blocks is None:
+            return 0
+        num_host_tokens = state.num_host_blocks * self._deployment.block_tokens
+        end = state.num_local_tokens + num_loaded_tokens
+        return max(0, end - max(num_host_tokens, state.num_local_tokens))
 
     @property
     def has_pending_work(self) -> bool:
@@ -164,6 +206,7 @@ class SchedulerHalf:
             or not self._replicas.ready
             or bool(self._orders.late_saves)
             or self._manager.num_in_flight > 0
+            or (self._ssd is not None and self._ssd.has_work)
         )
         return self._patience.lasts(waiting=waiting)
 
@@ -175,24 +218,45 @@ class SchedulerHalf:
         """Return what has been counted since the last call."""
         if self._manager is not None:
             self._counters.set("host_used_blocks", self._manager.num_used_blocks("host"))
+        if self._manager is not None and self._ssd is not None:
+            self._counters.set("ssd_used_blocks", self._manager.num_used_blocks("ssd"))
+            self._counters.set("ssd_capacity_blocks", self._ssd.capacity_blocks)
+            self._counters.set("ssd_off", self._ssd.is_off)
         return self._counters.drain()
 
-    def _create_manager(self, num_slots: int) -> CacheManager:
+    def _open(self, num_slots: int) -> None:
+        """Begin to cache: every owner has told what it has."""
+        deployment, policy = self._deployment, self._deployment.cache.eviction_policy
+        num_ssd_blocks = min(self._capacities.values(), default=0)
+        tiers = [TierSpec("host", num_slots, policy)]
+        if num_ssd_blocks:
+            tiers.append(TierSpec("ssd", num_ssd_blocks, policy, addressed_by="key"))
+        elif self._uses_ssd:
+            logger.warning("tier.no_room tier=ssd: a rank has no room there for a single block")
         self._counters.set("host_capacity_blocks", num_slots)
-        deployment = self._deployment
         logger.info(
-            "connector.ready host_blocks=%d block_tokens=%d ranks=%d",
+            "connector.ready host_blocks=%d ssd_blocks=%d block_tokens=%d ranks=%d",
             num_slots,
+            num_ssd_blocks,
             deployment.block_tokens,
             deployment.num_ranks,
         )
-        return CacheManager(
-            [TierSpec("host", num_slots, deployment.cache.eviction_policy)],
+        self._manager = CacheManager(
+            tiers,
             ranks=deployment.num_ranks,
             owners=deployment.owners,
             recorder=self._counters,
             events=self._events.log,
         )
+        if num_ssd_blocks:
+            self._ssd = LowerTier(
+                self._manager,
+                "ssd",
+                owners=deployment.owners,
+                block_bytes=deployment.block_format.block_bytes,
+                timeout_s=deployment.cache.promotion_timeout_s,
+                recorder=self._counters,
+            )
 
     def _state(self, request: "Request") -> RequestState:
         state = self._states.get(request.request_id)
@@ -201,6 +265,7 @@ class SchedulerHalf:
             chain = self._keys.chain_for(request, switches.namespace)
             state = RequestState(request, chain, switches)
             self._states[request.request_id] = state
+            self._events.know(request)
         return state
 
     def _usable_tokens(self, state: RequestState) -> int:
@@ -215,6 +280,32 @@ class SchedulerHalf:
             return usable
         page_tokens = self._deployment.page_tokens
         return min(usable, int(state.request.num_tokens - 1) // page_tokens * page_tokens)
+
+    def _waits(self, manager: CacheManager, ssd: LowerTier, state: RequestState) -> bool:
+        """Return whether blocks of the request are worth waiting for."""
+        keys, now_s = state.keys(), time.monotonic()
+        if state.num_host_blocks is None:
+            state.num_host_blocks = manager.look(keys, tier="host").num_ready
+            self._touch(ssd, state)
+            ssd.demoter.offer(state.request_id, keys, state.num_wanted_blocks)
+        block_s = self._speed.seconds_for(self._deployment.block_tokens, now_s)
+        return ssd.promoter.must_wait(state.request_id, keys, now_s, block_s)
+
+    @staticmethod
+    def _touch(ssd: LowerTier, state: RequestState) -> None:
+        """Tell the SSD tier which blocks the request uses that it has not been told of."""
+        keys = state.keys()
+        if state.may_save and len(keys) > state.num_touched_blocks:
+            state.num_wanted_blocks = ssd.demoter.admit(keys, state.num_touched_blocks)
+            state.num_touched_blocks = len(keys)
+
+    def _order_copies(self, ssd: LowerTier, now_s: float) -> TierOrders | None:
+        """Return what the workers have to do for the SSD tier, or None."""
+        orders = ssd.take_orders(now_s)
+        if self._manager is not None:
+            for plan in orders.plans:
+                self._events.expect(plan.job_id, self._manager.request_of(plan.job_id))
+        return None if orders == TierOrders() else orders
 
     def _let_go(self, state: RequestState) -> None:
         if state.lease is not None and self._manager is not None:
@@ -256,8 +347,9 @@ class SchedulerHalf:
         if self._manager is None or not state.may_save or num_blocks <= state.num_tried_blocks:
             return None
         state.num_tried_blocks = num_blocks
-        request_id = RequestId(state.request.request_id)
-        reservation = self._manager.reserve(request_id, state.keys()[:num_blocks])
+        if self._ssd is not None:
+            self._touch(self._ssd, state)
+        reservation = self._manager.reserve(state.request_id, state.keys()[:num_blocks])
         if isinstance(reservation, Refusal):
             return None
         per_block = self._deployment.pages_per_block
@@ -265,7 +357,9 @@ class SchedulerHalf:
         pages = state.page_ids[first : first + reservation.num_blocks * per_block]
         plan = self._manager.plan_put(reservation, EnginePages(pages))
         assert plan is not None, "nothing happens between a reservation and its plan"
-        self._events.expect(plan.job_id, state.request)
+        self._events.expect(plan.job_id, state.request_id)
+        if self._ssd is not None:
+            self._saving[plan.job_id] = state
         return plan
 
     def _scheduled(self, output: "SchedulerOutput") -> Iterable[tuple[str, int]]:
@@ -286,20 +380,38 @@ class SchedulerHalf:
             yield request_id, num_computed + output.num_scheduled_tokens[request_id]
 
     def _conclude(self, completion: Completion) -> None:
-        """Count an ended transfer; a request whose transfer failed does not try again."""
-        state = self._states.get(completion.request_id)
+        """Count an ended transfer, and see what it makes possible."""
         if completion.kind is JobKind.GET:
-            self._count(completion, "load_bytes", "load_seconds", "load_failed_blocks")
-            if state is not None and completion.status is Status.OK:
-                self._counters.add("load_tokens", state.num_loading_tokens)
-            elif state is not None:
-                state.may_load = False
-        else:
-            self._count(completion, "save_bytes", "save_seconds", "save_failed_blocks")
-            num_tokens = completion.num_published * self._deployment.block_tokens
-            self._counters.add("save_tokens", num_tokens)
-            if state is not None and completion.status is not Status.OK:
-                state.may_save = False
+            self._conclude_load(completion)
+        elif completion.kind is JobKind.PUT:
+            self._conclude_save(completion)
+        elif self._ssd is not None:
+            self._ssd.conclude(completion, time.monotonic())
+
+    def _conclude_load(self, completion: Completion) -> None:
+        """A request whose load failed does not try again."""
+        self._count(completion, "load_bytes", "load_seconds", "load_failed_blocks")
+        state = self._states.get(completion.request_id)
+        if state is None:
+            return
+        if completion.status is not Status.OK:
+            state.may_load = False
+            return
+        self._counters.add("load_tokens", state.num_loading_tokens)
+        num_ssd_tokens = self.num_ssd_tokens(state.request, state.num_loading_tokens)
+        self._counters.add("ssd_load_tokens", num_ssd_tokens)
+
+    def _conclude_save(self, completion: Completion) -> None:
+        """A request whose save failed does not try again; else its blocks go on to SSD."""
+        self._count(completion, "save_bytes", "save_seconds", "save_failed_blocks")
+        num_tokens = completion.num_published * self._deployment.block_tokens
+        self._counters.add("save_tokens", num_tokens)
+        state = self._states.get(completion.request_id)
+        if state is not None and completion.status is not Status.OK:
+            state.may_save = False
+        saved = self._saving.pop(completion.job_id, None)
+        if saved is not None and self._ssd is not None:
+            self._ssd.demoter.offer(saved.request_id, saved.keys(), saved.num_wanted_blocks)
 
     def _count(self, completion: Completion, moved: str, took: str, lost: str) -> None:
         """Add a transfer to the metrics named."""

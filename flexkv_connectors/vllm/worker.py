@@ -11,10 +11,13 @@ from flexkv_connectors.vllm.host_pool import host_budget_bytes, open_host_pool
 from flexkv_connectors.vllm.kv_caches import page_pool
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
+from flexkv_connectors.vllm.ssd_share import SsdShare
 from flexkv_core.layout import PagePool
-from flexkv_core.plan import EnginePages, Place, TransferPlan, TransferResult
+from flexkv_core.namespace import Namespace
+from flexkv_core.plan import EnginePages, Place, TierOrders, TransferPlan, TransferResult
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.transfer.cpu_lane import CpuLane
+from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import JobId
 from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
 
@@ -27,12 +30,26 @@ __all__ = ["WorkerHalf"]
 class WorkerHalf:
     """Moves one rank's bytes for vLLM's model runner.
 
-    Thread: the model runner's. Everything is done when a hook returns: on a CPU the copies run
-    inside `load` and `save`, between forward passes.
+    Thread: the model runner's. On a CPU the copies between engine and host memory are done when a
+    hook returns: they run inside `load` and `save`, between forward passes. Those between host
+    memory and SSD have threads of their own.
     """
 
-    def __init__(self, deployment: Deployment, ledger: LoadLedger) -> None:
+    def __init__(
+        self, deployment: Deployment, ledger: LoadLedger, namespace: Namespace | None
+    ) -> None:
+        """Serve this rank.
+
+        Args:
+            deployment: The engine's shape.
+            ledger: What is owed to the engine.
+            namespace: What the blocks on SSD are blocks of; None where there is no SSD tier.
+
+        Raises:
+            ConfigError: The machine does not have the memory that was asked for.
+        """
         self._deployment = deployment
+        self._namespace = namespace
         self._ledger = ledger
         # Asked here, before any rank has taken its part: later the others' would count as used.
         self._budget_bytes = host_budget_bytes(deployment) if deployment.is_owner else 0
@@ -40,6 +57,7 @@ class WorkerHalf:
         self._pages: PagePool | None = None
         self._pool: HostPool | None = None
         self._worker: CacheWorker | None = None
+        self._ssd: SsdShare | None = None
         self._unsaved: list[TransferPlan] = []
         self._loading: dict[JobId, Load] = {}
 
@@ -48,12 +66,16 @@ class WorkerHalf:
 
         Raises:
             LayoutError: The tensors are not laid out as declared.
-            ConfigError: The host tier does not fit into this machine.
+            ConfigError: The host tier does not fit into this machine, or the SSD tier has no
+                directory.
         """
         self._pages = page_pool(kv_caches, self._deployment.page_shape)
         if self._deployment.is_owner:
             pool = open_host_pool(self._deployment, self._budget_bytes)
             self._report.pools[self._deployment.rank] = pool.address
+            quota_bytes = self._deployment.ssd_quota_bytes
+            if self._namespace is not None and quota_bytes is not None:
+                self._ssd = SsdShare(self._deployment, self._namespace, pool, quota_bytes)
             self._open(pool)
 
     def begin_step(self, orders: StepOrders) -> None:
@@ -63,6 +85,8 @@ class WorkerHalf:
         self._submit_saves(self._unsaved)
         self._submit_saves(orders.late_saves)
         self._unsaved = orders.saves
+        if self._ssd is not None and orders.ssd is not None:
+            self._move(self._ssd, orders.ssd)
 
     def load(self, orders: StepOrders) -> None:
         """Fill the pages of this step's loads."""
@@ -81,12 +105,15 @@ class WorkerHalf:
     def take_report(self) -> StepReport | None:
         """Return what the scheduler half has not heard yet, or None."""
         report, self._report = self._report, StepReport()
+        if self._ssd is not None and (told := self._ssd.take_report()):
+            report.tiers.append(told)
         return None if report == StepReport() else report
 
     def shutdown(self) -> None:
         """Stop copying and give the host memory back."""
-        if self._worker is not None:
-            self._worker.shutdown(timeout_s=2.0)
+        drained = self._worker is None or self._worker.shutdown(timeout_s=2.0)
+        if self._ssd is not None and drained:
+            self._ssd.close()
         if self._pool is not None:
             self._pool.close()
 
@@ -100,12 +127,11 @@ class WorkerHalf:
             pool,
             num_threads=deployment.cache.copy_threads or _default_threads(),
         )
+        lanes: dict[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
+        if self._ssd is not None:
+            lanes |= self._ssd.lanes
         self._pool = pool
-        self._worker = CacheWorker(
-            deployment.rank,
-            {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane},
-            is_owner=deployment.is_owner,
-        )
+        self._worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
 
     def _attach(self, orders: StepOrders) -> None:
         address = orders.pools.get(self._deployment.owner)
@@ -113,6 +139,13 @@ class WorkerHalf:
             return
         self._open(HostPool.attach(address))
         self._report.attached.add(self._deployment.rank)
+
+    def _move(self, ssd: SsdShare, orders: TierOrders) -> None:
+        """Start copies between host memory and SSD; they go on beside the forward passes."""
+        assert self._worker is not None, "an owner opens everything together"
+        ssd.prepare(orders)
+        for plan in orders.plans:
+            self._worker.submit(plan)
 
     def _submit_saves(self, plans: list[TransferPlan]) -> None:
         if self._worker is None:

@@ -71,9 +71,19 @@ class LowerTier:
         self._generation = ""
 
     @property
+    def capacity_blocks(self) -> int:
+        """Blocks that every owner has room for."""
+        return self._capacity_blocks
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the tier fails, in one direction at least, and is left alone."""
+        return self.promoter.is_off or self.demoter.is_off
+
+    @property
     def has_work(self) -> bool:
         """Whether something is to be done that only happens while the engine steps."""
-        return self.demoter.has_work or not self._recovery.is_over
+        return bool(self._generation) or self.demoter.has_work or not self._recovery.is_over
 
     def digest(self, report: TierReport) -> None:
         """Take in what an owner says."""

@@ -1,5 +1,6 @@
 import contextlib
 import math
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -55,9 +56,9 @@ def test_no_option_is_said_to_be_missing():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_value_of_the_wrong_type_is_one_sentence_with_the_option(option):
-    message = error_of({option: ["a", "list"]})
+    message = error_of({option: {"a": "mapping"}})
 
-    assert message == f"{option} is ['a', 'list']: expected {config._EXPECTED[option]}"
+    assert message == f"{option} is {{'a': 'mapping'}}: expected {config._EXPECTED[option]}"
     assert "\n" not in message
 
 
@@ -73,6 +74,10 @@ def test_a_value_of_the_wrong_type_is_one_sentence_with_the_option(option):
         (1, "use_hugepage_cpu_buffer", True),
         ("null", "copy_threads", None),
         ("s3fifo", "eviction_policy", "s3fifo"),
+        ("0", "promotion_timeout_s", 0.0),
+        ("8", "max_tp", 8),
+        ("true", "namespace", "true"),
+        ("null", "weight_version", "null"),
     ],
 )
 def test_values_are_read_as_environments_and_files_write_them(written, option, value):
@@ -92,6 +97,19 @@ def test_values_are_read_as_environments_and_files_write_them(written, option, v
         ("cpu_cache_gb", math.inf),
         ("cpu_cache_gb", math.nan),
         ("cpu_cache_gb", True),
+        ("ssd_cache_gb", 0),
+        ("ssd_cache_dir", 7),
+        ("ssd_cache_dir", ["/a", 7]),
+        ("ssd_directory_cap_gb", 0),
+        ("promotion_timeout_s", -0.1),
+        ("promotion_timeout_s", math.nan),
+        ("promotion_timeout_s", math.inf),
+        ("namespace", 2024),
+        ("namespace", None),
+        ("weight_version", 1.5),
+        ("weight_version", "not UTF-8: \udcff"),
+        ("max_tp", 0),
+        ("max_tp", 10_000),
         ("block_tokens", 0),
         ("block_tokens", -64),
         ("block_tokens", 64.5),
@@ -125,15 +143,15 @@ def test_a_misspelled_option_names_the_nearest():
 def test_an_option_like_no_other_lists_all():
     message = error_of({"zzz": 1})
 
-    assert message.startswith("unknown option zzz: expected one of cpu_cache_gb, block_tokens, ")
+    assert message.startswith("unknown option zzz: expected one of cpu_cache_gb, ssd_cache_gb, ")
     assert all(option in message for option in OPTIONS)
 
 
 @pytest.mark.parametrize(
     ("option", "hint"),
     [
-        ("ssd_cache_gb", "no SSD tier"),
-        ("ssd_cache_dir", "no SSD tier"),
+        ("enable_ssd", "where ssd_cache_gb and ssd_cache_dir are set"),
+        ("max_file_size_gb", "up to ssd_cache_gb in all"),
         ("enable_gds", "between GPU and SSD"),
         ("tokens_per_block", "it is called block_tokens here"),
         ("redis_host", "no remote tier"),
@@ -146,9 +164,7 @@ def test_an_option_of_flexkv_that_is_not_here_says_what_to_do(option, hint):
 
     assert message.startswith(f"{option} cannot be set: ")
     assert hint in message
-    assert message.endswith(
-        (": remove it", ": rename it", "--kv-cache-dtype", "namespaces to requests")
-    )
+    assert message.endswith((": remove it", ": rename it", "--kv-cache-dtype"))
 
 
 def test_an_option_is_named_as_the_place_spells_it():
@@ -162,9 +178,82 @@ def test_any_mapping_is_a_config_or_a_config_error(layer):
         assert isinstance(parse_config(layer), CacheConfig)
 
 
-def test_the_size_in_bytes_counts_gib():
-    assert CacheConfig(cpu_cache_gb=0.5).cpu_cache_bytes == 2**29
-    assert CacheConfig().cpu_cache_bytes is None
+SIZES = ("cpu_cache", "ssd_cache", "ssd_directory_cap")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_in_bytes_counts_gib(size):
+    assert getattr(CacheConfig(**{f"{size}_gb": 0.5}), f"{size}_bytes") == 2**29
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_that_is_not_set_has_no_bytes(size):
+    assert getattr(CacheConfig(), f"{size}_bytes") is None
+
+
+def ssd_directories(written):
+    return parse_config({"ssd_cache_gb": 1, "ssd_cache_dir": written}).ssd_directories
+
+
+def test_without_an_ssd_tier_there_are_no_directories():
+    assert parse_config().ssd_directories == ()
+
+
+@pytest.mark.parametrize(
+    "written", ["/a;/b/c", " /a ; /b/c/ ;", ["/a", "/b/c"], ("/a", "/b/c", "/a"), "/a;/a/;/b/c"]
+)
+def test_directories_are_a_list_or_one_text_and_each_counts_once(written):
+    assert ssd_directories(written) == (Path("/a"), Path("/b/c"))
+
+
+def test_a_directory_in_a_list_may_have_a_semicolon_in_its_name():
+    assert ssd_directories(["/a;b"]) == (Path("/a;b"),)
+
+
+def test_a_tilde_is_the_home_of_the_user(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+
+    assert ssd_directories("~/cache;/b") == (Path("/home/me/cache"), Path("/b"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        ({"ssd_cache_gb": 1}, "ssd_cache_gb is set without ssd_cache_dir: set both, or neither"),
+        (
+            {"ssd_cache_gb": 1, "ssd_cache_dir": " ; "},
+            "ssd_cache_gb is set without ssd_cache_dir: set both, or neither",
+        ),
+        (
+            {"ssd_cache_dir": "/a"},
+            "ssd_cache_dir is set without ssd_cache_gb: set both, or neither",
+        ),
+        (
+            {"ssd_directory_cap_gb": 1},
+            "ssd_directory_cap_gb is set without ssd_cache_gb: remove it, or set both",
+        ),
+        (
+            {"ssd_cache_gb": 1, "ssd_cache_dir": "/a;b/c"},
+            "ssd_cache_dir names 'b/c': expected a path that begins with /",
+        ),
+        (
+            {"ssd_cache_gb": 1, "ssd_cache_dir": "~no-such-user/a"},
+            "ssd_cache_dir is '~no-such-user/a', but there is no such home directory",
+        ),
+    ],
+)
+def test_half_an_ssd_tier_or_a_path_that_depends_on_the_start_is_refused(layer, sentence):
+    assert error_of(layer) == sentence
+
+
+def test_the_halves_of_an_ssd_tier_may_come_from_different_places():
+    assert parse_config({"ssd_cache_dir": "/a"}, {"ssd_cache_gb": "0.5"}).ssd_cache_bytes == 2**29
+
+
+def test_an_ssd_tier_of_a_file_can_be_taken_back():
+    layers = {"ssd_cache_gb": 1, "ssd_cache_dir": "/a"}, {"ssd_cache_gb": None}
+
+    assert parse_config(*layers, {"ssd_cache_dir": None}) == CacheConfig()
 
 
 def test_a_config_cannot_be_changed():

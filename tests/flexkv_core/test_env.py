@@ -62,9 +62,9 @@ def test_an_unknown_variable_names_the_nearest(environment):
 
 
 def test_a_variable_of_flexkv_that_is_not_here_says_what_to_do(environment):
-    environment.setenv("FLEXKV_SSD_CACHE_GB", "100")
+    environment.setenv("FLEXKV_ENABLE_SSD", "1")
 
-    assert error().startswith("FLEXKV_SSD_CACHE_GB cannot be set: this version has no SSD tier")
+    assert error().startswith("FLEXKV_ENABLE_SSD cannot be set: there is an SSD tier where ")
 
 
 def test_variables_without_our_prefix_are_nobodys_business(environment):
@@ -188,6 +188,16 @@ def test_a_file_that_cannot_be_parsed_is_one_line(config_file, text, name):
     path = config_file(text, name)
 
     assert error().startswith(f"FLEXKV_CONFIG_PATH is {path}, which is not valid YAML or JSON: ")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: b: c"])
+def test_a_file_that_is_no_configuration_is_refused_without_the_parsers_traceback(
+    config_file, content
+):
+    config_file("x").write_bytes(content)
+    with pytest.raises(ConfigError) as refusal:
+        read_environment()
+    assert len(refusal.getrepr(chain=True).chain) == 1
 
 
 def test_an_option_in_the_file_that_is_not_text_is_unknown(config_file):

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from flexkv_kernels._jit.copy_tokens import copy_tokens
 from flexkv_kernels._jit.offsets import job_offsets
 
 
@@ -45,14 +46,13 @@ def gather_pages_kernel(
             cell_layer_stride,
             cell_token_stride,
         )
-        start = 0
-        while start < page_tokens * token_words:
-            word = start + tl.arange(0, tile)  # [tile]
-            token = (word // token_words).to(tl.int64)
-            content = word % token_words
-            mask = word < page_tokens * token_words
-            source = pages + in_pages + token * page_token_stride + content
-            target = cells + in_cells + token * cell_token_stride + content
-            tl.store(target, tl.load(source, mask=mask), mask=mask)
-            start += tile
+        copy_tokens(
+            pages + in_pages,
+            page_token_stride,
+            cells + in_cells,
+            cell_token_stride,
+            page_tokens,
+            token_words,
+            tile,
+        )
         job += tl.num_programs(0)

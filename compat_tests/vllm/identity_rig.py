@@ -1,0 +1,96 @@
+"""Configurations of engines that are never started, and what we read from them.
+
+Run as a script with the folder of a model, it prints the digest of that model's namespace.
+"""
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+from environment import restored_environment
+from vllm import EngineArgs
+from vllm.config import VllmConfig
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    MLAAttentionSpec,
+)
+
+from flexkv_connectors.vllm.deployment import Deployment, translate
+from flexkv_connectors.vllm.identity import namespace_of, why_no_ssd
+from flexkv_core.config import parse_config
+from flexkv_core.namespace import Namespace
+
+PAGE_TOKENS = 16
+
+
+def engine_config(model: Path, **options: Any) -> VllmConfig:
+    """Return what vLLM makes of its arguments."""
+    arguments = {"model": str(model), "max_model_len": 512, "block_size": PAGE_TOKENS} | options
+    with restored_environment():
+        return EngineArgs(**arguments).create_engine_config()
+
+
+def changed(config: VllmConfig, part: str, **values: Any) -> VllmConfig:
+    """Return `config` with other values in one of its parts: a state that has no option here."""
+    other, other_part = copy.copy(config), copy.copy(getattr(config, part))
+    for name, value in values.items():
+        setattr(other_part, name, value)
+    setattr(other, part, other_part)
+    return other
+
+
+def at_rank(config: VllmConfig, rank: int, degree: int, num_stages: int = 1) -> VllmConfig:
+    """Return `config` as rank `rank` of a larger engine has it."""
+    return changed(
+        config,
+        "parallel_config",
+        rank=rank,
+        tensor_parallel_size=degree,
+        pipeline_parallel_size=num_stages,
+    )
+
+
+def declared_cache(config: VllmConfig, num_draft_layers: int = 0) -> KVCacheConfig:
+    """Return what a worker declares of a model all of whose layers see everything."""
+    model, parallel = config.model_config, config.parallel_config
+    kind = MLAAttentionSpec if model.use_mla else FullAttentionSpec
+    spec = kind(
+        block_size=config.cache_config.block_size,
+        num_kv_heads=model.get_num_kv_heads(parallel),
+        head_size=model.get_head_size(),
+        dtype=kv_cache_dtype_str_to_dtype(config.cache_config.cache_dtype, model),
+    )
+    start, end = model.get_layers_start_end_indices(parallel)
+    return cache_of(spec, end + num_draft_layers, start)
+
+
+def cache_of(spec: AttentionSpec, end: int, start: int = 0) -> KVCacheConfig:
+    """Return a cache of one group with the layers from `start` to `end`."""
+    names = [f"model.layers.{layer}.self_attn.attn" for layer in range(start, end)]
+    return KVCacheConfig(
+        num_blocks=8, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(names, spec)]
+    )
+
+
+def deployment_of(config: VllmConfig, num_draft_layers: int = 0, **options: Any) -> Deployment:
+    """Return the deployment with our `options`."""
+    return translate(config, declared_cache(config, num_draft_layers), parse_config(options))
+
+
+def identify(config: VllmConfig, **options: Any) -> Namespace:
+    """Return the namespace with our `options`."""
+    return namespace_of(config, declared_cache(config), deployment_of(config, **options))
+
+
+def reason_of(config: VllmConfig, **options: Any) -> str | None:
+    """Return why there would be no SSD tier with our `options`."""
+    return why_no_ssd(config, declared_cache(config), deployment_of(config, **options))
+
+
+if __name__ == "__main__":
+    print(identify(engine_config(Path(sys.argv[1]))).digest.hex())

@@ -1,0 +1,243 @@
+"""What vLLM's stored KV is: the namespace of its blocks, from the settings vLLM really uses.
+
+A setting that changes KV is in one of three places: in the checkpoint, which `Namespace.model`
+identifies (weights, their scales for the KV cache, RoPE, the model's own code), in a field of its
+own, or among `Namespace.overrides`. Settings that choose between kernels of one computation
+(attention backends, compilation, parallel degrees) are in none: engines with different ones share
+blocks. The lists were read from vLLM's configurations @ 0.28 to 0.33.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_core.env import hub_cache_folder
+from flexkv_core.model_identity import identify_model
+from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
+
+__all__ = ["namespace_of", "why_no_ssd"]
+
+_BLOCK_FORMAT_VERSION = 1
+_EXACT = re.compile(r"\Alocal:|@[0-9a-f]{40}\Z")
+"""An identity that no other weights can get."""
+
+_FROM_THE_CHECKPOINT = frozenset(
+    {
+        "auto",
+        "fastsafetensors",
+        "hf",
+        "instanttensor",
+        "mistral",
+        "npcache",
+        "pt",
+        "runai_streamer",
+        "safetensors",
+    }
+)
+"""Load formats that read weights from where the model's configuration is."""
+
+_MEDIA_SETTINGS = (
+    "media_io_kwargs",
+    "mm_encoder_attn_dtype",
+    "mm_encoder_fp8_scale_path",
+    "mm_processor_kwargs",
+    "video_pruning_rate",
+)
+"""What changes the embeddings of a picture, but not the hash that stands for it in block keys."""
+
+
+def why_no_ssd(
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: Deployment
+) -> str | None:
+    """Name what keeps blocks from being recognised after a restart, if anything does.
+
+    Asked of deployments that `deployment.why_not` has nothing against.
+
+    Returns:
+        One clause for a person; it ends in what to do where something can be done.
+    """
+    reason = (
+        _why_not_layout(kv_cache_config)
+        or _why_not_media(vllm_config)
+        or _why_not_draft(vllm_config)
+    )
+    if reason is None and not deployment.cache.weight_version:
+        reason = _why_not_weights(vllm_config)
+    return reason
+
+
+def namespace_of(
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: Deployment
+) -> Namespace:
+    """Describe the blocks of an engine that `why_no_ssd` has nothing against.
+
+    Every rank and the scheduler come to the same answer.
+
+    Raises:
+        ConfigError: A setting has no form that could be compared, or the model cannot be read.
+
+    Cost: `identify_model`: seconds for a large local model whose files are not in memory.
+    """
+    (group,) = kv_cache_config.kv_cache_groups
+    spec: AttentionSpec = group.kv_cache_spec
+    model, draft = vllm_config.model_config, _draft_of(vllm_config)
+    num_layers = int(model.get_total_num_hidden_layers())
+    dtype = _kv_dtype(spec, vllm_config.cache_config.cache_dtype)
+    return Namespace(
+        model=_identify(vllm_config, model.model, model.revision),
+        weight_version=deployment.cache.weight_version,
+        weight_quantization=_quantization(model),
+        kv_cache_dtype=dtype,
+        kv_scales="",  # fixed scales are in the checkpoint, vLLM has no other place for them
+        overrides=settings_digest(_overrides(vllm_config, dtype)),
+        num_layers=num_layers,
+        num_kv_heads=deployment.total_heads,
+        key_head_size=spec.head_size,
+        value_head_size=spec.head_size_v,
+        draft_model="" if draft is None else _identify(vllm_config, draft.model, draft.revision),
+        num_draft_layers=0 if draft is None else int(draft.get_total_num_hidden_layers()),
+        block_tokens=deployment.block_tokens,
+        block_format="cells",
+        block_format_version=_BLOCK_FORMAT_VERSION,
+        cell_heads=deployment.cell_heads,
+        cell_layers=-(-num_layers // vllm_config.parallel_config.pipeline_parallel_size),
+        user=deployment.cache.namespace,
+    )
+
+
+def _why_not_layout(kv_cache_config: "KVCacheConfig") -> str | None:
+    """Name a content that is not simply the K and the V of a token and head."""
+    (group,) = kv_cache_config.kv_cache_groups
+    spec: AttentionSpec = group.kv_cache_spec
+    dense_bytes = (spec.head_size + spec.head_size_v) * spec.dtype.itemsize
+    if (spec.num_heads, spec.state_content_size_bytes) == (spec.num_kv_heads, dense_bytes):
+        return None
+    return "its quantised KV is packed in an order that only this vLLM knows"
+
+
+def _why_not_media(vllm_config: "VllmConfig") -> str | None:
+    """Name what makes vLLM number the pictures of requests instead of hashing them."""
+    media, cache = vllm_config.model_config.multimodal_config, vllm_config.cache_config
+    if media is None or media.mm_processor_cache_gb > 0 or cache.enable_prefix_caching:
+        return None
+    return "vLLM numbers its pictures instead of hashing them: set --enable-prefix-caching"
+
+
+def _why_not_draft(vllm_config: "VllmConfig") -> str | None:
+    speculative = vllm_config.speculative_config
+    if speculative is None or speculative.method != "custom_class":
+        return None
+    return "its draft model is code, which has no identity"
+
+
+def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
+    """Name weights that nothing tells apart from others, if there are any."""
+    draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
+    for load in (vllm_config.load_config, draft_load):
+        if load is not None and load.load_format not in _FROM_THE_CHECKPOINT:
+            return f"load_format={load.load_format} does not say which weights: set weight_version"
+    for model in (vllm_config.model_config, _draft_of(vllm_config)):
+        if model is not None and model.model_weights:
+            return f"the weights at {model.model_weights} have no version: set weight_version"
+        if model is not None and not _has_version(vllm_config, model):
+            return f"the commit of {model.model} is not known: set --revision or weight_version"
+    return None
+
+
+def _has_version(vllm_config: "VllmConfig", model: "ModelConfig") -> bool:
+    """Tell whether a model is known by its content or its commit, not just by a branch."""
+    if Path(model.model).exists():
+        return True
+    return _EXACT.search(_identify(vllm_config, model.model, model.revision)) is not None
+
+
+def _identify(vllm_config: "VllmConfig", model: str, revision: str | None) -> str:
+    """Identify a model where vLLM has downloaded it to."""
+    folder = vllm_config.load_config.download_dir
+    hub_cache = hub_cache_folder() if folder is None else Path(folder)
+    return identify_model(model, revision, hub_cache=hub_cache)
+
+
+def _draft_of(vllm_config: "VllmConfig") -> "ModelConfig | None":
+    """Return the model whose layers keep KV beside the target's, if there is one."""
+    speculative = vllm_config.speculative_config
+    if speculative is None or not (speculative.use_eagle() or speculative.uses_draft_model()):
+        return None
+    return speculative.draft_model_config
+
+
+def _kv_dtype(spec: "AttentionSpec", option: str) -> str:
+    """Return what an element is: vLLM's tensors of bytes leave that to the option."""
+    stored = str(spec.dtype)
+    return canonical_dtype(option if stored == "torch.uint8" else stored)
+
+
+def _quantization(model: "ModelConfig") -> str:
+    """Name the method; what the user changed about it is in no checkpoint."""
+    method, arguments = model.quantization or "", model.quantization_config
+    if not arguments:
+        return method
+    # As text: vLLM keeps values of torch in it, and writes each of them in one way only.
+    return f"{method}:{settings_digest({'arguments': repr(arguments)})}"
+
+
+def _overrides(vllm_config: "VllmConfig", kv_dtype: str) -> dict[str, object]:
+    """Collect what differs from the model as its checkpoint describes it; empty for nothing."""
+    model, load_format = vllm_config.model_config, vllm_config.load_config.load_format
+    draft = _draft_of(vllm_config)
+    dtype = canonical_dtype(str(model.dtype))
+    settings = {
+        "code": _foreign_code(model),
+        "compute_dtype": "" if dtype == kv_dtype else dtype,
+        "config": _foreign_config(vllm_config),
+        "disable_sliding_window": model.disable_sliding_window,
+        "draft": draft and [vllm_config.speculative_config.method, _quantization(draft)],
+        "hf_overrides": model.hf_overrides,
+        "load_format": "" if load_format == "auto" else load_format,
+        "max_model_len": _length_in_rope(model),
+        "media": _media_settings(model),
+    }
+    return {name: value for name, value in settings.items() if value}
+
+
+def _foreign_code(model: "ModelConfig") -> dict[str, object]:
+    """Return which code runs the model where it is not vLLM's own for this architecture."""
+    is_own = model.architecture in model.architectures
+    settings = {
+        "architecture": "" if is_own else model.architecture,
+        "classes": model.model_class_overrides,
+        "revision": model.code_revision,
+    }
+    return {name: value for name, value in settings.items() if value}
+
+
+def _foreign_config(vllm_config: "VllmConfig") -> str:
+    """Identify a configuration that is not the checkpoint's."""
+    model = vllm_config.model_config
+    if model.hf_config_path in (None, model.model):
+        return ""
+    revision = getattr(model, "_hf_config_revision", None) or model.revision
+    return _identify(vllm_config, model.hf_config_path, revision)
+
+
+def _length_in_rope(model: "ModelConfig") -> int:
+    """Return the length that vLLM chooses RoPE factors by, 0 for a model without a choice.
+
+    Source: `Phi3LongRoPEScaledRotaryEmbedding` in vLLM @ 0.32.
+    """
+    rope = getattr(model.hf_text_config, "rope_parameters", None)
+    return int(model.max_model_len) if "longrope" in str(rope) else 0
+
+
+def _media_settings(model: "ModelConfig") -> dict[str, object]:
+    """Return the settings that change what the model sees of the same picture."""
+    media = model.multimodal_config
+    settings = {name: getattr(media, name, None) for name in _MEDIA_SETTINGS}
+    if settings["video_pruning_rate"]:
+        settings["video_pruning_method"] = getattr(media, "video_pruning_method", None)
+    return {name: value for name, value in settings.items() if value}

@@ -1,0 +1,97 @@
+"""One rank's share of the SSD tier: its files, the lanes to them, and what it has to say."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_core.errors import ConfigError, TierError
+from flexkv_core.namespace import Namespace
+from flexkv_core.plan import TierOrders, TierReport
+from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.ssd.options import SsdOptions
+from flexkv_core.tiers.ssd.tier import SsdTier
+from flexkv_core.transfer.tier_lane import TierLane
+from flexkv_core.worker import HOST, Route
+
+if TYPE_CHECKING:
+    from flexkv_core.transfer.lane import Lane
+
+__all__ = ["SsdShare"]
+
+_RECOVERED_A_REPORT = 2048
+"""Keys of 64 bytes with their parents: 130 KB in one of the engine's messages."""
+
+
+class SsdShare:
+    """What an owner does for the SSD tier.
+
+    Thread: the worker's. Files are read and written by the threads of two lanes, so that loads
+    never queue behind saves.
+    """
+
+    def __init__(
+        self, deployment: Deployment, namespace: Namespace, pool: HostPool, quota_bytes: int
+    ) -> None:
+        """Open the files and begin to look for what earlier processes left.
+
+        Raises:
+            ConfigError: None of the directories can be used.
+        """
+        cache = deployment.cache
+        options = SsdOptions(
+            directories=cache.ssd_directories,
+            quota_bytes=quota_bytes,
+            directory_cap_bytes=cache.ssd_directory_cap_bytes,
+            leftover_bytes=cache.ssd_cache_bytes or 0,
+        )
+        block_format = deployment.block_format
+        try:
+            self._tier = SsdTier(
+                pool.buffer,
+                namespace,
+                deployment.columns,
+                block_format.cell_bytes,
+                options,
+                deployment.engine_id,
+            )
+        except TierError as error:
+            msg = f"ssd_cache_dir cannot be used: {error.reason}; name a directory that can be"
+            raise ConfigError(msg) from error
+        self._rank = deployment.rank
+        self._keeps_name = bool(cache.weight_version)
+        self._capacity_blocks = -1
+        self._is_recovered = False
+        load_lane = TierLane(deployment.rank, self._tier, pool)
+        save_lane = TierLane(deployment.rank, self._tier, pool)
+        self.lanes: Mapping[Route, Lane] = {
+            Route("ssd", HOST): load_lane,
+            Route(HOST, "ssd"): save_lane,
+        }
+
+    def prepare(self, orders: TierOrders) -> None:
+        """Do what has to be done before the plans of `orders` begin."""
+        if orders.generation:
+            self._tier.begin_generation(orders.generation, keeps_name=self._keeps_name)
+        self._tier.delete(orders.gone)
+
+    def take_report(self) -> TierReport | None:
+        """Return what the scheduler half has not heard yet, or None."""
+        capacity_blocks = self._tier.capacity_blocks
+        counts = self._tier.take_counts()
+        if self._is_recovered and not counts and capacity_blocks == self._capacity_blocks:
+            return None
+        recovered = [] if self._is_recovered else self._tier.take_recovered(_RECOVERED_A_REPORT)
+        self._is_recovered = self._is_recovered or self._tier.is_recovered
+        self._capacity_blocks = capacity_blocks
+        return TierReport(
+            tier="ssd",
+            rank=self._rank,
+            capacity_blocks=capacity_blocks,
+            recovered=recovered,
+            is_recovered=self._is_recovered,
+            counts=counts,
+        )
+
+    def close(self) -> None:
+        """Let go of the files; nothing may be under way any more."""
+        self._tier.close()

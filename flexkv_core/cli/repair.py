@@ -1,0 +1,72 @@
+"""Repairs one slab, under its lock: an engine that comes meanwhile takes another."""
+
+import os
+
+from flexkv_core.cli.cells import read_cell
+from flexkv_core.cli.folders import SlabPath, lock, make_private, open_folder, open_slab, reason_of
+from flexkv_core.cli.report import Kind, SlabReport
+from flexkv_core.cli.slab_reader import EMPTY_PAGE, Damage, Slab, read_slab, slot_offset
+from flexkv_core.tiers.ssd.format import Superblock
+
+__all__ = ["repair_slab"]
+
+
+def repair_slab(path: SlabPath, report: SlabReport) -> None:
+    """Repair what `report` says of the slab at `path`, and say in it what was done.
+
+    All is read again under the lock: what was found without it may be out of date.
+    """
+    try:
+        with open_slab(path, os.O_RDWR) as number:
+            if not lock(number):
+                report.left_because = "in use"
+                return
+            slab = read_slab(number, path, in_use=False)
+            if _is_useless(slab):
+                _delete(number, path, report)
+            else:
+                _mend(number, path, slab, report)
+                os.fsync(number)
+    except OSError as error:
+        report.left_because = reason_of(error)
+
+
+def _is_useless(slab: Slab) -> bool:
+    """Tell whether nobody will ever read the slab, which is unlocked, whatever happens to it."""
+    if slab.damage is not None:
+        return slab.damage is Damage.UNREADABLE
+    return slab.superblock is not None and slab.superblock.is_temporary
+
+
+def _delete(number: int, path: SlabPath, report: SlabReport) -> None:
+    """Delete the locked slab at `path`, unless its name is another file's by now."""
+    with open_folder(path.directory, path.namespace, path.column) as folder:
+        named = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        if not os.path.samestat(named, os.fstat(number)):
+            return
+        os.unlink(path.name, dir_fd=folder)
+    for problem in report.problems:
+        problem.repair = "slab deleted"
+
+
+def _mend(number: int, path: SlabPath, slab: Slab, report: SlabReport) -> None:
+    """Repair what can be repaired in a slab that stays."""
+    for problem in report.problems:
+        if problem.kind is Kind.WRONG_PERMISSIONS:
+            make_private(number, path)
+            problem.repair = "taken from other users"
+        elif slab.superblock is None or slab.damage is not None:
+            continue
+        elif problem.kind is Kind.TRUNCATED_TAIL:
+            os.ftruncate(number, slot_offset(slab.superblock, slab.num_slots))
+            problem.repair = "cut off"
+        elif problem.slot is not None:
+            problem.repair = _empty_slot(number, slab.superblock, problem.slot)
+
+
+def _empty_slot(number: int, superblock: Superblock, slot: int) -> str:
+    """Make the header of a bad cell empty; return what was done."""
+    if not read_cell(number, superblock, slot).verdict.is_bad:
+        return "written again meanwhile"
+    os.pwrite(number, EMPTY_PAGE, slot_offset(superblock, slot))
+    return "slot emptied"

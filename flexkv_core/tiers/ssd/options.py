@@ -1,0 +1,24 @@
+"""What the SSD tier may use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["SsdOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsdOptions:
+    """Where one rank's part of the tier lies, and how much room it may take."""
+
+    directories: tuple[Path, ...]
+    """At least one; blocks are spread over all of them evenly."""
+
+    quota_bytes: int
+    """Size of this rank's slabs together, over all directories and columns."""
+
+    directory_cap_bytes: int | None = None
+    """Size of everybody's slabs in one directory; None: only leftovers are limited."""
+
+    leftover_bytes: int = 0
+    """Size of the slabs in one directory that nobody uses and that may stay all the same, where
+    there is no cap."""

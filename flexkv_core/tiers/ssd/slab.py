@@ -1,0 +1,217 @@
+"""One slab: a locked file of equal slots, each the place of one cell."""
+
+import logging
+import mmap
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexkv_core.plan import Status
+from flexkv_core.tiers.ssd.files import HeaderFile, SlabFile
+from flexkv_core.tiers.ssd.format import (
+    PAGE_BYTES,
+    CellHeader,
+    Superblock,
+    checksum,
+    slot_bytes,
+)
+from flexkv_core.tiers.ssd.slots import SlotTable
+from flexkv_core.types import BlockKey
+
+__all__ = ["MAX_RUN_CELLS", "Cell", "Slab", "read_superblock"]
+
+logger = logging.getLogger(__name__)
+
+MAX_RUN_CELLS = 256
+"""Cells in one call of `Slab.read` or `write`: with header and padding 3 buffers each, and Linux
+takes 1024."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A block's part in one column, and where it lies in the host region."""
+
+    key: BlockKey
+    parent: BlockKey | None
+    place: memoryview
+
+
+class _HeaderPages(threading.local):
+    """A thread's own room for the headers of one call; begins on a page, as O_DIRECT asks."""
+
+    def __init__(self) -> None:
+        memory = memoryview(mmap.mmap(-1, (MAX_RUN_CELLS + 1) * PAGE_BYTES))
+        starts = range(0, len(memory), PAGE_BYTES)
+        *self.pages, self.padding = (memory[start : start + PAGE_BYTES] for start in starts)
+
+
+_headers = _HeaderPages()
+
+
+def read_superblock(file: SlabFile) -> Superblock | None:
+    """Return what a slab says of itself; None if it cannot be believed, or not be read."""
+    page = bytearray(PAGE_BYTES)
+    try:
+        file.read([memoryview(page)], 0)
+    except OSError:
+        return None
+    return Superblock.unpack(bytes(page))
+
+
+class Slab:
+    """A file of slots that this process has locked.
+
+    Thread: `read` and `write` any, several at once, on slots that are pinned in `slots`; `resize`
+    one at a time; `slots` and `is_retired` belong to the column and are guarded by its lock.
+    """
+
+    def __init__(self, file: SlabFile, path: Path, superblock: Superblock, num_slots: int) -> None:
+        """Own `file`. Use `create` or `adopt`."""
+        self.path = path
+        self.size = file.size
+        self.slot_bytes = slot_bytes(superblock.cell_bytes)
+        self.slots = SlotTable(num_slots)
+        self.is_retired = False
+        self._file = file
+        self._identity = bytes.fromhex(superblock.identity)
+        self._cell_bytes = superblock.cell_bytes
+        self._padding_bytes = self.slot_bytes - PAGE_BYTES - superblock.cell_bytes
+        is_direct = superblock.cell_bytes % PAGE_BYTES == 0 and file.make_direct()
+        logger.info("ssd.slab_opened path=%s slots=%d direct=%s", path, num_slots, is_direct)
+
+    @classmethod
+    def create(cls, path: Path, superblock: Superblock) -> "Slab | None":
+        """Make a slab without slots; None if the name is taken.
+
+        Raises:
+            OSError: The file system refuses.
+        """
+        file = SlabFile.create(path)
+        if file is None:
+            return None
+        with ExitStack() as undo:
+            undo.callback(file.close)
+            undo.callback(file.unlink, path)
+            file.write([memoryview(superblock.pack())], 0)
+            slab = cls(file, path, superblock, num_slots=0)
+            undo.pop_all()
+            return slab
+
+    @classmethod
+    def adopt(cls, path: Path, superblock: Superblock, max_bytes: int) -> "Slab | None":
+        """Take over what another process left; None if it is used, or is not `superblock`'s.
+
+        Slots that do not lie whole within the file and within `max_bytes` are cut off.
+
+        Raises:
+            OSError: The file system refuses.
+        """
+        file = SlabFile.take(path)
+        if file is None:
+            return None
+        with ExitStack() as undo:
+            undo.callback(file.close)
+            if read_superblock(file) != superblock:
+                return None
+            file.touch()
+            usable_bytes = min(file.size, max_bytes) - PAGE_BYTES
+            num_slots = usable_bytes // slot_bytes(superblock.cell_bytes)
+            slab = cls(file, path, superblock, num_slots)
+            slab.resize(num_slots)
+            undo.pop_all()
+            return slab
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody has deleted the file."""
+        return self._file.is_unlinked
+
+    def size_with(self, num_slots: int) -> int:
+        """Return the size of the file if it had `num_slots` slots."""
+        return PAGE_BYTES + num_slots * self.slot_bytes
+
+    def resize(self, num_slots: int) -> None:
+        """Let the file have `num_slots` slots; `slots` is the caller's to change.
+
+        Raises:
+            OSError: There is no room; nothing has changed.
+        """
+        size = self.size_with(num_slots)
+        if size > self.size:
+            self._file.allocate(size)
+        else:
+            self._file.truncate(size)
+        self.size = size
+
+    def read(self, first_slot: int, cells: Sequence[Cell]) -> list[Status]:
+        """Fill the cells' places from consecutive slots: OK, or CORRUPT if it is anything else.
+
+        Raises:
+            OSError: Nothing is known about any place.
+        """
+        pages = _headers.pages[: len(cells)]
+        num_bytes = self._file.read(self._buffers(pages, cells), self.size_with(first_slot))
+        num_whole = (num_bytes + self._padding_bytes) // self.slot_bytes
+        return [
+            Status.OK if index < num_whole and self._is_valid(page, cell) else Status.CORRUPT
+            for index, (page, cell) in enumerate(zip(pages, cells, strict=True))
+        ]
+
+    def write(self, first_slot: int, cells: Sequence[Cell]) -> None:
+        """Write cells into consecutive slots.
+
+        Raises:
+            OSError: Nothing is known about any of the slots.
+        """
+        pages = _headers.pages[: len(cells)]
+        for page, cell in zip(pages, cells, strict=True):
+            page[:] = CellHeader(
+                identity=self._identity,
+                key=cell.key,
+                parent=cell.parent,
+                payload_bytes=self._cell_bytes,
+                payload_checksum=checksum(cell.place),
+            ).pack()
+        self._file.write(self._buffers(pages, cells), self.size_with(first_slot))
+
+    def open_headers(self) -> HeaderFile:
+        """Open the file once more, to read headers; that outlives `close`.
+
+        Raises:
+            OSError: The process has too many files open.
+        """
+        return HeaderFile(self._file)
+
+    def header_of(self, page: bytes | memoryview) -> CellHeader | None:
+        """Return the header at the beginning of `page`; None if it is none of this column."""
+        header = CellHeader.unpack(page)
+        if header is None or header.identity != self._identity:
+            return None
+        return header if header.payload_bytes == self._cell_bytes else None
+
+    def unlink(self) -> None:
+        """Delete the file; what is open stays readable until `close`."""
+        self._file.unlink(self.path)
+
+    def close(self) -> None:
+        """Unlock the file for others. No call may be under way."""
+        self._file.close()
+
+    def _buffers(self, pages: Sequence[memoryview], cells: Sequence[Cell]) -> list[memoryview]:
+        padding = _headers.padding[: self._padding_bytes]
+        return [
+            buffer
+            for page, cell in zip(pages, cells, strict=True)
+            for buffer in (page, cell.place, padding)
+            if len(buffer)
+        ]
+
+    def _is_valid(self, page: memoryview, cell: Cell) -> bool:
+        header = self.header_of(page)
+        return (
+            header is not None
+            and header.key == cell.key
+            and header.payload_checksum == checksum(cell.place)
+        )

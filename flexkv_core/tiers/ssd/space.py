@@ -1,0 +1,229 @@
+"""The slabs of one column: adopted, made and grown over the directories, within one quota."""
+
+import errno
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from flexkv_core.tiers.ssd.directory import Directory
+from flexkv_core.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, Superblock, slot_bytes
+from flexkv_core.tiers.ssd.slab import Slab
+
+__all__ = ["Space"]
+
+logger = logging.getLogger(__name__)
+
+_MIN_STEP_BYTES = 64 << 20
+_MAX_STEP_BYTES = 1 << 30
+_NUM_STEPS = 64
+"""A column reaches its quota in about so many steps: the first is quickly made, and room that is
+never used is not taken."""
+
+_RETRY_S = 60.0
+"""A directory that failed or had no room is left alone for so long."""
+
+
+class Space:
+    """Where the slots of one column come from.
+
+    Thread: any. `lock` guards `slabs` and their slot tables and is never held during I/O; a second
+    lock lets one call at a time make slabs grow: only calls that need the room wait for it.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[Directory],
+        superblock: Superblock,
+        quota_bytes: int,
+        engine_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin without slabs.
+
+        Args:
+            directories: Slots are spread over them evenly.
+            superblock: What every slab says of itself.
+            quota_bytes: Size of all slabs together.
+            engine_id: The same on all ranks of an engine: they name and choose slabs alike, so
+                that one engine adopts all cells of a block.
+            clock: By which failed directories are tried again.
+        """
+        self.lock = threading.Lock()
+        self.slabs: tuple[Slab, ...] = ()
+        self._superblock = superblock
+        self._slot_bytes = slot_bytes(superblock.cell_bytes)
+        self._quota_bytes = quota_bytes
+        step_bytes = min(max(quota_bytes // _NUM_STEPS, _MIN_STEP_BYTES), _MAX_STEP_BYTES)
+        self._step_slots = max(1, step_bytes // len(directories) // self._slot_bytes)
+        self._engine_id = engine_id
+        self._clock = clock
+        self._retry_s: dict[Directory, float] = dict.fromkeys(directories, 0.0)
+        self._turn = 0
+        self._is_closed = False
+        self._growing = threading.Lock()
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that there are and, unless every directory has just failed, all that may be."""
+        with self.lock:
+            num_slots = sum(len(slab.slots) for slab in self.slabs)
+            directories = self._usable()
+            if not directories:
+                return num_slots
+            num_new = sum(self._slab_in(directory) is None for directory in directories)
+            return num_slots + max(0, self._num_slots_in(self._room() - num_new * PAGE_BYTES))
+
+    def adopt(self) -> None:
+        """Take over slabs of earlier processes, in this engine's own order, up to the quota."""
+        for directory, path in self._found():
+            room = self._room()
+            if self._num_slots_in(room - PAGE_BYTES) < 1:
+                return
+            try:
+                with directory.locked():
+                    slab = Slab.adopt(path, self._superblock, room)
+            except OSError as error:
+                logger.warning("ssd.not_adopted path=%s: %s", path, error.strerror)
+            else:
+                self._add(slab)
+
+    def take(self, num_slots: int) -> tuple[Slab, range] | None:
+        """Take and pin up to `num_slots` free slots that lie together, growing if there is none.
+
+        Returns:
+            The slots, which `leave` unpins; None if there is no room.
+        """
+        run = self._take_free(num_slots)
+        if run is not None:
+            return run
+        with self._growing:
+            run = self._take_free(num_slots)  # another call may have made room meanwhile
+            if run is None and self._grow():
+                run = self._take_free(num_slots)
+            return run
+
+    def leave(self, slab: Slab, slots: Iterable[int]) -> None:
+        """Unpin `slots`; the last call on a slab that was retired closes it."""
+        with self.lock:
+            slab.slots.unpin(slots)
+            is_over = slab.is_retired and slab.slots.is_idle
+        if is_over:
+            slab.close()
+
+    def drop_lost(self) -> None:
+        """Retire slabs whose files are gone, and all keys in them."""
+        with self.lock:
+            lost = [slab for slab in self.slabs if slab.is_lost]
+        if lost:
+            logger.warning("ssd.slabs_lost paths=%s", [str(slab.path) for slab in lost])
+            self._retire(lost)
+
+    def unlink(self) -> None:
+        """Delete the files of all slabs: nobody will find their blocks again."""
+        for slab in self.slabs:
+            slab.unlink()
+
+    def close(self) -> None:
+        """Leave the slabs to others, as soon as no call uses them; there is no room from now on."""
+        with self._growing:
+            self._is_closed = True
+            self._retire(self.slabs)
+
+    def _take_free(self, num_slots: int) -> tuple[Slab, range] | None:
+        """Take slots from the slabs in turn: what is written together is spread over drives."""
+        with self.lock:
+            for offset in range(len(self.slabs)):
+                slab = self.slabs[(self._turn + offset) % len(self.slabs)]
+                if slots := slab.slots.take(num_slots):
+                    self._turn += 1
+                    return slab, slots
+        return None
+
+    def _grow(self) -> bool:
+        """Grow by a step in every directory that may have room; tell whether one had."""
+        directories = [] if self._is_closed else self._usable()
+        return True in [self._grow_in(directory) for directory in directories]
+
+    def _grow_in(self, directory: Directory) -> bool:
+        try:
+            with directory.locked():
+                has_grown = self._extend(directory)
+        except OSError as error:
+            if not self._retry_s[directory]:
+                logger.warning("ssd.no_room directory=%s: %s", directory.path, error.strerror)
+            self._retry_s[directory] = self._clock() + _RETRY_S
+            return False
+        self._retry_s[directory] = 0.0
+        return has_grown
+
+    def _extend(self, directory: Directory) -> bool:
+        """Add a step's slots to this column's slab in `directory`; False if the quota is used."""
+        slab = self._slab_in(directory)
+        own_bytes = 0 if slab else PAGE_BYTES
+        wanted = min(self._step_slots, self._num_slots_in(self._room() - own_bytes))
+        if wanted < 1:
+            return False
+        room = directory.make_room(own_bytes + wanted * self._slot_bytes)
+        num_slots = self._num_slots_in(room - own_bytes)
+        if num_slots < 1:
+            raise OSError(errno.ENOSPC, "no room below directory_cap_bytes or on the file system")
+        if slab is None:
+            slab = self._create(directory)
+        slab.resize(len(slab.slots) + num_slots)
+        with self.lock:
+            slab.slots.grow(num_slots)
+        return True
+
+    def _create(self, directory: Directory) -> Slab:
+        folder = directory.make_folder(self._superblock)
+        stem = sha256(self._engine_id.encode()).hexdigest()[:16]
+        names = (f"{stem}-{number}{SLAB_SUFFIX}" for number in itertools.count())
+        slab = next(filter(None, (Slab.create(folder / name, self._superblock) for name in names)))
+        self._add(slab)
+        return slab
+
+    def _add(self, slab: Slab | None) -> None:
+        if slab is not None:
+            with self.lock:
+                self.slabs += (slab,)
+
+    def _retire(self, slabs: Iterable[Slab]) -> None:
+        with self.lock:
+            retired = [slab for slab in slabs if not slab.is_retired]
+            self.slabs = tuple(slab for slab in self.slabs if slab not in retired)
+            for slab in retired:
+                slab.is_retired = True
+            idle = [slab for slab in retired if slab.slots.is_idle]
+        for slab in idle:
+            slab.close()
+
+    def _found(self) -> list[tuple[Directory, Path]]:
+        """List this column's slabs of all directories in the order of adoption."""
+        found = [
+            (directory, path)
+            for directory in self._retry_s
+            for path in directory.folder(self._superblock).glob("*" + SLAB_SUFFIX)
+        ]
+        return sorted(found, key=lambda place: self._rank(place[1]))
+
+    def _rank(self, path: Path) -> tuple[bytes, str]:
+        return sha256(self._engine_id.encode() + path.name.encode()).digest(), str(path)
+
+    def _slab_in(self, directory: Directory) -> Slab | None:
+        folder = directory.folder(self._superblock)
+        return next((slab for slab in self.slabs if slab.path.parent == folder), None)
+
+    def _usable(self) -> list[Directory]:
+        now = self._clock()
+        return [directory for directory, retry_s in self._retry_s.items() if retry_s <= now]
+
+    def _room(self) -> int:
+        """Return the bytes of the quota that no slab has."""
+        return self._quota_bytes - sum(slab.size for slab in self.slabs)
+
+    def _num_slots_in(self, num_bytes: int) -> int:
+        return num_bytes // self._slot_bytes

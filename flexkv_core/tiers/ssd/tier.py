@@ -1,0 +1,231 @@
+"""The SSD tier of one rank."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+from typing_extensions import override
+
+from flexkv_core.errors import TierError
+from flexkv_core.layout import Column
+from flexkv_core.namespace import Namespace
+from flexkv_core.plan import Status, StoredKey
+from flexkv_core.tiers.base import Capabilities, Tier, TierBlock
+from flexkv_core.tiers.ssd.column import ColumnStore
+from flexkv_core.tiers.ssd.counts import Counts
+from flexkv_core.tiers.ssd.directory import Directory
+from flexkv_core.tiers.ssd.format import Superblock, column_identity
+from flexkv_core.tiers.ssd.options import SsdOptions
+from flexkv_core.tiers.ssd.recovery import Recovery
+from flexkv_core.tiers.ssd.slab import Cell
+from flexkv_core.tiers.ssd.space import Space
+from flexkv_core.types import BlockKey
+
+__all__ = ["SsdTier"]
+
+logger = logging.getLogger(__name__)
+
+
+class SsdTier(Tier):
+    """Keeps one rank's blocks in slab files that the next process finds again.
+
+    A block is a cell in each of the rank's columns, stored apart, so that a rank of another
+    parallel degree can read its part. It can be read when all of its cells are there.
+
+    Thread: `read`, `write`, `delete` any, several at once; everything else the worker's. No lock
+    is held during I/O; `_columns` and `_recovery` are replaced whole when a generation begins, and
+    a call that is under way then ends on the slabs it began with.
+    """
+
+    name = "ssd"
+    capabilities = Capabilities(durable=True)
+
+    def __init__(
+        self,
+        region: memoryview,
+        namespace: Namespace,
+        columns: Sequence[Column],
+        cell_bytes: int,
+        options: SsdOptions,
+        engine_id: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Adopt what earlier processes left, and begin to look through it.
+
+        Args:
+            region: Host memory; a block's cells lie one behind the other at its offset. Direct
+                I/O needs both on pages.
+            namespace: What the blocks are blocks of.
+            columns: This rank's, in the order of a block's cells.
+            cell_bytes: Size of a cell, the same in all columns.
+            options: Directories and limits.
+            engine_id: The same on all ranks of the engine, and different from every other engine
+                that uses the directories now.
+            clock: What deadlines are compared with.
+
+        Raises:
+            TierError: No directory can be used.
+        """
+        self._region = region
+        self._namespace = namespace
+        self._layout = tuple(columns)
+        self._cell_bytes = cell_bytes
+        self._quota_bytes = options.quota_bytes // len(columns)
+        self._engine_id = engine_id
+        self._clock = clock
+        self._counts = Counts()
+        self._directories = [
+            Directory(path, options.directory_cap_bytes, options.leftover_bytes)
+            for path in options.directories
+        ]
+        _check(self._directories)
+        self._is_temporary = False
+        self._columns = self._new_columns()
+        for column in self._columns:
+            column.space.adopt()
+        self._recovery = Recovery(self._columns, self._counts)
+
+    @override
+    def read(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
+        columns = self._columns
+        if not columns:
+            return [Status.ERROR] * len(blocks)
+        results = [
+            column.read(self._cells(blocks, index), deadline_s)
+            for index, column in enumerate(columns)
+        ]
+        by_block = list(zip(*results, strict=True))
+        corrupt = [at for at, statuses in enumerate(by_block) if Status.CORRUPT in statuses]
+        _forget(columns, [blocks[at].key for at in corrupt])
+        self._counts.add("ssd_corrupt_blocks", len(corrupt))
+        worst = [max(statuses) for statuses in by_block]
+        self._counts.add("ssd_verified_blocks", worst.count(Status.OK))
+        return worst
+
+    @override
+    def write(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
+        columns = self._columns
+        if not columns:
+            return [Status.ERROR] * len(blocks)
+        results = [
+            column.write(self._cells(blocks, index), deadline_s)
+            for index, column in enumerate(columns)
+        ]
+        worst = [max(statuses) for statuses in zip(*results, strict=True)]
+        failed = [at for at, status in enumerate(worst) if status is not Status.OK]
+        _forget(columns, [blocks[at].key for at in failed])
+        return worst
+
+    @override
+    def delete(self, keys: Sequence[BlockKey]) -> None:
+        _forget(self._columns, keys)
+
+    @override
+    def close(self) -> None:
+        """Leave the slabs to the next process; calls that are under way still end well.
+
+        Temporary slabs are deleted. A second call does nothing.
+        """
+        self._recovery.stop()
+        if self._is_temporary:
+            self._unlink()
+        self._replace_columns(())
+        self._region = memoryview(b"")
+
+    @property
+    def capacity_blocks(self) -> int:
+        """Blocks there is room for; falls with a disk that is full, rises when it may have more."""
+        return min((column.space.num_slots for column in self._columns), default=0)
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether everything that was found has been taken."""
+        return self._recovery.is_over
+
+    def take_recovered(self, limit: int) -> list[StoredKey]:
+        """Return up to `limit` blocks that earlier processes have left whole."""
+        return self._recovery.take(limit)
+
+    def wait_recovered(self) -> None:
+        """Wait until all that earlier processes have left has been found."""
+        self._recovery.join()
+
+    def take_counts(self) -> dict[str, float]:
+        """Return the `ssd_*` rows of `metrics.METRICS` that changed since the last call."""
+        return self._counts.take()
+
+    def begin_generation(self, name: str, *, keeps_name: bool) -> None:
+        """Forget everything: the weights have changed in place.
+
+        Args:
+            name: What nothing else was ever called.
+            keeps_name: The user named the weights, and the name stays: what was stored under it is
+                deleted. Otherwise it is left for a process with the old weights, and from here on
+                slabs are temporary.
+        """
+        self._recovery.stop()
+        if keeps_name or self._is_temporary:
+            self._unlink()
+        if not keeps_name:
+            self._is_temporary = True
+            self._namespace = msgspec.structs.replace(self._namespace, weight_version=name)
+        self._replace_columns(self._new_columns())
+
+    def _new_columns(self) -> tuple[ColumnStore, ...]:
+        """Return a store without slabs for each column, in the generation of now."""
+        superblocks = [
+            Superblock(
+                namespace=self._namespace,
+                column=column.name,
+                identity=column_identity(self._namespace, column).hex(),
+                cell_bytes=self._cell_bytes,
+                is_temporary=self._is_temporary,
+            )
+            for column in self._layout
+        ]
+        spaces = [
+            Space(self._directories, superblock, self._quota_bytes, self._engine_id, self._clock)
+            for superblock in superblocks
+        ]
+        return tuple(ColumnStore(space, self._counts, self._clock) for space in spaces)
+
+    def _replace_columns(self, columns: tuple[ColumnStore, ...]) -> None:
+        """Use `columns` from here on, and leave the slabs of those before."""
+        former, self._columns = self._columns, columns
+        for column in former:
+            column.space.close()
+
+    def _unlink(self) -> None:
+        for column in self._columns:
+            column.space.unlink()
+
+    def _cells(self, blocks: Sequence[TierBlock], column: int) -> list[Cell]:
+        """Return where the cells of `blocks` in one column lie in host memory."""
+        size, first = self._cell_bytes, column * self._cell_bytes
+        region = self._region
+        return [
+            Cell(block.key, block.parent, region[block.offset + first :][:size]) for block in blocks
+        ]
+
+
+def _forget(columns: Sequence[ColumnStore], keys: Sequence[BlockKey]) -> None:
+    for column in columns:
+        column.forget(keys)
+
+
+def _check(directories: Sequence[Directory]) -> None:
+    """Raise if no directory can be used; otherwise say which."""
+    reasons = []
+    for directory in directories:
+        try:
+            with directory.locked():
+                continue
+        except OSError as error:
+            reasons.append(f"{directory.path}: {error.strerror}")
+    if len(reasons) == len(directories):
+        msg = f"no directory can be written to ({'; '.join(reasons)}); check ssd_cache_dir"
+        raise TierError("ssd", msg)
+    if reasons:
+        logger.warning("ssd.directories_unusable %s", "; ".join(reasons))

@@ -1,0 +1,185 @@
+import os
+
+import pytest
+
+from flexkv_core.tiers.ssd.format import PAGE_BYTES
+
+
+@pytest.fixture
+def damaged(flexkv, tmp_path):
+    """Runs ls; returns the reason for each name that is listed as damaged."""
+
+    def run():
+        listed = flexkv("ls", tmp_path, "--json").json["damaged"]
+        return {row["path"].rpartition("/")[2]: row["reason"] for row in listed}
+
+    return run
+
+
+def test_the_listing_is_the_golden_one(flexkv, make_slab, namespace_with, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    slabs = [
+        make_slab(one).write_chain(3).resize(5),
+        make_slab(two, name="engine-1.slab").write_chain(2),
+        make_slab(one, head=4).write_chain(2),
+        make_slab(
+            two, namespace=namespace_with(weight_version="r1", user="me"), is_temporary=True
+        ).write_chain(1),
+    ]
+    for second, slab in enumerate(slabs):
+        os.utime(slab.path, (0, 1_700_000_000 + second))
+    (slabs[0].path.parent / "stray").write_bytes(b"")
+    on_disk = [slab.path.stat().st_blocks * 512 for slab in slabs]
+
+    with slabs[0].in_use():
+        listing = flexkv("ls", one, two, "--json")
+
+    for room in listing.json["directories"]:
+        assert room.pop("bytes_free") > 0
+    slot = 3 * PAGE_BYTES
+    model = "hub:org/model@0123456789abcdef0123456789abcdef01234567"
+    assert listing.status == 0
+    assert listing.json == {
+        "schema_version": 1,
+        "command": "ls",
+        "directories": [{"path": str(one)}, {"path": str(two)}],
+        "namespaces": [
+            {
+                "namespace": "194c730d33662fe6",
+                "model": model,
+                "kv_cache_dtype": "bfloat16",
+                "block_tokens": 64,
+                "weight_version": "",
+                "user": "",
+                "temporary": False,
+                "blocks": 2,
+                "columns": [
+                    {
+                        "column": "heads-0-3.layers-0-31",
+                        "slabs": 2,
+                        "slabs_in_use": 1,
+                        "cells": 5,
+                        "bytes_on_disk": on_disk[0] + on_disk[1],
+                        "bytes_used": 5 * slot,
+                        "newest_write_s": 1_700_000_001,
+                    },
+                    {
+                        "column": "heads-4-7.layers-0-31",
+                        "slabs": 1,
+                        "slabs_in_use": 0,
+                        "cells": 2,
+                        "bytes_on_disk": on_disk[2],
+                        "bytes_used": 2 * slot,
+                        "newest_write_s": 1_700_000_002,
+                    },
+                ],
+            },
+            {
+                "namespace": "a07a831a9c2a73f1",
+                "model": model,
+                "kv_cache_dtype": "bfloat16",
+                "block_tokens": 64,
+                "weight_version": "r1",
+                "user": "me",
+                "temporary": True,
+                "blocks": 1,
+                "columns": [
+                    {
+                        "column": "heads-0-3.layers-0-31",
+                        "slabs": 1,
+                        "slabs_in_use": 0,
+                        "cells": 1,
+                        "bytes_on_disk": on_disk[3],
+                        "bytes_used": slot,
+                        "newest_write_s": 1_700_000_003,
+                    }
+                ],
+            },
+        ],
+        "damaged": [
+            {
+                "path": str(slabs[0].path.parent / "stray"),
+                "reason": "not a slab",
+                "bytes_on_disk": 0,
+            }
+        ],
+    }
+
+
+def test_the_text_names_what_an_operator_asks_for(flexkv, make_slab, namespace_with, tmp_path):
+    namespace = namespace_with(weight_version="r1", user="team")
+    slab = make_slab(namespace=namespace, is_temporary=True).write_chain(2)
+    os.utime(slab.path, (0, 1_700_000_000))
+    make_slab(name="broken.slab").write_at(0, b"x")
+
+    text = flexkv("ls", tmp_path).out
+
+    assert f"namespace {namespace.short}: 2 blocks of 64 tokens, bfloat16\n" in text
+    assert "  weight version r1\n  user team\n  temporary: deleted once no engine uses it\n" in text
+    assert "  heads-0-3.layers-0-31  1      0       2      " in text
+    assert "24.0 KiB  2023-11-14 22:13:20 UTC\n" in text
+    assert "broken.slab (4.0 KiB): the superblock cannot be read\n" in text
+
+
+def test_a_block_counts_only_if_every_column_has_it(flexkv, make_slab, tmp_path):
+    make_slab().write_chain(3)
+    make_slab(head=4).write_cell(0, 2)
+
+    [namespace] = flexkv("ls", tmp_path, "--json").json["namespaces"]
+
+    assert namespace["blocks"] == 1
+
+
+def test_a_key_in_two_directories_is_one_block(flexkv, make_slab, tmp_path):
+    make_slab(tmp_path / "one").write_chain(1)
+    make_slab(tmp_path / "two").write_chain(1)
+
+    [namespace] = flexkv("ls", tmp_path / "one", tmp_path / "two", "--json").json["namespaces"]
+
+    assert namespace["blocks"] == 1
+
+
+def test_a_bad_header_is_no_cell_and_is_told(damaged, flexkv, make_slab, tmp_path):
+    slab = make_slab().write_chain(2)
+    slab.flip(slab.offset(1) + 50)
+
+    [namespace] = flexkv("ls", tmp_path, "--json").json["namespaces"]
+
+    assert namespace["columns"][0]["cells"] == 1
+    assert damaged() == {"engine-0.slab": "1 bad header: run flexkv fsck"}
+
+
+def test_payloads_are_not_read(damaged, make_slab):
+    slab = make_slab().write_chain(1)
+    slab.flip(slab.offset(0) + PAGE_BYTES)
+
+    assert damaged() == {}
+
+
+def test_a_slab_in_anothers_folder_is_not_counted(damaged, flexkv, make_slab, tmp_path):
+    slab = make_slab().write_chain(1)
+    slab.path.rename(make_slab(head=4, name="other.slab").path.parent / "moved.slab")
+
+    [namespace] = flexkv("ls", tmp_path, "--json").json["namespaces"]
+
+    assert namespace["blocks"] == 0
+    assert damaged()["moved.slab"].startswith("it belongs to another namespace or column")
+
+
+def test_nothing_is_written(contents, flexkv, make_slab, tmp_path):
+    slab = make_slab().write_chain(2)
+    slab.flip(slab.offset(1))
+    before = contents()
+
+    flexkv("ls", tmp_path)
+
+    assert contents() == before
+
+
+def test_a_lock_is_not_kept(flexkv, make_slab, tmp_path):
+    slab = make_slab().write_chain(1)
+
+    flexkv("ls", tmp_path)
+
+    with slab.in_use():
+        pass
