@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 QUICK: dict[str, tuple[str, ...]] = {
     "control_plane": ("--rounds", "2", "--tree", "10000"),
     "copy_lane": ("--rounds", "2"),
+    "trace_replay": ("--requests", "1000"),
     "vllm_end_to_end": ("--quick",),
 }
 """All benchmarks, and what makes each of them quick."""

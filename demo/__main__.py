@@ -4,14 +4,25 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 from demo.client import Client
+from demo.disk import flexkv_fsck, flexkv_ls, flip_first_blocks, ssd_directory
 from demo.model import build_model, describe, kv_token_bytes
 from demo.report import Row, summarise, write_report
-from demo.scenario import COLD, HOST, run_round
-from demo.server import DemoError, running_server
+from demo.scenario import (
+    COLD,
+    FLIPPED,
+    HOST,
+    KILLED,
+    Round,
+    blocks_on_ssd,
+    wait_until_found,
+)
+from demo.server import DemoError, Server, Setup, running_server
 
 WORK = Path(__file__).parents[1] / ".work/demo"
 MEMORY_BYTES = 4 << 30
@@ -47,25 +58,67 @@ def run(num_rounds: int, work: Path) -> None:
     say = Progress()
     require_memory()
     work.mkdir(parents=True, exist_ok=True)
-    say("a model with random weights: made on this machine, once")
-    model = build_model(work)
-    subject = f"vLLM {vllm_version()} on this machine's CPU, {describe(model)}"
-    say(subject)
-    say(f"starting vLLM's OpenAI server with the flexkv connector (log: {work}/server.log)")
-    with running_server(model, work) as port:
-        say(f"ready on port {port}; one round to warm up")
-        client = Client(port)
+    # A round leaves about 110 MiB on SSD; there is one to warm up.
+    ssd_cache_gb = 1 + num_rounds // 8
+    with ssd_directory(work, ssd_cache_gb << 30) as ssd:
+        say("a model with random weights: made on this machine, once")
+        model = build_model(work)
+        subject = f"vLLM {vllm_version()} on this machine's CPU, {describe(model)}"
+        say(subject)
         token_bytes = kv_token_bytes(model)
-        run_round(client, 0, token_bytes, say)
-        rounds = []
-        for number in range(1, num_rounds + 1):
-            say(f"round {number} of {num_rounds}: time to first token")
-            rounds.append(run_round(client, number, token_bytes, say))
-    rows = summarise(rounds)
+        rounds = [Round(number, token_bytes, say) for number in range(num_rounds + 1)]
+        listings = show_all(Setup(model, work, ssd, ssd_cache_gb), rounds, say)
+    rows = summarise([one.shown for one in rounds[1:]])
     print_table(rows)
+    print("", *listings, sep="\n")
     report = work / "report.html"
     report.write_text(write_report(subject, rows, num_rounds))
     print(f"\nEvery answer was checked. Report: {report}")
+
+
+def show_all(setup: Setup, rounds: Sequence[Round], say: Callable[[str], None]) -> list[str]:
+    """Go through the rounds, over three starts of the server; return what `flexkv` printed.
+
+    The first round warms the server up.
+
+    Raises:
+        DemoError: Something shown is not true.
+    """
+    with started(setup, "server.log", say) as server:
+        client = Client(server.port)
+        for number, one in enumerate(rounds):
+            say(f"round {number} of {len(rounds) - 1}: time to first token")
+            one.begin(client)
+        num_blocks = blocks_on_ssd(client)
+        say(f"kill -9, with {num_blocks} blocks on SSD")
+        server.kill()
+    with started(setup, "server-killed.log", say) as server:
+        ask_again(Client(server.port), KILLED, rounds, num_blocks)
+        say("stopping the server")
+    num_flipped = flip_first_blocks(setup.ssd)
+    say(f"flipped bytes in the first block of each of {num_flipped} prompts")
+    listings = [*flexkv_ls(setup.ssd), "", *flexkv_fsck(setup.ssd, num_flipped)]
+    say(f"flexkv fsck found all {num_flipped}")
+    with started(setup, "server-flipped.log", say) as server:
+        ask_again(Client(server.port), FLIPPED, rounds, num_blocks)
+        say("stopping the server")
+    return listings
+
+
+@contextmanager
+def started(setup: Setup, log: str, say: Callable[[str], None]) -> Iterator[Server]:
+    """Run the server, and say so."""
+    say(f"starting vLLM's OpenAI server with the flexkv connector (log: {setup.work / log})")
+    with running_server(setup, setup.work / log) as server:
+        say(f"ready on port {server.port}")
+        yield server
+
+
+def ask_again(client: Client, step: str, rounds: Sequence[Round], num_blocks: int) -> None:
+    """Ask the first question about every document, once the server has found what is on SSD."""
+    wait_until_found(client, num_blocks)
+    for one in rounds:
+        one.repeat(client, step)
 
 
 class Progress:
@@ -87,7 +140,8 @@ def print_table(rows: list[Row]) -> None:
         cached = f"{row.cached_tokens} / {row.prompt_tokens}"
         print(f"{row.step:<26} {ttft:>9} {cached:>14} {loaded:>9}  {row.source}")
     ttft_s = {row.step: row.ttft_s for row in rows}
-    print(f"\nFrom host memory, the first token came {ttft_s[COLD] / ttft_s[HOST]:.1f} x sooner.")
+    host, ssd = (ttft_s[COLD] / ttft_s[step] for step in (HOST, KILLED))
+    print(f"\nThe first token came {host:.1f} x sooner from host memory, {ssd:.1f} x from SSD.")
 
 
 def require_memory() -> None:

@@ -17,15 +17,24 @@ LOCAL = "Same chat again"
 HOST = "vLLM's cache dropped"
 SHARED = "Dropped, another question"
 SALTED = "Another cache salt"
-STEPS = (COLD, LOCAL, HOST, SHARED, SALTED)
+KILLED = "Killed, started again"
+FLIPPED = "Bytes flipped on disk"
+STEPS = (COLD, LOCAL, HOST, SHARED, SALTED, KILLED, FLIPPED)
+ONE_PROMPT = (COLD, LOCAL, HOST, KILLED, FLIPPED)
 
-COMPUTED, FROM_VLLM, FROM_HOST = "computed", "vLLM's prefix cache", "FlexKV, host memory"
-HITS = {
-    'vllm:prompt_tokens_by_source_total{source="local_cache_hit"}': FROM_VLLM,
-    'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}': FROM_HOST,
-}
+COMPUTED = "computed"
+FROM_VLLM = "vLLM's prefix cache"
+FROM_HOST = "FlexKV, host memory"
+FROM_SSD = "FlexKV, SSD"
+
+LOCAL_TOKENS = 'vllm:prompt_tokens_by_source_total{source="local_cache_hit"}'
+EXTERNAL_TOKENS = 'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}'
+SSD_TOKENS = "flexkv:ssd_load_tokens_total"
 LOADED_BYTES = "flexkv:load_bytes_total"
+CORRUPT_BLOCKS = "flexkv:ssd_corrupt_blocks_total"
 SAVED_TOKENS = "flexkv:save_tokens_total"
+DEMOTED_BLOCKS = "flexkv:demoted_blocks_total"
+RESTORED_BLOCKS = "flexkv:restored_blocks_total"
 
 Counts = Mapping[str, float]
 
@@ -37,62 +46,118 @@ class Measurement:
     answer: Answer
     source: str
     loaded_bytes: int
+    corrupt_blocks: int = 0
 
 
-def run_round(
-    client: Client, document: int, token_bytes: int, say: Callable[[str], None]
-) -> dict[str, Measurement]:
-    """Go through all steps with one document and check what they show.
+class Round:
+    """All steps with one document, and the checks of what they show."""
 
-    Args:
-        client: Of a running server.
-        document: Number of a document that this server has not seen.
-        token_bytes: Size of the KV of one token over all layers.
-        say: Takes a line of progress.
+    def __init__(self, document: int, token_bytes: int, say: Callable[[str], None]) -> None:
+        """Choose the prompts.
+
+        Args:
+            document: Number of a document that no server has seen.
+            token_bytes: Size of the KV of one token over all layers.
+            say: Takes a line of progress.
+        """
+        self.shown: dict[str, Measurement] = {}
+        self._first, self._second = chat(document, 0), chat(document, 1)
+        self._salt = f"tenant {document}"
+        self._token_bytes = token_bytes
+        self._say = say
+        self._shared_tokens = 0
+
+    def begin(self, client: Client) -> None:
+        """Go through the steps before the server is killed; all that was saved is on SSD then.
+
+        Raises:
+            DemoError: Something shown is not true.
+        """
+        self._shared_tokens = _shared_tokens(client, self._first, self._second)
+        saved_tokens = client.metrics().get(SAVED_TOKENS, 0)
+        self._show(client, COLD, self._first)
+        self._show(client, LOCAL, self._first)
+        saved_tokens += _whole_blocks(self._prompt_tokens(COLD))
+        _wait_for(client, "saved", lambda now: now.get(SAVED_TOKENS, 0) >= saved_tokens)
+        client.drop_engine_cache()
+        self._show(client, HOST, self._first)
+        client.drop_engine_cache()
+        self._show(client, SHARED, self._second)
+        self._show(client, SALTED, self._second, self._salt)
+        self._check()
+        # Of the second question, all is saved once more for the tenant, and the end for all.
+        saved_tokens += 2 * _whole_blocks(self._prompt_tokens(SALTED))
+        saved_tokens -= _whole_blocks(self._shared_tokens)
+        _wait_for(client, "saved", lambda now: now.get(SAVED_TOKENS, 0) >= saved_tokens)
+        _wait_for(
+            client, "on SSD", lambda now: now.get(DEMOTED_BLOCKS, 0) >= saved_tokens // BLOCK_TOKENS
+        )
+
+    def repeat(self, client: Client, step: str) -> None:
+        """Ask the first question of a server that was started again.
+
+        Raises:
+            DemoError: Something shown is not true.
+        """
+        self._show(client, step, self._first)
+        self._check()
+
+    def _show(self, client: Client, step: str, messages: Sequence[Message], salt: str = "") -> None:
+        self.shown[step] = _measure(client, messages, salt)
+        self._say(_line(step, self.shown[step]))
+
+    def _prompt_tokens(self, step: str) -> int:
+        return self.shown[step].answer.prompt_tokens
+
+    def _check(self) -> None:
+        _check_sources(self.shown, self._shared_tokens, self._token_bytes)
+        _check_answers({step: shown.answer.text for step, shown in self.shown.items()})
+
+
+def blocks_on_ssd(client: Client) -> int:
+    """Return how many blocks a server has copied to SSD."""
+    return int(client.metrics()[DEMOTED_BLOCKS])
+
+
+def wait_until_found(client: Client, num_blocks: int) -> None:
+    """Return when a server that was started again has found `num_blocks` blocks on SSD.
 
     Raises:
-        DemoError: Something shown is not true.
+        DemoError: It has not within `METRICS_TIMEOUT_S`.
     """
-    first, second = chat(document, 0), chat(document, 1)
-    shown: dict[str, Measurement] = {}
-
-    def show(step: str, messages: Sequence[Message], salt: str = "") -> None:
-        shown[step] = _measure(client, messages, salt)
-        say(_line(step, shown[step]))
-
-    saved_tokens = client.metrics().get(SAVED_TOKENS, 0)
-    show(COLD, first)
-    show(LOCAL, first)
-    saved_tokens += _whole_blocks(shown[COLD].answer.prompt_tokens)
-    _wait_for_count(client, lambda now: now.get(SAVED_TOKENS, 0) >= saved_tokens)
-    client.drop_engine_cache()
-    show(HOST, first)
-    client.drop_engine_cache()
-    show(SHARED, second)
-    show(SALTED, second, salt=f"tenant {document}")
-    _check_sources(shown, _shared_tokens(client, first, second), token_bytes)
-    _check_answers({step: shown[step].answer.text for step in STEPS})
-    return shown
+    _wait_for(client, "found on SSD", lambda now: now.get(RESTORED_BLOCKS, 0) >= num_blocks)
 
 
 def _measure(client: Client, messages: Sequence[Message], salt: str) -> Measurement:
     before = client.metrics()
     answer = client.chat(messages, ANSWER_TOKENS, salt)
-    after = _wait_for_count(
-        client, lambda now: sum(_hits(before, now).values()) >= answer.cached_tokens
+    after = _wait_for(
+        client, "counted", lambda now: sum(_hits(before, now).values()) >= answer.cached_tokens
     )
     source = " + ".join(source for source, tokens in _hits(before, after).items() if tokens)
     return Measurement(
-        answer, source or COMPUTED, int(after.get(LOADED_BYTES, 0) - before.get(LOADED_BYTES, 0))
+        answer,
+        source or COMPUTED,
+        int(_growth(LOADED_BYTES, before, after)),
+        int(_growth(CORRUPT_BLOCKS, before, after)),
     )
 
 
 def _hits(before: Counts, after: Counts) -> dict[str, float]:
     """Return the prompt tokens that came from each cache in between."""
-    return {source: after.get(name, 0) - before.get(name, 0) for name, source in HITS.items()}
+    ssd_tokens = _growth(SSD_TOKENS, before, after)
+    return {
+        FROM_VLLM: _growth(LOCAL_TOKENS, before, after),
+        FROM_HOST: _growth(EXTERNAL_TOKENS, before, after) - ssd_tokens,
+        FROM_SSD: ssd_tokens,
+    }
 
 
-def _wait_for_count(client: Client, is_reached: Callable[[Counts], bool]) -> Counts:
+def _growth(name: str, before: Counts, after: Counts) -> float:
+    return after.get(name, 0) - before.get(name, 0)
+
+
+def _wait_for(client: Client, what: str, is_reached: Callable[[Counts], bool]) -> Counts:
     """Return the metrics as soon as they satisfy `is_reached`: they trail what happened.
 
     Raises:
@@ -102,7 +167,7 @@ def _wait_for_count(client: Client, is_reached: Callable[[Counts], bool]) -> Cou
     while not is_reached(counts := client.metrics()):
         if time.monotonic() > end_s:
             ours = {name: count for name, count in counts.items() if name.startswith("flexkv:")}
-            msg = f"an answer's KV was not saved and counted in {METRICS_TIMEOUT_S} s: {ours}"
+            msg = f"not all KV was {what} within {METRICS_TIMEOUT_S} s: {ours}"
             raise DemoError(msg)
         time.sleep(0.05)
     return counts
@@ -111,26 +176,32 @@ def _wait_for_count(client: Client, is_reached: Callable[[Counts], bool]) -> Cou
 def _check_sources(shown: Mapping[str, Measurement], shared_tokens: int, token_bytes: int) -> None:
     """Raise unless every prefix came from where its step says, whole."""
     # The last token of a prompt is always computed, for its logits.
-    prompt_tokens = shown[COLD].answer.prompt_tokens - 1
+    prompt_tokens = _whole_blocks(shown[COLD].answer.prompt_tokens - 1)
     expected = {
-        COLD: (COMPUTED, 0),
-        LOCAL: (FROM_VLLM, _whole_blocks(prompt_tokens)),
-        HOST: (FROM_HOST, _whole_blocks(prompt_tokens)),
-        SHARED: (FROM_HOST, _whole_blocks(shared_tokens)),
-        SALTED: (COMPUTED, 0),
+        COLD: (COMPUTED, 0, 0),
+        LOCAL: (FROM_VLLM, prompt_tokens, 0),
+        HOST: (FROM_HOST, prompt_tokens, 0),
+        SHARED: (FROM_HOST, _whole_blocks(shared_tokens), 0),
+        SALTED: (COMPUTED, 0, 0),
+        KILLED: (FROM_SSD, prompt_tokens, 0),
+        FLIPPED: (COMPUTED, 0, 1),
     }
-    for step, (source, tokens) in expected.items():
-        right = source, tokens, tokens * token_bytes if source == FROM_HOST else 0
-        got = shown[step].source, shown[step].answer.cached_tokens, shown[step].loaded_bytes
+    for step, one in shown.items():
+        source, tokens, corrupt_blocks = expected[step]
+        loaded_bytes = tokens * token_bytes if source in (FROM_HOST, FROM_SSD) else 0
+        right = source, tokens, loaded_bytes, corrupt_blocks
+        got = one.source, one.answer.cached_tokens, one.loaded_bytes, one.corrupt_blocks
         if got != right:
-            msg = f"'{step}' had (source, cached tokens, loaded bytes) {got}, expected {right}"
+            what = "source, cached tokens, loaded bytes, corrupt blocks"
+            msg = f"'{step}' had ({what}) {got}, expected {right}"
             raise DemoError(msg)
 
 
 def _check_answers(texts: Mapping[str, str]) -> None:
     """Raise unless a cached prefix gives the answer of a computed one."""
-    if not texts[COLD] == texts[LOCAL] == texts[HOST]:
-        msg = f"one prompt got several answers: {[texts[step] for step in (COLD, LOCAL, HOST)]}"
+    answers = {step: texts[step] for step in ONE_PROMPT if step in texts}
+    if len(set(answers.values())) > 1:
+        msg = f"one prompt got several answers: {answers}"
         raise DemoError(msg)
     if texts[SHARED] != texts[SALTED]:
         msg = f"one prompt got two answers: {[texts[step] for step in (SHARED, SALTED)]}"

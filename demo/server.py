@@ -13,7 +13,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 600
@@ -31,22 +33,42 @@ class DemoError(Exception):
     """What went wrong, in one line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every start of the server has in common."""
+
+    model: Path
+    work: Path
+    ssd: Path
+    ssd_cache_gb: int
+
+
+class Server(NamedTuple):
+    """One that answers."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    def kill(self) -> None:
+        """End it and its workers with SIGKILL; returns when none of them runs."""
+        _end(self.process, signal.SIGKILL)
+
+
 @contextmanager
-def running_server(model: Path, work: Path) -> Iterator[int]:
-    """Run the server on `model` and yield its port; on the way out nothing of it is left.
+def running_server(setup: Setup, log_path: Path) -> Iterator[Server]:
+    """Run the server and yield it; on the way out nothing of it is left.
 
     Raises:
         DemoError: It does not start or does not last; the end of its log has been printed.
     """
     port = _free_port()
-    log_path = work / "server.log"
     # Outside the checkout, so that vLLM imports what is installed and nothing that lies here.
     outside = tempfile.mkdtemp(prefix="flexkv-demo-")
     with log_path.open("w") as log:
         server = subprocess.Popen(
-            _command(model, port),
+            _command(setup.model, port),
             cwd=outside,
-            env=_environment(work),
+            env=_environment(setup),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -54,15 +76,28 @@ def running_server(model: Path, work: Path) -> Iterator[int]:
         )
     try:
         _wait_until_ready(server, port, log_path)
-        yield port
+        yield Server(server, port)
     except (OSError, http.client.HTTPException) as error:
         if server.poll() is None:
             msg = f"the server does not answer: {error} (its log: {log_path})"
             raise DemoError(msg) from error
         raise DemoError(_why_it_ended(server, log_path)) from error
     finally:
-        _stop(server)
-        shutil.rmtree(outside, ignore_errors=True)
+        with uninterrupted():
+            _stop(server)
+            shutil.rmtree(outside, ignore_errors=True)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore the signals that end the demo: an impatient second one must not leave it unswept."""
+    ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _command(model: Path, port: int) -> list[str]:
@@ -85,15 +120,17 @@ def _command(model: Path, port: int) -> list[str]:
     return [*command, *(f"--{key}={value}" for key, value in options.items()), *flags]
 
 
-def _environment(work: Path) -> dict[str, str]:
-    """Keep the server offline and its caches out of the user's home."""
+def _environment(setup: Setup) -> dict[str, str]:
+    """Keep the server offline, and what it writes out of the user's home and SSD tier."""
     changed = {
         "DO_NOT_TRACK": "1",
-        "HF_HOME": str(work / "huggingface"),
+        "FLEXKV_SSD_CACHE_DIR": str(setup.ssd),
+        "FLEXKV_SSD_CACHE_GB": str(setup.ssd_cache_gb),
+        "HF_HOME": str(setup.work / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONSAFEPATH": "1",
-        "VLLM_CACHE_ROOT": str(work / "vllm"),
-        "VLLM_CONFIG_ROOT": str(work / "vllm"),
+        "VLLM_CACHE_ROOT": str(setup.work / "vllm"),
+        "VLLM_CONFIG_ROOT": str(setup.work / "vllm"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1",  # `/reset_prefix_cache`
@@ -144,15 +181,18 @@ def _why_it_ended(server: subprocess.Popen[bytes], log_path: Path) -> str:
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """End the server and its workers: politely, then not. Returns when none of them runs."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # an impatient second one must not leave it running
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, number)
-        end_s = time.monotonic() + STOP_TIMEOUT_S
-        while _is_running(server.pid) and time.monotonic() < end_s:
-            time.sleep(0.1)
-            server.poll()
+        _end(server, number)
+
+
+def _end(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to the server and its workers; wait until they have ended, within limits."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, number)
+    end_s = time.monotonic() + STOP_TIMEOUT_S
+    while _is_running(server.pid) and time.monotonic() < end_s:
+        time.sleep(0.1)
+        server.poll()
 
 
 def _is_running(group: int) -> bool:

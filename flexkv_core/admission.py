@@ -9,10 +9,13 @@ from flexkv_core.types import BlockKey
 __all__ = ["Admission"]
 
 _WRITES_FOR_A_HIT = 16
-"""What one more hit may cost; from 10 to 30 the Mooncake traces fare alike."""
+"""What one more hit may cost. From 12 to 24 the Mooncake traces fare alike; see benchmarks."""
 
 _SAMPLE_ONE_IN = 8
 """Keys that the shadows follow: few enough to cost little, enough to tell the rules apart."""
+
+_FIRST_TRUST, _MAX_TRUST = 1 / 4, 2
+"""Writes without a hit for them, in capacities: before anything is known, and at most."""
 
 
 class Admission:
@@ -28,11 +31,12 @@ class Admission:
     To see which one pays, both are played through on one key in 8: a shadow for each rule holds
     the keys that an LRU tier under it would hold, and counts hits and writes. Every block that
     write-all writes more costs trust, every hit that it has more earns it back 16 times. It rules
-    while it is trusted. Trust begins at a quarter of the tier, and stays between plus and minus
-    the whole of it: a change of the load is followed before the tier is written over twice.
+    while it is trusted. Trust begins at the writes of a quarter of the tier and stays between
+    plus and minus twice the tier: so fast is a change of the load followed, and a short burst
+    changes little.
 
     Remembered are the keys of the last 2 to 4 x `capacity_blocks` different blocks, and in the
-    shadows those of a quarter of it: at most 600 bytes for a block of capacity.
+    shadows those of a quarter of it: at most 800 bytes for a block of capacity.
 
     Thread: scheduler thread only.
     """
@@ -40,12 +44,12 @@ class Admission:
     def __init__(self, capacity_blocks: int) -> None:
         self._capacity_blocks = capacity_blocks
         self._seen = _SeenKeys(2 * capacity_blocks)
-        self._max_trust = max(1, capacity_blocks // _SAMPLE_ONE_IN)
-        self._trust = self._max_trust // 4
+        num_sampled = max(1, capacity_blocks // _SAMPLE_ONE_IN)
+        self._write_all = _Shadow(num_sampled)
+        self._second_touch = _Shadow(num_sampled)
+        self._max_trust = _MAX_TRUST * num_sampled
+        self._trust = _FIRST_TRUST * num_sampled
         """Writes that write-all may still make in its shadow without a hit for them."""
-
-        self._write_all = _Shadow(self._max_trust)
-        self._second_touch = _Shadow(self._max_trust)
 
     def touch(
         self, keys: Sequence[BlockKey], *, num_held: int, num_free: int, num_touched: int = 0
@@ -71,10 +75,9 @@ class Admission:
         num_seen = self._seen.add(keys)
         self._compare(keys[num_touched:], max(0, num_seen - num_touched))
         if self._trust > 0:
-            return max(num_held, len(keys))
-        num_wanted = num_held if num_held < num_touched else max(num_held, num_seen)
-        num_room = max(0, num_free - (num_wanted - num_held))
-        return max(num_held, min(num_wanted + num_room, len(keys)))
+            return len(keys)
+        num_deserved = num_seen if num_held >= num_touched else 0
+        return min(max(num_deserved, num_held + num_free), len(keys))
 
     def _compare(self, keys: Sequence[BlockKey], num_seen: int) -> None:
         """Play a use of `keys`, of which the first `num_seen` come back, through in the shadows."""

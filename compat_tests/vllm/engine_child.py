@@ -99,6 +99,10 @@ class Engine:
         """Overwrite every page, so that a load that copies nothing finds no old truth there."""
         self._llm.collective_rpc("scribble", args=(byte,))
 
+    def scale_keys(self, factor: float) -> None:
+        """Change the weights of every rank in place."""
+        self._llm.collective_rpc("scale_keys", args=(factor,))
+
     def cached_pages(self, prompt: list[int], salt: str | None = None) -> list[str]:
         """Digest, over all ranks, each full page of `prompt` in the engine's own prefix cache."""
         ranks = self._llm.collective_rpc("page_digests", args=(self._page_ids(prompt, salt),))

@@ -47,6 +47,12 @@ class WorkerProbe:
             cache.untyped_storage().fill_(byte)
             assert cache.flatten()[:1].view(torch.uint8)[0] == byte
 
+    def scale_keys(self, factor: float) -> None:
+        """Multiply what every attention layer sees, which no kernel keeps a packed copy of."""
+        for name, weight in self.model_runner.model.named_parameters():
+            if name.endswith("input_layernorm.weight"):
+                weight.data.mul_(factor)
+
     def call_connector(self, method: str, **arguments: Any) -> Any:
         """Call a method of this rank's connector."""
         return getattr(get_kv_transfer_group(), method)(**arguments)

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,10 @@ class EngineProcess:
         """Wake the engine up."""
         self._call("wake_up")
 
+    def scale_keys(self, factor: float) -> None:
+        """Change the weights in place, so that all keys and values are `factor` times as large."""
+        self._call("scale_keys", factor=factor)
+
     def metrics(self) -> dict[str, float]:
         """Return all Prometheus samples by name, with labels where there are any."""
         return self._call("metrics")
@@ -154,6 +159,12 @@ class EngineProcess:
         """Kill the process and everything it started, in the middle of whatever it does."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def kill_in_a_run(self, after_s: float) -> None:
+        """Let the engine serve what is queued, and kill it in the middle of that."""
+        self._send("run", limit_s=60.0)
+        time.sleep(after_s)
+        self.kill()
 
     def close(self) -> None:
         """End the process and everything it started."""
@@ -182,8 +193,7 @@ class EngineProcess:
         self._answers = os.fdopen(answer_read)
 
     def _call(self, call: str, timeout_s: float = 120.0, **arguments: Any) -> Any:
-        with contextlib.suppress(BrokenPipeError):
-            self._commands.write(json.dumps({"call": call, "with": arguments}) + "\n")
+        self._send(call, **arguments)
         readable, _, _ = select.select([self._answers], [], [], timeout_s)
         line = self._answers.readline() if readable else ""
         if line:
@@ -191,6 +201,10 @@ class EngineProcess:
         reason = "failed" if readable else f"gave no answer within {timeout_s} s"
         self._end(patience_s=20.0 if readable else 0.0)
         raise EngineFailure(f"engine {reason} in {call}; end of {self.log}:\n{self._log_tail()}")
+
+    def _send(self, call: str, **arguments: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._commands.write(json.dumps({"call": call, "with": arguments}) + "\n")
 
     def _end(self, patience_s: float) -> None:
         """Let the process end by itself, then kill what is left of all that it started."""

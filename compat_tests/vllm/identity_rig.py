@@ -10,7 +10,7 @@ from typing import Any
 
 from environment import restored_environment
 from vllm import EngineArgs
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.kv_cache_interface import (
     AttentionSpec,
@@ -30,9 +30,12 @@ PAGE_TOKENS = 16
 
 def engine_config(model: Path, **options: Any) -> VllmConfig:
     """Return what vLLM makes of its arguments."""
-    arguments = {"model": str(model), "max_model_len": 512, "block_size": PAGE_TOKENS} | options
+    arguments = {"max_model_len": 512, "block_size": PAGE_TOKENS} | options
+    transfer = KVTransferConfig(kv_connector="flexkv", kv_role="kv_both")
     with restored_environment():
-        return EngineArgs(**arguments).create_engine_config()
+        return EngineArgs(
+            model=str(model), kv_transfer_config=transfer, **arguments
+        ).create_engine_config()
 
 
 def changed(config: VllmConfig, part: str, **values: Any) -> VllmConfig:

@@ -3,6 +3,7 @@
 Configurations are vLLM's own, made from its arguments for the tiny models; no engine is started.
 """
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -469,13 +470,19 @@ def test_a_branch_is_resolved_where_vllm_has_downloaded_it_to(rig, config_of, tm
     assert rig.identify(config).model == f"hub:org/model@{COMMIT}"
 
 
-@pytest.mark.parametrize("spec", ["scales behind the values", "K and V in head slots"])
-def test_kv_in_an_order_of_vllms_own_is_not_kept(rig, config_of, spec):
+PACKED = {
+    "scales behind the values": {"state_content_bytes": 24},
+    "K and V in places of their own": {"num_head_slots": 4, "state_content_bytes": 8},
+    "as large as K and V by chance": {"num_head_slots": 4, "state_content_bytes": 16},
+}
+
+
+@pytest.mark.parametrize("packing", PACKED.values(), ids=PACKED)
+def test_kv_in_an_order_of_vllms_own_is_not_kept(rig, config_of, packing):
     import kv_cache_rig
 
-    found = why_no_ssd(
-        config_of(), rig.cache_of(kv_cache_rig.SPECS[spec], end=5), rig.deployment_of(config_of())
-    )
+    spec = dataclasses.replace(kv_cache_rig.SPECS["fp8 as uint8"], **packing)
+    found = why_no_ssd(config_of(), rig.cache_of(spec, end=5), rig.deployment_of(config_of()))
 
     assert found == "its quantised KV is packed in an order that only this vLLM knows"
 

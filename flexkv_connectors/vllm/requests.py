@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from flexkv_connectors.common.tier_use import TierUse
 from flexkv_connectors.vllm.request_keys import media_spans
 from flexkv_core.errors import TokenError
 from flexkv_core.keys import KeyChain
@@ -55,14 +56,12 @@ class RequestState:
         "lease",
         "may_load",
         "may_save",
-        "num_host_blocks",
         "num_loading_tokens",
         "num_local_tokens",
-        "num_touched_blocks",
         "num_tried_blocks",
-        "num_wanted_blocks",
         "page_ids",
         "request",
+        "ssd_use",
     )
 
     def __init__(self, request: "Request", chain: KeyChain | None, switches: Switches) -> None:
@@ -73,14 +72,8 @@ class RequestState:
         self.lease: Lease | None = None
         """What the last offer stands on, until the engine takes it or asks again."""
 
-        self.num_host_blocks: int | None = None
-        """Leading blocks in host memory when the request came; those behind came from SSD."""
-
-        self.num_touched_blocks = 0
-        """Leading blocks that the SSD tier was told of."""
-
-        self.num_wanted_blocks = 0
-        """Leading blocks that the SSD tier should hold."""
+        self.ssd_use: TierUse | None = None
+        """What it has to do with the SSD tier, once there is one."""
 
         self.num_local_tokens = 0
         """The engine's own prefix hit when it was last offered something."""

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 from flexkv_connectors.common.patience import Patience
 from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.common.replicas import ReplicaPools
+from flexkv_connectors.common.tier_use import TierUse
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.request_keys import RequestKeys
 from flexkv_connectors.vllm.requests import RequestState, read_switches
+from flexkv_connectors.vllm.stores import open_stores, record_use
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
-from flexkv_core.manager import CacheManager, TierSpec
+from flexkv_core.manager import CacheManager
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, Status, TierOrders, TransferPlan
 from flexkv_core.types import JobId
@@ -75,7 +77,7 @@ class SchedulerHalf:
         if self._manager is None or not state.may_load or not self._replicas.ready:
             return 0
         if state.lease is None:
-            if self._ssd is not None and self._waits(self._manager, self._ssd, state):
+            if self._waits(state):
                 return None
             state.lease = self._manager.match(state.request_id, state.keys())
         offer = self._usable_tokens(state) - num_local_tokens
@@ -128,8 +130,8 @@ class SchedulerHalf:
             return
         self._ended.append(state)
         self._let_go(state)
-        if self._ssd is not None:
-            self._ssd.promoter.forget(state.request_id)
+        if state.ssd_use is not None:
+            state.ssd_use.end()
         if state.num_loading_tokens:
             return
         # The token sampled last was never fed back: it has no KV.
@@ -192,9 +194,9 @@ class SchedulerHalf:
     def num_ssd_tokens(self, request: "Request", num_loaded_tokens: int) -> int:
         """Return how many of the tokens that are loaded were on SSD when the request came."""
         state = self._states.get(request.request_id)
-        if state is None or state.num_host_blocks is None:
+        if state is None or state.ssd_use is None:
             return 0
-        num_host_tokens = state.num_host_blocks * self._deployment.block_tokens
+        num_host_tokens = state.ssd_use.num_host_blocks * self._deployment.block_tokens
         end = state.num_local_tokens + num_loaded_tokens
         return max(0, end - max(num_host_tokens, state.num_local_tokens))
 
@@ -217,46 +219,17 @@ class SchedulerHalf:
     def take_counts(self) -> dict[str, float]:
         """Return what has been counted since the last call."""
         if self._manager is not None:
-            self._counters.set("host_used_blocks", self._manager.num_used_blocks("host"))
-        if self._manager is not None and self._ssd is not None:
-            self._counters.set("ssd_used_blocks", self._manager.num_used_blocks("ssd"))
-            self._counters.set("ssd_capacity_blocks", self._ssd.capacity_blocks)
-            self._counters.set("ssd_off", self._ssd.is_off)
+            record_use(self._manager, self._ssd, self._counters)
         return self._counters.drain()
 
     def _open(self, num_slots: int) -> None:
         """Begin to cache: every owner has told what it has."""
-        deployment, policy = self._deployment, self._deployment.cache.eviction_policy
         num_ssd_blocks = min(self._capacities.values(), default=0)
-        tiers = [TierSpec("host", num_slots, policy)]
-        if num_ssd_blocks:
-            tiers.append(TierSpec("ssd", num_ssd_blocks, policy, addressed_by="key"))
-        elif self._uses_ssd:
-            logger.warning("tier.no_room tier=ssd: a rank has no room there for a single block")
-        self._counters.set("host_capacity_blocks", num_slots)
-        logger.info(
-            "connector.ready host_blocks=%d ssd_blocks=%d block_tokens=%d ranks=%d",
-            num_slots,
-            num_ssd_blocks,
-            deployment.block_tokens,
-            deployment.num_ranks,
+        if self._uses_ssd and not num_ssd_blocks:
+            logger.warning("tier.off tier=ssd: a rank has no room there for a single block")
+        self._manager, self._ssd = open_stores(
+            self._deployment, num_slots, num_ssd_blocks, self._counters, self._events.log
         )
-        self._manager = CacheManager(
-            tiers,
-            ranks=deployment.num_ranks,
-            owners=deployment.owners,
-            recorder=self._counters,
-            events=self._events.log,
-        )
-        if num_ssd_blocks:
-            self._ssd = LowerTier(
-                self._manager,
-                "ssd",
-                owners=deployment.owners,
-                block_bytes=deployment.block_format.block_bytes,
-                timeout_s=deployment.cache.promotion_timeout_s,
-                recorder=self._counters,
-            )
 
     def _state(self, request: "Request") -> RequestState:
         state = self._states.get(request.request_id)
@@ -281,23 +254,21 @@ class SchedulerHalf:
         page_tokens = self._deployment.page_tokens
         return min(usable, int(state.request.num_tokens - 1) // page_tokens * page_tokens)
 
-    def _waits(self, manager: CacheManager, ssd: LowerTier, state: RequestState) -> bool:
-        """Return whether blocks of the request are worth waiting for."""
-        keys, now_s = state.keys(), time.monotonic()
-        if state.num_host_blocks is None:
-            state.num_host_blocks = manager.look(keys, tier="host").num_ready
-            self._touch(ssd, state)
-            ssd.demoter.offer(state.request_id, keys, state.num_wanted_blocks)
+    def _waits(self, state: RequestState) -> bool:
+        """Return whether blocks of the request come from SSD, and are worth waiting for."""
+        use = self._use_of_ssd(state)
+        if use is None:
+            return False
+        now_s = time.monotonic()
         block_s = self._speed.seconds_for(self._deployment.block_tokens, now_s)
-        return ssd.promoter.must_wait(state.request_id, keys, now_s, block_s)
+        return use.waits(state.keys(), now_s, block_s)
 
-    @staticmethod
-    def _touch(ssd: LowerTier, state: RequestState) -> None:
-        """Tell the SSD tier which blocks the request uses that it has not been told of."""
-        keys = state.keys()
-        if state.may_save and len(keys) > state.num_touched_blocks:
-            state.num_wanted_blocks = ssd.demoter.admit(keys, state.num_touched_blocks)
-            state.num_touched_blocks = len(keys)
+    def _use_of_ssd(self, state: RequestState) -> TierUse | None:
+        if state.ssd_use is None and self._manager is not None and self._ssd is not None:
+            keys = state.keys()
+            num_host_blocks = self._manager.look(keys, tier="host").num_ready
+            state.ssd_use = TierUse(self._ssd, state.request_id, keys, num_host_blocks)
+        return state.ssd_use
 
     def _order_copies(self, ssd: LowerTier, now_s: float) -> TierOrders | None:
         """Return what the workers have to do for the SSD tier, or None."""
@@ -347,8 +318,9 @@ class SchedulerHalf:
         if self._manager is None or not state.may_save or num_blocks <= state.num_tried_blocks:
             return None
         state.num_tried_blocks = num_blocks
-        if self._ssd is not None:
-            self._touch(self._ssd, state)
+        use = self._use_of_ssd(state)
+        if use is not None:
+            use.touch(state.keys())
         reservation = self._manager.reserve(state.request_id, state.keys()[:num_blocks])
         if isinstance(reservation, Refusal):
             return None
@@ -358,7 +330,7 @@ class SchedulerHalf:
         plan = self._manager.plan_put(reservation, EnginePages(pages))
         assert plan is not None, "nothing happens between a reservation and its plan"
         self._events.expect(plan.job_id, state.request_id)
-        if self._ssd is not None:
+        if use is not None:
             self._saving[plan.job_id] = state
         return plan
 
@@ -410,8 +382,8 @@ class SchedulerHalf:
         if state is not None and completion.status is not Status.OK:
             state.may_save = False
         saved = self._saving.pop(completion.job_id, None)
-        if saved is not None and self._ssd is not None:
-            self._ssd.demoter.offer(saved.request_id, saved.keys(), saved.num_wanted_blocks)
+        if saved is not None and saved.ssd_use is not None:
+            saved.ssd_use.offer(saved.keys())
 
     def _count(self, completion: Completion, moved: str, took: str, lost: str) -> None:
         """Add a transfer to the metrics named."""

@@ -59,7 +59,6 @@ class SsdShare:
             raise ConfigError(msg) from error
         self._rank = deployment.rank
         self._keeps_name = bool(cache.weight_version)
-        self._capacity_blocks = -1
         self._is_recovered = False
         load_lane = TierLane(deployment.rank, self._tier, pool)
         save_lane = TierLane(deployment.rank, self._tier, pool)
@@ -76,17 +75,15 @@ class SsdShare:
 
     def take_report(self) -> TierReport | None:
         """Return what the scheduler half has not heard yet, or None."""
-        capacity_blocks = self._tier.capacity_blocks
         counts = self._tier.take_counts()
-        if self._is_recovered and not counts and capacity_blocks == self._capacity_blocks:
+        if self._is_recovered and not counts:
             return None
-        recovered = [] if self._is_recovered else self._tier.take_recovered(_RECOVERED_A_REPORT)
-        self._is_recovered = self._is_recovered or self._tier.is_recovered
-        self._capacity_blocks = capacity_blocks
+        recovered = self._tier.take_recovered(_RECOVERED_A_REPORT)
+        self._is_recovered = self._tier.is_recovered
         return TierReport(
             tier="ssd",
             rank=self._rank,
-            capacity_blocks=capacity_blocks,
+            capacity_blocks=self._tier.capacity_blocks,
             recovered=recovered,
             is_recovered=self._is_recovered,
             counts=counts,

@@ -156,16 +156,20 @@ class _NamespaceReader:
         self._is_temporary |= superblock.is_temporary
         column = self._columns.setdefault(superblock.column, _Column(column=superblock.column))
         keys = self._keys.setdefault(superblock.column, set())
-        headers = list(self._headers(number, slab, superblock))
-        good = [header.key for header in headers if header is not None]
-        keys.update(good)
+        num_cells = num_bad = 0
+        for header in self._headers(number, slab, superblock):
+            if header is None:
+                num_bad += 1
+            else:
+                num_cells += 1
+                keys.add(header.key)
         column.slabs += 1
         column.slabs_in_use += slab.in_use
-        column.cells += len(good)
+        column.cells += num_cells
         column.bytes_on_disk += slab.bytes_on_disk
-        column.bytes_used += len(good) * slot_bytes(superblock.cell_bytes)
+        column.bytes_used += num_cells * slot_bytes(superblock.cell_bytes)
         column.newest_write_s = max(column.newest_write_s, slab.newest_write_s)
-        if num_bad := len(headers) - len(good):
+        if num_bad:
             reason = f"{counted(num_bad, 'bad header')}: run flexkv fsck"
             self._oddities.append(Oddity(str(path), reason, slab.bytes_on_disk))
 
@@ -178,8 +182,7 @@ class _NamespaceReader:
             header = read_header(number, superblock, slot)
             if header is Verdict.CORRUPT_HEADER and is_locked(number):
                 header = read_header(number, superblock, slot)  # an engine may have been writing it
-            if header is not Verdict.EMPTY:
-                yield None if isinstance(header, Verdict) else header
+            yield None if isinstance(header, Verdict) else header
 
 
 def _lines(

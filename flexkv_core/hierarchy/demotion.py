@@ -57,14 +57,18 @@ class Demoter:
         """Whether something waits to be copied."""
         return bool(self._waiting)
 
-    def admit(self, keys: Sequence[BlockKey], num_touched: int) -> int:
+    def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int = 0) -> int:
         """Note that a request uses a chain; return how many leading blocks the tier should hold.
 
         Args:
             keys: Its full blocks.
-            num_touched: Leading blocks that the same request was noted for before.
+            num_touched: Length of `keys` in the last call for the same request, 0 in the first.
+            num_admitted: What that call returned: on its way, if not in the tier yet.
         """
-        num_held = self._manager.look(keys, tier=self._tier).num_known
+        if not num_touched:
+            self._use(keys)
+        num_known = self._manager.look(keys, tier=self._tier).num_known
+        num_held = max(num_known, num_admitted)
         num_wanted = self._admission.touch(
             keys,
             num_held=num_held,
@@ -77,9 +81,8 @@ class Demoter:
 
     def offer(self, request_id: RequestId, keys: Sequence[BlockKey], num_wanted: int) -> None:
         """Copy what host memory has and the tier lacks of the first `num_wanted` blocks, soon."""
-        host = self._manager.look(keys, tier="host")
-        held = self._manager.look(keys, tier=self._tier)
-        if held.num_known < min(num_wanted, host.num_ready):
+        num_wanted = min(num_wanted, self._manager.look(keys, tier="host").num_ready)
+        if self._manager.look(keys, tier=self._tier).num_known < num_wanted:
             self._waiting[request_id] = keys, num_wanted
             if len(self._waiting) > _MAX_WAITING:
                 self._give_up(next(iter(self._waiting)))
@@ -90,9 +93,11 @@ class Demoter:
         while self._waiting and self._flights.num_more and self._health.allows(now_s):
             request_id, (keys, num_wanted) = next(iter(self._waiting.items()))
             started = self._flights.start(request_id, keys, num_wanted)
-            plans += started
-            if self._flights.num_more or not started:
-                del self._waiting[request_id]
+            if started:
+                self._health.begin(now_s)
+                plans += started
+            if self._flights.num_more:
+                self._give_up(request_id)  # of what there is now, nothing more can be copied
         if self._health.is_off:
             for request_id in tuple(self._waiting):
                 self._give_up(request_id)
@@ -104,6 +109,7 @@ class Demoter:
             return False
         self._health.note(ok=completion.status is Status.OK, now_s=now_s)
         self._recorder.add("demoted_blocks", completion.num_published)
+        self._recorder.add("demotion_skipped_blocks", completion.num_lost)
         return True
 
     def clear(self) -> None:
@@ -114,3 +120,9 @@ class Demoter:
         keys, num_wanted = self._waiting.pop(request_id)
         num_held = self._manager.look(keys, tier=self._tier).num_known
         self._recorder.add("demotion_skipped_blocks", max(0, num_wanted - num_held))
+
+    def _use(self, keys: Sequence[BlockKey]) -> None:
+        """Count a use of what the tier holds, whoever serves it: it is worth its room."""
+        lease = self._manager.hold(RequestId("admission"), keys, tier=self._tier)
+        if lease is not None:
+            self._manager.release(lease)

@@ -1,7 +1,7 @@
 """Copies between two tiers that are under way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexkv_core.index.radix import Refusal
 from flexkv_core.manager import CacheManager
@@ -11,8 +11,14 @@ from flexkv_core.types import BlockKey, JobId, RequestId
 __all__ = ["Flight", "Flights"]
 
 _PLAN_BYTES = 32 << 20
-"""Blocks become findable when their plan ends, so long copies are cut: a share of a deadline, or of
-what a kill leaves behind, is then of use."""
+"""Blocks become findable when their plan ends, so long copies are cut: where a deadline comes
+first, what came before it is then of use."""
+
+_MAX_PLANS = 8
+"""Into so many, since each costs a step about 10 us."""
+
+_GRACE_S = 1.0
+"""How long after its deadline a plan may be reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,8 @@ class Flight:
 
     plan: TransferPlan
     keys: Sequence[BlockKey]
+    """Empty if the chain is not in its tiers any more."""
+
     first_block: int
 
 
@@ -40,6 +48,9 @@ class Flights:
         self._plan_blocks = max(1, _PLAN_BYTES // block_bytes)
         self._max_blocks = max_blocks
         self._flights: dict[JobId, Flight] = {}
+        self._overdue: set[JobId] = set()
+        """Those of `_flights` that were told of as silent."""
+
         self._num_blocks = 0
 
     @property
@@ -64,9 +75,17 @@ class Flights:
         It ends early where the source has no more, the target has no room, or `max_blocks` are
         under way. What others are copying is not copied again.
         """
-        plans = []
-        while plan := self._start_one(request_id, keys, end_block, deadline_s):
+        position = self._manager.look(keys, tier=self._target).num_known
+        num_ready = self._manager.look(keys, tier=self._source).num_ready
+        end = min(end_block, num_ready, position + self.num_more)
+        step = max(self._plan_blocks, -(-(end - position) // _MAX_PLANS))
+        plans: list[TransferPlan] = []
+        while position < end:
+            plan = self._start_one(request_id, keys, min(position + step, end), deadline_s)
+            if plan is None:
+                break
             plans.append(plan)
+            position += plan.num_blocks
         return plans
 
     def end(self, job_id: JobId) -> Flight | None:
@@ -74,27 +93,34 @@ class Flights:
         flight = self._flights.pop(job_id, None)
         if flight is not None:
             self._num_blocks -= flight.plan.num_blocks
+            self._overdue.discard(job_id)
         return flight
 
-    def has_overdue(self, now_s: float) -> bool:
-        """Return whether a plan has not ended by its deadline and a second more."""
-        deadlines = (flight.plan.deadline_s for flight in self._flights.values())
-        return any(deadline is not None and now_s > deadline + 1 for deadline in deadlines)
+    def disown(self) -> None:
+        """Forget which chains are copied, after a reset; the plans still count until they end."""
+        for job_id, flight in self._flights.items():
+            self._flights[job_id] = replace(flight, keys=())
+
+    def find_silence(self, now_s: float) -> bool:
+        """Return whether a plan has not ended soon after its deadline; each is told of once."""
+        silent = {
+            job_id
+            for job_id, flight in self._flights.items()
+            if flight.plan.deadline_s is not None and now_s > flight.plan.deadline_s + _GRACE_S
+        }
+        is_news = not silent <= self._overdue
+        self._overdue = silent
+        return is_news
 
     def _start_one(
         self,
         request_id: RequestId,
         keys: Sequence[BlockKey],
-        end_block: int,
+        end: int,
         deadline_s: float | None,
     ) -> TransferPlan | None:
         manager = self._manager
-        num_known = manager.look(keys, tier=self._target).num_known
-        num_ready = manager.look(keys, tier=self._source).num_ready
-        step = min(self._plan_blocks, self.num_more)
-        end = min(num_known + step, end_block, num_ready)
-        if end <= num_known:
-            return None
+        # A run is held whole: to hold only what is copied would cut it for good.
         lease = manager.hold(request_id, keys, tier=self._source)
         assert lease is not None, "its blocks were seen a moment ago"
         reservation = manager.reserve(request_id, keys[:end], tier=self._target)

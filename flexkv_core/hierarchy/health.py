@@ -30,13 +30,13 @@ class Health:
         return self._next_trial_s is not None
 
     def allows(self, now_s: float) -> bool:
-        """Return whether an attempt makes sense now; while off, that uses up a trial."""
-        if self._next_trial_s is None:
-            return True
-        if now_s < self._next_trial_s:
-            return False
-        self._next_trial_s = now_s + _RETRY_S
-        return True
+        """Return whether an attempt makes sense now."""
+        return self._next_trial_s is None or now_s >= self._next_trial_s
+
+    def begin(self, now_s: float) -> None:
+        """Note that an attempt begins; while off, the next one may do so 30 seconds later."""
+        if self.is_off:
+            self._next_trial_s = now_s + _RETRY_S
 
     def note(self, *, ok: bool, now_s: float) -> None:
         """Take in how an attempt ended."""
@@ -44,12 +44,17 @@ class Health:
         if ok and self.is_off:
             self._next_trial_s = None
             logger.warning("tier.on: %s works again", self._subject)
-        elif self._num_failures >= _MAX_FAILURES and not self.is_off:
-            self._next_trial_s = now_s + _RETRY_S
-            logger.warning(
-                "tier.off: %s failed %d times in a row; serving goes on without it, and it is "
-                "tried again every %d s",
-                self._subject,
-                self._num_failures,
-                _RETRY_S,
-            )
+        elif self._num_failures >= _MAX_FAILURES:
+            self.switch_off(f"failed {self._num_failures} times in a row", now_s)
+
+    def switch_off(self, reason: str, now_s: float) -> None:
+        """Let only trials through until one succeeds."""
+        if self.is_off:
+            return
+        self._next_trial_s = now_s + _RETRY_S
+        logger.warning(
+            "tier.off: %s %s; serving goes on without it, and it is tried again every %d s",
+            self._subject,
+            reason,
+            _RETRY_S,
+        )

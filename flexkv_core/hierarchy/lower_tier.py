@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from flexkv_core.hierarchy.demotion import Demoter
 from flexkv_core.hierarchy.promotion import Promoter
-from flexkv_core.hierarchy.recovery import Recovery
+from flexkv_core.hierarchy.recovery import FoundChain, Recovery
 from flexkv_core.job import Completion
 from flexkv_core.manager import CacheManager
 from flexkv_core.metrics import METRICS, Recorder
@@ -16,6 +16,9 @@ __all__ = ["LowerTier"]
 
 _RESTORED_BLOCKS_A_STEP = 4096
 """The index takes in 4096 blocks in about 1 ms, which a step can spare."""
+
+_BLOCKS_A_CHAIN = 64
+"""A chain of one new block takes the index as long as 64 blocks."""
 
 
 class LowerTier:
@@ -47,7 +50,7 @@ class LowerTier:
         self._manager = manager
         self._tier = tier
         self._recorder = recorder
-        self._capacity_blocks = manager.num_free_blocks(tier) + manager.num_used_blocks(tier)
+        capacity_blocks = manager.num_free_blocks(tier) + manager.num_used_blocks(tier)
         host_blocks = manager.num_free_blocks("host") + manager.num_used_blocks("host")
         self.promoter = Promoter(
             manager,
@@ -60,20 +63,20 @@ class LowerTier:
         self.demoter = Demoter(
             manager,
             tier,
-            capacity_blocks=self._capacity_blocks,
+            capacity_blocks=capacity_blocks,
             block_bytes=block_bytes,
             host_blocks=host_blocks,
             recorder=recorder,
         )
         self._recovery = Recovery(owners)
-        self._capacities = dict.fromkeys(owners, self._capacity_blocks)
+        self._capacities = dict.fromkeys(owners, capacity_blocks)
         self._useless: list[BlockKey] = []
         self._generation = ""
 
     @property
     def capacity_blocks(self) -> int:
         """Blocks that every owner has room for."""
-        return self._capacity_blocks
+        return min(self._capacities.values())
 
     @property
     def is_off(self) -> bool:
@@ -90,12 +93,9 @@ class LowerTier:
         for name, value in report.counts.items():
             record = self._recorder.add if METRICS[name].kind == "counter" else self._recorder.set
             record(name, value)
-        self._recovery.note(report)
-        self._capacities[report.rank] = report.capacity_blocks
-        capacity_blocks = min(self._capacities.values())
-        if capacity_blocks != self._capacity_blocks:
-            self._manager.resize(capacity_blocks, tier=self._tier)
-            self._capacity_blocks = capacity_blocks
+        if report.rank in self._capacities:
+            self._capacities[report.rank] = report.capacity_blocks
+            self._recovery.note(report)
 
     def conclude(self, completion: Completion, now_s: float) -> None:
         """Learn from a copy between tiers that has ended."""
@@ -104,11 +104,13 @@ class LowerTier:
 
     def take_orders(self, now_s: float) -> TierOrders:
         """Return what the workers have to do next."""
+        self._fit_capacity()
         if not self._recovery.is_over:
             self._restore_some()
+        plans = self.promoter.take_plans()
         # Until the workers have told what they have, they do not know where there is room.
-        plans = self.demoter.take_plans(now_s) if self._recovery.is_over else []
-        plans += self.promoter.take_plans()
+        if self._recovery.is_over:
+            plans += self.demoter.take_plans(now_s)
         gone, self._useless = self._useless + self._manager.take_gone(self._tier), []
         generation, self._generation = self._generation, ""
         return TierOrders(generation=generation, gone=gone, plans=plans)
@@ -119,16 +121,27 @@ class LowerTier:
         self._recovery = Recovery(())
         self._useless = []
         self.demoter.clear()
+        self.promoter.reset()
+
+    def _fit_capacity(self) -> None:
+        """Give the tier the size that every owner has room for; blocks in use leave it later."""
+        num_free = self._manager.num_free_blocks(self._tier)
+        if num_free + self._manager.num_used_blocks(self._tier) != self.capacity_blocks:
+            self._manager.resize(self.capacity_blocks, tier=self._tier)
 
     def _restore_some(self) -> None:
         """Let the index take in a part of what was recovered."""
         num_blocks = 0
         while num_blocks < _RESTORED_BLOCKS_A_STEP and (chain := self._recovery.next_chain()):
-            num_blocks += len(chain)
-            num_used = self._manager.num_used_blocks(self._tier)
-            num_known = self._manager.restore(chain, tier=self._tier)
-            num_new = self._manager.num_used_blocks(self._tier) - num_used
-            self._recorder.add("restored_blocks", max(0, num_new))
-            self._useless += chain[num_known:]
+            num_blocks += len(chain.keys) - chain.num_given + _BLOCKS_A_CHAIN
+            self._restore(chain)
         if num_blocks < _RESTORED_BLOCKS_A_STEP:
-            self._useless += self._recovery.take_useless()
+            self._useless += self._recovery.take_useless(_RESTORED_BLOCKS_A_STEP)
+
+    def _restore(self, chain: FoundChain) -> None:
+        """Let the index take in what is new of `chain`, unless blocks before that have left it."""
+        keys, num_known = chain
+        if self._manager.look(keys, tier=self._tier).num_known >= num_known:
+            num_known = self._manager.restore(keys, tier=self._tier)
+        self._recorder.add("restored_blocks", num_known - chain.num_given)
+        self._useless += keys[num_known:]

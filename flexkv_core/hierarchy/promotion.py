@@ -1,11 +1,13 @@
 """Blocks of a lower tier are brought into host memory before they are offered to an engine."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexkv_core.hierarchy.flights import Flights
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.hierarchy.rate import Rate
+from flexkv_core.index.radix import Presence
 from flexkv_core.job import Completion
 from flexkv_core.manager import CacheManager
 from flexkv_core.metrics import Recorder
@@ -34,6 +36,7 @@ class Promoter:
     Only so many blocks are asked for as the tier has lately been fast enough to bring in that
     time, and none where it is slower than computing. Blocks that are on their way for another
     request are waited for and not asked for again. Together they take half the host tier at most.
+    A tier that fails, or does not answer by the deadline, is not waited for, except on trial.
 
     Thread: scheduler thread only.
     """
@@ -105,14 +108,19 @@ class Promoter:
         flight = self._flights.end(completion.job_id)
         if flight is None:
             return False
-        self._speed.note(completion.num_blocks, completion.seconds, now_s)
-        answered = completion.status not in (Status.ERROR, Status.TIMEOUT)
-        self._health.note(ok=answered, now_s=now_s)
-        self._recorder.add("promoted_blocks", completion.num_blocks)
-        if completion.status not in (Status.OK, Status.TIMEOUT):
-            bad_block = flight.first_block + completion.num_blocks
-            self._manager.drop_from(flight.keys[: bad_block + 1], tier=self._tier)
+        if completion.status in (Status.OK, Status.TIMEOUT):
+            self._speed.note(completion.num_blocks, completion.seconds, now_s)
+        if completion.status is not Status.TIMEOUT:
+            self._health.note(ok=completion.status is not Status.ERROR, now_s=now_s)
+            if completion.num_lost:
+                bad_block = flight.first_block + completion.num_blocks
+                self._manager.drop_from(flight.keys[: bad_block + 1], tier=self._tier)
+        self._recorder.add("promoted_blocks", completion.num_published)
         return True
+
+    def reset(self) -> None:
+        """Forget what is read, after the manager was reset."""
+        self._flights.disown()
 
     def _begin(
         self,
@@ -123,42 +131,46 @@ class Promoter:
     ) -> _Wait:
         """Start copying what is worth it; the wait is over at once if nothing is."""
         host = self._manager.look(keys, tier="host")
-        end_block = self._manager.look(keys, tier=self._tier).num_ready
-        num_blocks = end_block - host.num_ready
+        num_blocks = self._manager.look(keys, tier=self._tier).num_ready - host.num_ready
         patience_s = self._timeout_s
         if block_compute_s is not None:
             patience_s = min(patience_s, num_blocks * block_compute_s / 2)
-        wait = _Wait(end_block, now_s, now_s + patience_s)
+        wait = _Wait(host.num_ready, now_s, now_s + patience_s)
         if num_blocks > 0 and patience_s > 0:
-            num_blocks = self._num_worth(num_blocks, patience_s, now_s, block_compute_s)
-            wait.end_block = host.num_ready + num_blocks
-            if wait.end_block > host.num_known and self._allows(now_s):
-                self._plans += self._flights.start(
-                    request_id, keys, wait.end_block, wait.deadline_s
-                )
+            num_in_time = self._num_in_time(host, patience_s, now_s, block_compute_s)
+            num_worth = min(num_blocks, num_in_time)
+            self._recorder.add("promotion_slow_blocks", num_blocks - num_worth)
+            if self._ask(request_id, keys, host.num_ready + num_worth, wait):
+                wait.end_block += num_worth
         self._look_again(wait, keys, now_s)
         return wait
 
-    def _num_worth(
-        self, num_blocks: int, patience_s: float, now_s: float, block_compute_s: float | None
+    def _num_in_time(
+        self, host: Presence, patience_s: float, now_s: float, block_compute_s: float | None
     ) -> int:
-        """Return how many blocks come in time, behind those that are under way."""
+        """Return how many blocks behind the ready ones of `host` are expected in `patience_s`."""
         block_s = self._speed.seconds_for(1, now_s)
-        if block_s is None:
-            return num_blocks
-        num_in_time = int(patience_s / block_s) if block_s else num_blocks
+        if not block_s:
+            return sys.maxsize
         if block_compute_s is not None and block_s >= block_compute_s:
-            num_in_time = 0
-        num_worth = max(0, min(num_blocks, num_in_time - self._flights.num_blocks))
-        self._recorder.add("promotion_slow_blocks", num_blocks - num_worth)
-        return num_worth
+            return 0
+        num_under_way = host.num_known - host.num_ready
+        num_of_others = max(0, self._flights.num_blocks - num_under_way)
+        return max(0, int(patience_s / block_s) - num_of_others)
 
-    def _allows(self, now_s: float) -> bool:
-        """Return whether the tier may be asked; one that does not answer has failed, too."""
-        if self._flights.has_overdue(now_s) and not self._health.is_off:
-            self._health.note(ok=False, now_s=now_s)
+    def _ask(
+        self, request_id: RequestId, keys: Sequence[BlockKey], end_block: int, wait: _Wait
+    ) -> bool:
+        """Start copies up to `end_block`; return whether it makes sense to wait for it."""
+        if self._flights.find_silence(wait.since_s):
+            self._health.switch_off("does not answer", wait.since_s)
+        if not self._health.allows(wait.since_s):
             return False
-        return self._health.allows(now_s)
+        started = self._flights.start(request_id, keys, end_block, wait.deadline_s)
+        if started:
+            self._health.begin(wait.since_s)
+            self._plans += started
+        return bool(started) or not self._health.is_off
 
     def _look_again(self, wait: _Wait, keys: Sequence[BlockKey], now_s: float) -> None:
         """End `wait` if its blocks are there, if no more of them come, or if it is too late."""

@@ -7,6 +7,9 @@ __all__ = ["Rate"]
 _FADING = 0.75
 """What an earlier measurement weighs against the next one."""
 
+_TELLING_S = 0.01
+"""Where a deadline leaves less, that nothing came says nothing of the speed."""
+
 
 class Rate:
     """A speed, smoothed over the last few measurements, and unknown when there is no recent one.
@@ -24,6 +27,8 @@ class Rate:
 
     def note(self, amount: float, seconds: float, now_s: float) -> None:
         """Take in that `amount`, perhaps nothing, took `seconds`."""
+        if not amount and seconds < _TELLING_S:
+            return
         weight = _FADING if self._is_known(now_s) else 0.0
         self._amount = weight * self._amount + amount
         self._seconds = weight * self._seconds + seconds

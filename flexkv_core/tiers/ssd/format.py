@@ -96,7 +96,7 @@ class Superblock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             return None
         try:
             return msgspec.json.decode(text, type=cls)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
 

@@ -4,11 +4,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import pairwise
 
 from flexkv_core.plan import StoredKey
 from flexkv_core.tiers.ssd.column import ColumnStore
 from flexkv_core.tiers.ssd.counts import Counts
+from flexkv_core.tiers.ssd.files import HeaderFile
 from flexkv_core.tiers.ssd.format import PAGE_BYTES, CellHeader
 from flexkv_core.tiers.ssd.slab import Slab
 from flexkv_core.types import BlockKey
@@ -33,11 +35,7 @@ class Recovery:
     """
 
     def __init__(self, columns: Sequence[ColumnStore], counts: Counts) -> None:
-        """Begin with the slabs that the columns have now.
-
-        Raises:
-            OSError: The process has too many files open.
-        """
+        """Begin with the slabs that the columns have now."""
         self._columns = columns
         self._counts = counts
         self._found: deque[StoredKey] = deque()
@@ -71,14 +69,22 @@ class Recovery:
 
     def _run(self, scans: Sequence[tuple[ColumnStore, "_Scan"]]) -> None:
         for column, scan in scans:
-            for first_slot, headers in scan.batches():
-                if self._stop.is_set():
-                    break
-                for stored in column.learn(scan.slab, first_slot, headers):
-                    self._note(stored)
-            scan.close()
+            self._scan(column, scan)
         if not self._stop.is_set():
             self._end()
+
+    def _scan(self, column: ColumnStore, scan: "_Scan") -> None:
+        """Read one slab; without its headers it is of no use."""
+        try:
+            with closing(HeaderFile(scan.slab.path)) as file:
+                for first_slot, headers in scan.batches(file):
+                    if self._stop.is_set():
+                        return
+                    for stored in column.learn(scan.slab, first_slot, headers):
+                        self._note(stored)
+        except OSError as error:
+            logger.warning("ssd.not_recovered path=%s: %s", scan.slab.path, error.strerror)
+            column.space.retire([scan.slab])
 
     def _note(self, stored: StoredKey) -> None:
         if self._is_whole(stored):
@@ -106,32 +112,29 @@ class Recovery:
 
 
 class _Scan:
-    """Reads the headers of one slab; those that are added later are none of its business."""
+    """The headers of one slab; those that are added later are none of its business."""
 
     def __init__(self, slab: Slab, counts: Counts) -> None:
         self.slab = slab
         self._slots = range(len(slab.slots))
-        self._file = slab.open_headers()
         self._counts = counts
 
-    def batches(self) -> Iterator[tuple[int, list[CellHeader | None]]]:
+    def batches(self, file: HeaderFile) -> Iterator[tuple[int, list[CellHeader | None]]]:
         """Yield the first slot and the headers of a batch while the disk fetches the next."""
+        offset_of = self.slab.size_with
         starts = self._slots[::_BATCH_SLOTS]
         batches = [self._slots[start : start + _BATCH_SLOTS] for start in starts]
         for batch, following in pairwise([range(0), *batches, range(0)]):
             for slot in following:
-                self._file.prefetch(self.slab.size_with(slot))
+                file.prefetch(offset_of(slot))
             if batch:
-                yield batch.start, [self._header(slot) for slot in batch]
-                self._file.drop(self.slab.size_with(batch.start), len(batch) * self.slab.slot_bytes)
+                yield batch.start, [self._header(file, offset_of(slot)) for slot in batch]
+                file.drop(offset_of(batch.start), len(batch) * self.slab.slot_bytes)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _header(self, slot: int) -> CellHeader | None:
+    def _header(self, file: HeaderFile, offset: int) -> CellHeader | None:
+        """Return a header; None where the disk cannot read it, as good as an empty slot."""
         try:
-            page = self._file.read(self.slab.size_with(slot), PAGE_BYTES)
+            page = file.read(offset, PAGE_BYTES)
         except OSError:
             self._counts.add("ssd_io_errors")
             return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexkv_core.plan import Status
-from flexkv_core.tiers.ssd.files import HeaderFile, SlabFile
+from flexkv_core.tiers.ssd.files import SlabFile
 from flexkv_core.tiers.ssd.format import (
     PAGE_BYTES,
     CellHeader,
@@ -175,14 +175,6 @@ class Slab:
                 payload_checksum=checksum(cell.place),
             ).pack()
         self._file.write(self._buffers(pages, cells), self.size_with(first_slot))
-
-    def open_headers(self) -> HeaderFile:
-        """Open the file once more, to read headers; that outlives `close`.
-
-        Raises:
-            OSError: The process has too many files open.
-        """
-        return HeaderFile(self._file)
 
     def header_of(self, page: bytes | memoryview) -> CellHeader | None:
         """Return the header at the beginning of `page`; None if it is none of this column."""

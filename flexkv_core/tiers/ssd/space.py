@@ -30,8 +30,9 @@ _RETRY_S = 60.0
 class Space:
     """Where the slots of one column come from.
 
-    Thread: any. `lock` guards `slabs` and their slot tables and is never held during I/O; a second
-    lock lets one call at a time make slabs grow: only calls that need the room wait for it.
+    Thread: any. `lock` guards `slabs` and their slot tables and is never held during I/O. A second
+    lock, `_changing`, lets one call at a time make, grow or retire slabs; what waits for it are
+    calls that found no room. Where both are taken, `_changing` comes first.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Space:
         self._retry_s: dict[Directory, float] = dict.fromkeys(directories, 0.0)
         self._turn = 0
         self._is_closed = False
-        self._growing = threading.Lock()
+        self._changing = threading.Lock()
 
     @property
     def num_slots(self) -> int:
@@ -100,7 +101,7 @@ class Space:
         run = self._take_free(num_slots)
         if run is not None:
             return run
-        with self._growing:
+        with self._changing:
             run = self._take_free(num_slots)  # another call may have made room meanwhile
             if run is None and self._grow():
                 run = self._take_free(num_slots)
@@ -114,24 +115,40 @@ class Space:
         if is_over:
             slab.close()
 
+    def retire(self, slabs: Sequence[Slab]) -> None:
+        """Forget slabs and all keys in them; they stay locked until no call uses them."""
+        with self._changing:
+            self._retire(slabs)
+
     def drop_lost(self) -> None:
-        """Retire slabs whose files are gone, and all keys in them."""
+        """Retire slabs that somebody has deleted."""
         with self.lock:
             lost = [slab for slab in self.slabs if slab.is_lost]
         if lost:
             logger.warning("ssd.slabs_lost paths=%s", [str(slab.path) for slab in lost])
-            self._retire(lost)
+            self.retire(lost)
 
     def unlink(self) -> None:
         """Delete the files of all slabs: nobody will find their blocks again."""
-        for slab in self.slabs:
-            slab.unlink()
+        with self._changing:
+            for slab in self.slabs:
+                slab.unlink()
 
     def close(self) -> None:
-        """Leave the slabs to others, as soon as no call uses them; there is no room from now on."""
-        with self._growing:
+        """Retire all slabs and never make another."""
+        with self._changing:
             self._is_closed = True
             self._retire(self.slabs)
+
+    def _retire(self, slabs: Sequence[Slab]) -> None:
+        with self.lock:
+            retired = [slab for slab in slabs if not slab.is_retired]
+            self.slabs = tuple(slab for slab in self.slabs if slab not in retired)
+            for slab in retired:
+                slab.is_retired = True
+            idle = [slab for slab in retired if slab.slots.is_idle]
+        for slab in idle:
+            slab.close()
 
     def _take_free(self, num_slots: int) -> tuple[Slab, range] | None:
         """Take slots from the slabs in turn: what is written together is spread over drives."""
@@ -190,16 +207,6 @@ class Space:
         if slab is not None:
             with self.lock:
                 self.slabs += (slab,)
-
-    def _retire(self, slabs: Iterable[Slab]) -> None:
-        with self.lock:
-            retired = [slab for slab in slabs if not slab.is_retired]
-            self.slabs = tuple(slab for slab in self.slabs if slab not in retired)
-            for slab in retired:
-                slab.is_retired = True
-            idle = [slab for slab in retired if slab.slots.is_idle]
-        for slab in idle:
-            slab.close()
 
     def _found(self) -> list[tuple[Directory, Path]]:
         """List this column's slabs of all directories in the order of adoption."""

@@ -1,5 +1,6 @@
 """Slabs as engines leave them, built from the format alone; the command, run in this process."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flexkv_core.cli import ls, slab_reader, verify
 from flexkv_core.cli.main import main
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
@@ -156,6 +158,18 @@ def problems(flexkv, tmp_path):
         return [(found["kind"], found["slot"]) for slab in slabs for found in slab["problems"]]
 
     return run
+
+
+@pytest.fixture
+def mebibyte_slabs(monkeypatch):
+    """What a file takes on the disk differs, and is known late: here it is 1 MiB for each slab."""
+
+    def read_slab(*arguments, **options):
+        slab = slab_reader.read_slab(*arguments, **options)
+        return dataclasses.replace(slab, bytes_on_disk=2**20)
+
+    for module in (ls, verify):
+        monkeypatch.setattr(module, "read_slab", read_slab)
 
 
 @pytest.fixture

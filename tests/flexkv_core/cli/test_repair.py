@@ -82,7 +82,7 @@ def test_a_slab_in_use_is_left_alone(contents, flexkv, make_slab, tmp_path, is_t
 
 
 def test_another_versions_slab_is_never_deleted(contents, make_slab, mend):
-    make_slab().write_at(0, b"FLEXKVS2")
+    make_slab().write_at(0, b"FLEXKVS2" + b"x" * 40)
     before = contents()
 
     assert mend() == 1
@@ -92,6 +92,7 @@ def test_another_versions_slab_is_never_deleted(contents, make_slab, mend):
 def test_a_misplaced_slab_is_never_changed(contents, make_slab, mend):
     slab = make_slab(is_temporary=True).write_chain(2)
     slab.flip(slab.offset(0))
+    os.truncate(slab.path, slab.offset(2) - 1)
     slab.path.rename(make_slab(head=4).path.parent / "moved.slab")
     before = contents()
 

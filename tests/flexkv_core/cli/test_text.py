@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from flexkv_core.cli import text
-from flexkv_core.cli.text import Progress, bytes_text, printable, table, time_text
+from flexkv_core.cli.text import Progress, bytes_text, counted, printable, table, time_text
 
 NASTY = "\x1b[31m\n\r\x07\x7f\x9b\u202e\udcff"
 
@@ -22,6 +22,10 @@ NASTY = "\x1b[31m\n\r\x07\x7f\x9b\u202e\udcff"
 )
 def test_sizes_have_units(num_bytes, expected):
     assert bytes_text(num_bytes) == expected
+
+
+def test_one_is_no_plural():
+    assert [counted(n, "cell") for n in (0, 1, 1204)] == ["0 cells", "1 cell", "1,204 cells"]
 
 
 def test_no_letter_reaches_a_terminal_unless_it_is_printable():

@@ -1,47 +1,189 @@
-"""Namespaces, columns, host memory and tiers for the tests of the SSD tier."""
+"""Namespaces, columns, and tiers with host memory for the tests of the SSD tier."""
 
-import msgspec
+import numpy as np
 import pytest
 
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
+from flexkv_core.plan import Status
+from flexkv_core.testing.doubles import ManualClock
+from flexkv_core.testing.geometry import POISON
 from flexkv_core.tiers.base import TierBlock
 from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.ssd.format import PAGE_BYTES, Superblock, column_identity
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
 
 CELL_BYTES = 8192
-SLOT_BYTES = 4096 + CELL_BYTES
-NUM_HOST_SLOTS = 16
+SLOT_BYTES = PAGE_BYTES + CELL_BYTES
+NUM_HOST_SLOTS = 64
+DEFAULTS = {"quota_bytes": 64 << 20, "leftover_bytes": 1 << 30}
+
+NAMESPACE = Namespace(
+    model="model",
+    weight_version="",
+    weight_quantization="",
+    kv_cache_dtype="bfloat16",
+    kv_scales="",
+    overrides="",
+    num_layers=4,
+    num_kv_heads=2,
+    key_head_size=64,
+    value_head_size=64,
+    draft_model="",
+    num_draft_layers=0,
+    block_tokens=16,
+    block_format="cells",
+    block_format_version=1,
+    cell_heads=1,
+    cell_layers=4,
+    user="",
+)
+COLUMNS = [Column(first_head=head, num_heads=1, first_layer=0, num_layers=4) for head in range(2)]
+
+
+def key_of(number):
+    return (number + 1).to_bytes(4, "big") * 8
+
+
+def content_of(number, num_bytes):
+    """Return bytes that no other block has anywhere, nor this one anywhere else."""
+    first = (number + 1) << 32
+    return np.arange(first, first + num_bytes // 8, dtype=np.uint64).tobytes()
+
+
+class Rank:
+    """A tier and the host memory it is opened on; block `number` has key and content of its own."""
+
+    def __init__(self, directories, columns, cell_bytes, namespace, **options):
+        self.block_bytes = len(columns) * cell_bytes
+        self.host = HostPool.create(NUM_HOST_SLOTS, self.block_bytes)
+        self.stride = self.host.slot_stride
+        engine_id = options.pop("engine_id", "engine")
+        self.clock = options.pop("clock", ManualClock())
+        self.tier = SsdTier(
+            self.host.buffer,
+            namespace,
+            columns,
+            cell_bytes,
+            SsdOptions(**{**DEFAULTS, "directories": tuple(directories), **options}),
+            engine_id,
+            clock=self.clock,
+        )
+        self.tier.wait_recovered()
+
+    def blocks(self, numbers):
+        return [
+            TierBlock(key_of(number), key_of(number - 1) if number else None, slot * self.stride)
+            for slot, number in enumerate(numbers)
+        ]
+
+    def place(self, slot):
+        return self.host.buffer[slot * self.stride :][: self.block_bytes]
+
+    def write(self, numbers):
+        """Store blocks, a few in each call, as a lane does."""
+        statuses = []
+        for some in _batches(numbers):
+            for slot, number in enumerate(some):
+                self.place(slot)[:] = content_of(number, self.block_bytes)
+            statuses += self.tier.write(self.blocks(some), None)
+        return statuses
+
+    def read(self, numbers):
+        """Read blocks; whatever is OK has the right bytes, or the test fails."""
+        statuses = []
+        for some in _batches(numbers):
+            self.host.buffer[:] = bytes([POISON]) * len(self.host.buffer)
+            results = self.tier.read(self.blocks(some), None)
+            for slot, (number, status) in enumerate(zip(some, results, strict=True)):
+                if status is Status.OK:
+                    assert content_of(number, self.block_bytes) == self.place(slot)
+            statuses += results
+        return statuses
+
+    def recovered(self):
+        """Return the numbers of all blocks that the tier reports."""
+        found = []
+        while not self.tier.is_recovered:
+            found += self.tier.take_recovered(7)
+        return sorted(int.from_bytes(stored.key[:4], "big") - 1 for stored in found)
+
+    def close(self):
+        self.tier.close()
+        self.host.close()
+
+
+def _batches(numbers):
+    numbers = list(numbers)
+    return [numbers[at : at + 8] for at in range(0, len(numbers), 8)]
+
+
+def superblock_of(column=COLUMNS[0], *, namespace=NAMESPACE, **changes):
+    """Return what the slabs of a column say of themselves."""
+    fields = {
+        "namespace": namespace,
+        "column": column.name,
+        "identity": column_identity(namespace, column).hex(),
+        "cell_bytes": CELL_BYTES,
+    }
+    return Superblock(**{**fields, **changes})
+
+
+class Disk:
+    """A directory that outlives the tiers that are opened on it."""
+
+    namespace = NAMESPACE
+    columns = COLUMNS
+    cell_bytes = CELL_BYTES
+    slot_bytes = SLOT_BYTES
+    key = staticmethod(key_of)
+    content = staticmethod(content_of)
+
+    def __init__(self, path):
+        self.path = path
+        self.ranks = []
+
+    def open(self, *, columns=COLUMNS[:1], directories=None, namespace=NAMESPACE, **options):
+        """Open a tier and find everything that is there."""
+        cell_bytes = options.pop("cell_bytes", CELL_BYTES)
+        directories = [self.path] if directories is None else directories
+        self.ranks.append(Rank(directories, columns, cell_bytes, namespace, **options))
+        return self.ranks[-1]
+
+    def store(self, numbers, **options):
+        """Let a tier that is closed again store blocks."""
+        rank = self.open(**options)
+        assert set(rank.write(numbers)) == {Status.OK}
+        rank.close()
+
+    superblock = staticmethod(superblock_of)
+
+    def slabs(self):
+        return sorted(self.path.rglob("*.slab"))
+
+    @property
+    def size(self):
+        return sum(slab.stat().st_size for slab in self.slabs())
+
+    def close(self):
+        for rank in self.ranks:
+            rank.close()
 
 
 @pytest.fixture
-def namespace():
-    return Namespace(
-        model="model",
-        weight_version="",
-        weight_quantization="",
-        kv_cache_dtype="bfloat16",
-        kv_scales="",
-        overrides="",
-        num_layers=4,
-        num_kv_heads=2,
-        key_head_size=64,
-        value_head_size=64,
-        draft_model="",
-        num_draft_layers=0,
-        block_tokens=16,
-        block_format="cells",
-        block_format_version=1,
-        cell_heads=1,
-        cell_layers=4,
-        user="",
-    )
+def disk(tmp_path):
+    disk = Disk(tmp_path / "ssd")
+    yield disk
+    disk.close()
 
 
 @pytest.fixture
-def columns():
-    """Return two columns: the heads of a model that two ranks may share."""
-    return [
-        Column(first_head=head, num_heads=1, first_layer=0, num_layers=4) for head in range(2)
-    ]
+def small_steps(monkeypatch):
+    """Let slabs grow by four slots at a time."""
+    monkeypatch.setattr("flexkv_core.tiers.ssd.space._MIN_STEP_BYTES", 4 * SLOT_BYTES)
+
+
+@pytest.fixture(scope="session")
+def superblock():
+    return superblock_of()

@@ -1,0 +1,120 @@
+"""FlexKV with an SSD tier that a test can look into, and a disk that it can break.
+
+Loaded by vLLM through `kv_connector_module_path`. Requests wait for SSD as long as the option
+`promotion_timeout_s` says, whatever computing would take: what a test sees does not depend on how
+busy the machine is.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from sabotage import SabotagedConnector
+from typing_extensions import override
+
+from flexkv_connectors.common.prefill_speed import PrefillSpeed
+from flexkv_connectors.vllm import scheduler
+from flexkv_core.tiers.ssd import slab
+from flexkv_core.tiers.ssd.files import SlabFile
+
+Fate = Literal["work", "fail", "hang"]
+
+
+class UnknownSpeed(PrefillSpeed):
+    """Never says how long computing takes."""
+
+    @override
+    def seconds_for(self, num_tokens: int, now_s: float) -> float | None:
+        return None
+
+
+class BreakableFile(SlabFile):
+    """Reads and writes as the test last said, which holds for the whole process.
+
+    fail: the system says EIO.
+    hang: nothing returns before the fate is another one.
+    """
+
+    reads: Fate = "work"
+    writes: Fate = "work"
+    changed = threading.Condition()
+
+    @override
+    def read(self, buffers: Sequence[memoryview], offset: int) -> int:
+        self._suffer("reads")
+        return super().read(buffers, offset)
+
+    @override
+    def write(self, buffers: Sequence[memoryview], offset: int) -> None:
+        self._suffer("writes")
+        super().write(buffers, offset)
+
+    def _suffer(self, direction: str) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: getattr(self, direction) != "hang")
+        if getattr(self, direction) == "fail":
+            raise OSError(5, "a test said so")
+
+
+scheduler.PrefillSpeed = UnknownSpeed  # type: ignore[misc] what the scheduler half makes
+slab.SlabFile = BreakableFile  # type: ignore[misc] what slabs are made of
+
+
+class SsdGlassConnector(SabotagedConnector):
+    """The connector under test. Each added method belongs to one role's instance."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._event_counts: Counter[str] = Counter()
+
+    @override
+    def take_events(self) -> list[Any]:
+        events = list(super().take_events())
+        for event in events:
+            name = f"{type(event).__name__} {getattr(event, 'medium', '')}"
+            self._event_counts[name] += len(getattr(event, "block_hashes", [0]))
+        return events
+
+    def event_counts(self) -> dict[str, int]:
+        """Scheduler: return how many blocks were announced, by event and medium."""
+        return dict(self._event_counts)
+
+    def ready_keys(self, tier: str) -> list[str]:
+        """Scheduler: return the blocks that `tier` would be asked for, in hex."""
+        manager = self._scheduler.manager
+        if manager is None:
+            return []
+        shelf = manager._shelves[tier, 0]
+        nodes = [manager._index.root]
+        keys = []
+        for node in nodes:
+            nodes += node.children.values()
+            held = node.residencies[shelf.index]
+            keys += node.keys[: held.num_ready] if held is not None else []
+        return [key.hex() for key in keys]
+
+    def break_disk(self, reads: Fate = "work", writes: Fate = "work") -> None:
+        """Worker: decide what the disk does from now on."""
+        with BreakableFile.changed:
+            BreakableFile.reads, BreakableFile.writes = reads, writes
+            BreakableFile.changed.notify_all()
+
+    def trust_disk(self) -> None:
+        """Worker: believe whatever is read, as a cache without checksums does."""
+        slab.Slab._is_valid = lambda *_: True  # type: ignore[method-assign]
+
+    def head_digests(self, page_ids: list[int]) -> list[list[str]]:
+        """Worker: digest each of this rank's KV heads by itself, in each page, over all layers."""
+        from hashlib import sha256
+
+        layers = [cache.view(torch.uint8).numpy() for cache in self._kv_caches.values()]
+        num_heads = layers[0].shape[1]
+        return [
+            [
+                sha256(b"".join(layer[page, head].tobytes() for layer in layers)).hexdigest()
+                for head in range(num_heads)
+            ]
+            for page in page_ids
+        ]
