@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flexkv_core.admission import Admission
+from flexkv_core.hierarchy.admission import Admission
 from flexkv_core.hierarchy.flights import Flights
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.job import Completion

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from flexkv_core.admission import Admission, _SeenKeys, _Shadow
+from flexkv_core.hierarchy.admission import Admission, _SeenKeys, _Shadow
 from flexkv_core.types import BlockKey
 
 CAPACITY = 2000
