@@ -14,8 +14,11 @@ HERE = Path(__file__).parent
 QUICK: dict[str, tuple[str, ...]] = {
     "control_plane": ("--rounds", "2", "--tree", "10000"),
     "copy_lane": ("--rounds", "2"),
+    "ssd_lane": ("--rounds", "1"),
+    "ssd_restart": ("--rounds", "1", "--blocks", "10000"),
     "trace_replay": ("--requests", "1000"),
     "vllm_end_to_end": ("--quick",),
+    "vllm_restart": ("--quick",),
 }
 """All benchmarks, and what makes each of them quick."""
 

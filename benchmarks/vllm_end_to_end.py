@@ -164,7 +164,7 @@ def measure_first_token(workshop: Workshop, size: Size) -> Iterator[Row]:
     visits: dict[tuple[str, int], list[Row]] = {}
     for _, name in turns(size.rounds, list(engines)):
         for num_tokens in size.prompt_tokens:
-            visit = visit_three_times(engines[name], workshop, num_tokens)
+            visit = visit_three_times(engines[name], workshop, workshop.prompt(num_tokens))
             visits.setdefault((name, num_tokens), []).append(visit)
     for name, num_tokens in itertools.product(engines, size.prompt_tokens):
         counted = visits[name, num_tokens][1:]
@@ -201,9 +201,8 @@ def turns(rounds: int, names: list[str]) -> Iterator[tuple[int, str]]:
             yield number, name
 
 
-def visit_three_times(engine: Engine, workshop: Workshop, num_tokens: int) -> Row:
-    """Ask for the same prompt cold, again, and once more after vLLM's own cache was dropped."""
-    prompt = workshop.prompt(num_tokens)
+def visit_three_times(engine: Engine, workshop: Workshop, prompt: list[int]) -> Row:
+    """Ask for a new prompt cold, again, and once more after vLLM's own cache was dropped."""
     cold = engine.call("first_token", prompt)
     local = engine.call("first_token", prompt)
     engine.call("forget")
