@@ -12,7 +12,7 @@ OUTSIDE := $(or $(TMPDIR),/tmp)
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat that is cold, then hit from host memory
+demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat cold, from host memory, from SSD after a kill
 	@PYTHONSAFEPATH= $(BIN)/python -m demo
 
 test: $(ENGINE) ## Run everything, real vLLM included (under 40 minutes on 2 cores)
