@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from flexkv_core.layout import Column
-from flexkv_core.namespace import Namespace
 from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
 from flexkv_core.testing.geometry import POISON
+from flexkv_core.testing.namespaces import make_namespace
 from flexkv_core.tiers.base import TierBlock
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.ssd.format import PAGE_BYTES, Superblock, column_identity
@@ -19,26 +19,7 @@ SLOT_BYTES = PAGE_BYTES + CELL_BYTES
 NUM_HOST_SLOTS = 64
 DEFAULTS = {"quota_bytes": 64 << 20, "leftover_bytes": 1 << 30}
 
-NAMESPACE = Namespace(
-    model="model",
-    weight_version="",
-    weight_quantization="",
-    kv_cache_dtype="bfloat16",
-    kv_scales="",
-    overrides="",
-    num_layers=4,
-    num_kv_heads=2,
-    key_head_size=64,
-    value_head_size=64,
-    draft_model="",
-    num_draft_layers=0,
-    block_tokens=16,
-    block_format="cells",
-    block_format_version=1,
-    cell_heads=1,
-    cell_layers=4,
-    user="",
-)
+NAMESPACE = make_namespace()
 COLUMNS = [Column(first_head=head, num_heads=1, first_layer=0, num_layers=4) for head in range(2)]
 
 
