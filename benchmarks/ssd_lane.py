@@ -31,6 +31,7 @@ from benchmarks.rows import Row
 from flexkv_core.layout import Column
 from flexkv_core.plan import HostSlots, Status, StoredBlocks, TransferPlan
 from flexkv_core.testing.namespaces import make_namespace
+from flexkv_core.tiers.base import TierBlock
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
@@ -60,12 +61,8 @@ class Drive:
         self._pool = HostPool.create(self._num_blocks, cell_bytes)
         noise = np.random.default_rng(1).integers(0, 256, PAYLOAD_BYTES, np.uint8)
         np.frombuffer(self._pool.buffer, np.uint8)[:PAYLOAD_BYTES] = noise
-        column = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
-        options = SsdOptions(directories=(folder,), quota_bytes=2 * PAYLOAD_BYTES + (64 << 20))
-        namespace = make_namespace()
-        self._tier = SsdTier(
-            self._pool.buffer, namespace, [column], cell_bytes, options, engine_id="benchmark"
-        )
+        self._folder, self._cell_bytes = folder, cell_bytes
+        self._tier = self._open()
         self._numbers = itertools.count()
         self._keys: list[BlockKey] = []
         self.write(depth=8)
@@ -83,10 +80,37 @@ class Drive:
         keys = random.sample(self._keys, len(self._keys))
         return self._run(depth, keys, is_read=True)
 
+    def reopen(self) -> int:
+        """Close the tier and open another one on its files; return how many blocks it finds."""
+        self._tier.close()
+        self._tier = self._open()
+        self._tier.wait_recovered()
+        return len(self._tier.take_recovered(self._num_blocks))
+
+    def count_readable(self) -> int:
+        """Return how many blocks a read of each by itself gives out."""
+        blocks = [TierBlock(key, None, 0) for key in self._keys]
+        statuses = [self._tier.read([block], None)[0] for block in blocks]
+        return statuses.count(Status.OK)
+
     def close(self) -> None:
         """Give everything back."""
         self._tier.close()
         self._pool.close()
+
+    def _open(self) -> SsdTier:
+        column = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
+        options = SsdOptions(
+            directories=(self._folder,), quota_bytes=2 * PAYLOAD_BYTES + (64 << 20)
+        )
+        return SsdTier(
+            self._pool.buffer,
+            make_namespace(),
+            [column],
+            self._cell_bytes,
+            options,
+            engine_id="benchmark",
+        )
 
     def _run(self, depth: int, keys: Sequence[BlockKey], *, is_read: bool) -> float:
         lane = TierLane(0, self._tier, self._pool, num_threads=depth)
