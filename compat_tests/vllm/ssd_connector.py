@@ -96,10 +96,10 @@ class SsdGlassConnector(SabotagedConnector):
             keys += node.keys[: held.num_ready] if held is not None else []
         return [key.hex() for key in keys]
 
-    def limit_waits(self, timeout_s: float, patience_s: float) -> None:
-        """Scheduler: let requests wait `timeout_s` for SSD, an idle engine `patience_s` for news."""
-        self._scheduler._ssd.promoter._timeout_s = timeout_s
-        self._scheduler._patience = Patience(patience_s)
+    def limit_waits(self, request_s: float, idle_s: float) -> None:
+        """Scheduler: decide how long requests wait for SSD, and an idle engine for news of it."""
+        self._scheduler._ssd.promoter._timeout_s = request_s
+        self._scheduler._patience = Patience(idle_s)
 
     def let_retry(self) -> None:
         """Scheduler: let a tier that is left alone be tried again now."""

@@ -77,7 +77,7 @@ def keys_of(prompt: list[int]) -> list[str]:
 
 
 def flip_byte(directory: Path, key: str, column: str = "*") -> None:
-    """Change one byte of a block on disk, in the columns of one name; no engine may have it open."""
+    """Change one byte of a block on disk, in the columns of one name; no engine may be running."""
     header = re.compile(rb"FLEXKVC1.{32}" + re.escape(bytes.fromhex(key)), re.DOTALL)
     num_flipped = 0
     for path in directory.glob(f"*/{column}/*.slab"):
