@@ -174,7 +174,7 @@ def test_without_checksums_the_flipped_byte_would_show_in_the_page(saved, third)
     assert equal == [block != BAD_BLOCK for block in range(NUM_PAGES)]
 
 
-def test_weights_with_a_name_keep_what_was_computed_since_they_were_changed(start):
+def test_weights_with_a_name_keep_what_was_computed_since_they_were_changed(saved, start):
     engine = start(weight_version="of the day")
     old = serve(engine, INTACT)
     change_weights(engine)
@@ -185,7 +185,7 @@ def test_weights_with_a_name_keep_what_was_computed_since_they_were_changed(star
 
     forgotten, found = serve(engine, INTACT), serve(engine, FRESH)
 
-    assert forgotten.num_cached_tokens == new.num_cached_tokens == 0
+    assert old.num_cached_tokens == new.num_cached_tokens == forgotten.num_cached_tokens == 0
     assert not set(forgotten.pages) & set(old.pages)
     assert found.num_cached_tokens == HIT_TOKENS
     assert (found.pages, found.tokens) == (new.pages, new.tokens)
