@@ -275,6 +275,10 @@ def test_files_and_folders_are_for_this_user_alone(disk):
 class TestGeneration:
     """After a reset."""
 
+    @pytest.fixture(params=[False, True], ids=["new name", "same name"])
+    def keeps_name(self, request):
+        return request.param
+
     def test_nothing_is_found_any_more(self, disk, columns):
         rank = disk.open(columns=columns)
         rank.write([1])
@@ -336,6 +340,20 @@ class TestGeneration:
         rank.tier.begin_generation("g", keeps_name=False)
         assert rank.tier.take_recovered(9) == []
         assert rank.tier.is_recovered
+
+    def test_what_was_planned_before_stays_out_of_what_comes_after(self, disk, keeps_name):
+        rank = disk.open()
+        planned_before = rank.tier.snapshot()
+        rank.tier.begin_generation("g", keeps_name=keeps_name)
+        assert planned_before.write(rank.blocks([1]), None) == [ERROR]
+        assert rank.read([1]) == [MISS]
+
+    def test_what_was_planned_before_reads_nothing_that_comes_after(self, disk, keeps_name):
+        rank = disk.open()
+        planned_before = rank.tier.snapshot()
+        rank.tier.begin_generation("g", keeps_name=keeps_name)
+        rank.write([1])
+        assert planned_before.read(rank.blocks([1]), None) == [MISS]
 
 
 def test_a_closed_tier_has_no_room(disk):
