@@ -69,14 +69,18 @@ class Space:
 
     @property
     def num_slots(self) -> int:
-        """Slots that there are and, unless every directory has just failed, all that may be."""
+        """Slots that there are, and more that may be.
+
+        All that the quota allows; if every directory has failed, one when one is to be tried again:
+        a failure costs whoever relies on this.
+        """
         with self.lock:
             num_slots = sum(len(slab.slots) for slab in self.slabs)
             directories = self._usable()
-            if not directories:
-                return num_slots
             num_new = sum(self._slab_in(directory) is None for directory in directories)
-            return num_slots + max(0, self._num_slots_in(self._room() - num_new * PAGE_BYTES))
+            num_more = max(0, self._num_slots_in(self._room() - num_new * PAGE_BYTES))
+            has_failed = all(self._retry_s.values())
+            return num_slots + (min(num_more, len(directories[:1])) if has_failed else num_more)
 
     def adopt(self) -> None:
         """Take over slabs of earlier processes, in this engine's own order, up to the quota."""

@@ -219,8 +219,18 @@ def test_a_full_disk_is_tried_again_later(make, monkeypatch, small_steps, clock)
     clock.advance(RETRY_S - 1)
     assert space.take(1) is None
     clock.advance(1)
-    assert space.num_slots == 10
     assert take_all(space) == 6
+    assert space.num_slots == 10
+
+
+def test_what_failed_is_promised_one_slot_to_be_tried_with(make, monkeypatch, small_steps, clock):
+    """A promise of all that may be would fail again and again, for all who rely on it."""
+    space = make(10)
+    space.take(4)
+    monkeypatch.setattr("os.posix_fallocate", fail)
+    space.take(1)
+    clock.advance(RETRY_S)
+    assert space.num_slots == 5
 
 
 def test_a_full_disk_is_mentioned_once(make, monkeypatch, caplog, clock):
