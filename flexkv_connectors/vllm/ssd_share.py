@@ -60,6 +60,7 @@ class SsdShare:
         self._rank = deployment.rank
         self._keeps_name = bool(cache.weight_version)
         self._is_recovered = False
+        self._capacity_blocks = -1
         load_lane = TierLane(deployment.rank, self._tier, pool)
         save_lane = TierLane(deployment.rank, self._tier, pool)
         self.lanes: Mapping[Route, Lane] = {
@@ -76,14 +77,17 @@ class SsdShare:
     def take_report(self) -> TierReport | None:
         """Return what the scheduler half has not heard yet, or None."""
         counts = self._tier.take_counts()
-        if self._is_recovered and not counts:
+        capacity_blocks = self._tier.capacity_blocks
+        has_news = counts or capacity_blocks != self._capacity_blocks
+        if self._is_recovered and not has_news:
             return None
+        self._capacity_blocks = capacity_blocks
         recovered = self._tier.take_recovered(_RECOVERED_A_REPORT)
         self._is_recovered = self._tier.is_recovered
         return TierReport(
             tier="ssd",
             rank=self._rank,
-            capacity_blocks=self._tier.capacity_blocks,
+            capacity_blocks=capacity_blocks,
             recovered=recovered,
             is_recovered=self._is_recovered,
             counts=counts,
