@@ -57,13 +57,13 @@ class Demoter:
         """Whether something waits to be copied."""
         return bool(self._waiting)
 
-    def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int = 0) -> int:
+    def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int) -> int:
         """Note that a request uses a chain; return how many leading blocks the tier should hold.
 
         Args:
             keys: Its full blocks.
             num_touched: Length of `keys` in the last call for the same request, 0 in the first.
-            num_admitted: What that call returned: on its way, if not in the tier yet.
+            num_admitted: What that call returned, 0 in the first: on its way, if not there yet.
         """
         if not num_touched:
             self._use(keys)
