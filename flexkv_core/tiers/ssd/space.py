@@ -136,13 +136,25 @@ class Space:
         """Delete the files of all slabs: nobody will find their blocks again."""
         with self._changing:
             for slab in self.slabs:
-                slab.unlink()
+                self._unlink(slab)
 
     def close(self) -> None:
         """Retire all slabs and never make another."""
         with self._changing:
             self._is_closed = True
             self._retire(self.slabs)
+
+    @staticmethod
+    def _unlink(slab: Slab) -> None:
+        try:
+            slab.unlink()
+        except OSError as error:
+            logger.warning(
+                "ssd.not_deleted path=%s: %s; it holds blocks from before a reset: delete it before"
+                " the next start",
+                slab.path,
+                error.strerror,
+            )
 
     def _retire(self, slabs: Sequence[Slab]) -> None:
         with self.lock:

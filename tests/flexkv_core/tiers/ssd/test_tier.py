@@ -1,5 +1,6 @@
 """The SSD tier as its users see it."""
 
+import errno
 import threading
 
 import msgspec
@@ -326,6 +327,24 @@ class TestGeneration:
         assert disk.slabs() == []
         assert rank.read([1]) == [MISS]
 
+    def test_old_slabs_that_cannot_be_deleted_are_emptied(self, disk, monkeypatch):
+        rank = disk.open()
+        rank.write([1])
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.unlink", _refuse)
+            rank.tier.begin_generation("g", keeps_name=True)
+        rank.close()
+        assert disk.open().recovered() == []
+
+    def test_a_disk_that_became_read_only_is_told_and_no_exception(self, disk, monkeypatch, caplog):
+        rank = disk.open()
+        rank.write([1])
+        monkeypatch.setattr("pathlib.Path.unlink", _refuse)
+        monkeypatch.setattr("os.ftruncate", _refuse)
+        rank.tier.begin_generation("g", keeps_name=True)
+        assert rank.read([1]) == [MISS]
+        assert str(disk.slabs()[0]) in caplog.text
+
     def test_under_a_name_of_the_user_a_restart_finds_what_was_stored_since(self, disk, columns):
         rank = disk.open(columns=columns)
         rank.write([1])
@@ -394,6 +413,10 @@ def test_a_slot_that_is_being_read_is_given_to_no_write(disk, monkeypatch):
     thread.join()
     assert results == [OK]
     assert rank.tier.write(rank.blocks([2]), None) == [OK]
+
+
+def _refuse(*_):
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def _hold(monkeypatch, verb, begun, may_go_on):
