@@ -126,8 +126,7 @@ class Space:
 
     def drop_lost(self) -> None:
         """Retire slabs that somebody has deleted."""
-        with self.lock:
-            lost = [slab for slab in self.slabs if slab.is_lost]
+        lost = [slab for slab in self.slabs if slab.is_lost]
         if lost:
             logger.warning("ssd.slabs_lost paths=%s", [str(slab.path) for slab in lost])
             self.retire(lost)
@@ -226,12 +225,16 @@ class Space:
 
     def _found(self) -> list[tuple[Directory, Path]]:
         """List this column's slabs of all directories in the order of adoption."""
-        found = [
-            (directory, path)
-            for directory in self._retry_s
-            for path in directory.folder(self._superblock).glob("*" + SLAB_SUFFIX)
-        ]
+        found = [(directory, path) for directory in self._retry_s for path in self._list(directory)]
         return sorted(found, key=lambda place: self._rank(place[1]))
+
+    def _list(self, directory: Directory) -> list[Path]:
+        folder = directory.folder(self._superblock)
+        try:
+            return list(folder.glob("*" + SLAB_SUFFIX))
+        except OSError as error:
+            logger.warning("ssd.not_adopted path=%s: %s", folder, error.strerror)
+            return []
 
     def _rank(self, path: Path) -> tuple[bytes, str]:
         return sha256(self._engine_id.encode() + path.name.encode()).digest(), str(path)

@@ -146,6 +146,7 @@ def test_a_reset_forgets_what_waits(rig):
     use_new(rig, "old")
     rig.manager.reset()
     rig.tier.reset()
+    assert not rig.tier.demoter.has_work
     assert take_plans(rig) == []
 
 

@@ -261,6 +261,32 @@ def test_a_slab_that_was_deleted_is_replaced(make, tmp_path):
     assert len(files(tmp_path)) == 1
 
 
+def test_the_lock_is_not_held_while_the_disk_is_asked(make, monkeypatch):
+    """A disk that is stuck would stop whoever only wants to look up a key."""
+    space = make(10)
+    space.take(1)
+    were_locked = []
+
+    def is_lost(_):
+        were_locked.append(space.lock.locked())
+        return False
+
+    monkeypatch.setattr(Slab, "is_lost", property(is_lost))
+    space.drop_lost()
+    assert were_locked == [False]
+
+
+def test_a_folder_that_cannot_be_listed_is_adopted_from_by_nobody(make, monkeypatch, caplog):
+    def fail_to_list(*_):
+        raise OSError(5, "Input/output error")
+
+    space = make(10)
+    monkeypatch.setattr("pathlib.Path.glob", fail_to_list)
+    space.adopt()
+    assert space.slabs == ()
+    assert "Input/output error" in caplog.text
+
+
 def test_a_slab_in_use_is_closed_by_its_last_call(make, tmp_path, disk):
     space = make(10)
     slab, slots = space.take(1)
