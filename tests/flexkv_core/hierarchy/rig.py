@@ -38,13 +38,14 @@ class Rig:
         self.owners = owners
         self.ssd_blocks = ssd_blocks
 
-    def recover(self, keys=(), *, rank=0, is_recovered=True, capacity_blocks=None):
-        """Let a rank report a chain that it has found."""
+    def recover(self, keys=(), *, first_block=0, rank=0, is_recovered=True, capacity_blocks=None):
+        """Let a rank report what it has found of a chain."""
+        pairs = [StoredKey(key, keys[at - 1] if at else None) for at, key in enumerate(keys)]
         report = TierReport(
             tier="ssd",
             rank=rank,
             capacity_blocks=self.ssd_blocks if capacity_blocks is None else capacity_blocks,
-            recovered=[StoredKey(key, keys[at - 1] if at else None) for at, key in enumerate(keys)],
+            recovered=pairs[first_block:],
             is_recovered=is_recovered,
         )
         self.tier.digest(report)
