@@ -13,8 +13,8 @@ from flexkv_core.tiers.ssd.tier import SsdTier
 
 
 @pytest.fixture
-def share(tmp_path):
-    """A share that has told all that there was."""
+def new_share(tmp_path):
+    """A share that has told nothing."""
     block_format = BlockFormat(
         num_heads=1, num_layers=1, block_tokens=16, token_bytes=256, cell_heads=1
     )
@@ -27,13 +27,19 @@ def share(tmp_path):
         engine_id="engine",
     )
     share = SsdShare(deployment, make_namespace(), pool, 1 << 30)
-    while not share.take_report().is_recovered:
-        pass
+    share._tier.wait_recovered()
     yield share
     for lane in share.lanes.values():
         lane.close()
     share.close()
     pool.close()
+
+
+@pytest.fixture
+def share(new_share):
+    """A share that has told all that there was."""
+    assert new_share.take_report().is_recovered
+    return new_share
 
 
 def test_nothing_is_said_twice(share):
@@ -46,3 +52,16 @@ def test_room_that_comes_or_goes_is_told_although_nothing_was_moved(share, monke
         monkeypatch.setattr(SsdTier, "capacity_blocks", capacity_blocks)
         assert share.take_report().capacity_blocks == capacity_blocks
         assert share.take_report() is None
+
+
+def test_a_search_that_finds_nothing_for_long_says_nothing(new_share, monkeypatch):
+    """An idle engine is kept stepping while reports come: a stuck disk would keep it for ever."""
+    monkeypatch.setattr(SsdTier, "is_recovered", False)
+    assert not new_share.take_report().is_recovered
+    assert new_share.take_report() is None
+
+
+def test_the_end_of_the_search_is_told(share, monkeypatch):
+    for is_recovered in (False, True):
+        monkeypatch.setattr(SsdTier, "is_recovered", is_recovered)
+        assert share.take_report().is_recovered is is_recovered

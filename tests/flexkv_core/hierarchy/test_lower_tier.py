@@ -61,6 +61,14 @@ def test_what_does_not_fit_is_forgotten_by_the_workers():
     assert len(set(gone)) == len(gone) == 8
 
 
+def test_the_end_of_a_chain_that_is_too_long_is_forgotten_by_the_workers():
+    rig = Rig(ssd_blocks=8)
+    keys = chain("long", 12)
+    rig.recover(keys)
+    assert set(take_orders(rig).gone) == set(keys[8:])
+    assert rig.num_ready(keys, "ssd") == 8
+
+
 def test_it_holds_what_every_owner_has_room_for():
     rig = Rig(owners=(0, 1), ssd_blocks=100)
     keys = chain("held", 50)
