@@ -30,7 +30,7 @@ class Engine(NamedTuple):
     """Modules of which only the existence is compared."""
 
     layouts: tuple[tuple[str, str], ...] = ()
-    """`module.Class` of an enumeration whose members must not change, and our file that knows it."""
+    """`module.Class` of an enumeration whose members must not change; our file that knows it."""
 
     versions: tuple[str, ...] = ()
     """What the matrix covers."""
@@ -96,7 +96,10 @@ SGLANG = Engine(
         f"{_CACHE}.storage.backend_factory",
         f"{_CACHE}.utils",
     ),
-    callers=("sglang.srt.managers.cache_controller",),
+    callers=(
+        "sglang.srt.managers.cache_controller",
+        f"{_CACHE}.hybrid_cache.hybrid_cache_controller",
+    ),
     present=(
         f"{_CACHE}.hiradix_cache",
         f"{_CACHE}.unified_radix_cache",

@@ -7,6 +7,7 @@ as JSON: a record is an interface whose sources are no longer needed.
 """
 
 import ast
+import copy
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -90,7 +91,7 @@ def _read_class(node: ast.ClassDef) -> dict[str, Any]:
                 members[child.name] = _definition(child)
         elif isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
             default = f" = {_short(child.value)}" if child.value else ""
-            members[child.target.id] = f"field: {ast.unparse(child.annotation)}{default}"
+            members[child.target.id] = f"field: {_hint(child.annotation)}{default}"
         elif isinstance(child, ast.Assign):
             for target in child.targets:
                 if isinstance(target, ast.Name):
@@ -98,11 +99,34 @@ def _read_class(node: ast.ClassDef) -> dict[str, Any]:
     return {"bases": [ast.unparse(base) for base in node.bases], "members": members}
 
 
+class _Unquote(ast.NodeTransformer):
+    """Take annotations out of their quotes: with and without them, they say the same."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        return node if ast.unparse(node.value).endswith("Literal") else self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        is_name = isinstance(node.value, str) and node.value.replace(".", "").isidentifier()
+        return ast.Name(node.value) if is_name else node
+
+
+def _hint(node: ast.expr) -> str:
+    return ast.unparse(_Unquote().visit(copy.deepcopy(node)))
+
+
+def _parameters(node: ast.arguments) -> str:
+    plain = copy.deepcopy(node)
+    for arg in ast.walk(plain):
+        if isinstance(arg, ast.arg) and arg.annotation is not None:
+            arg.annotation = _Unquote().visit(arg.annotation)
+    return ast.unparse(plain)
+
+
 def _definition(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     marks = {ast.unparse(mark).rpartition(".")[2] for mark in node.decorator_list}
     kinds = "".join(word for mark, word in DECORATORS.items() if mark in marks)
-    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return f"{kinds}def ({ast.unparse(node.args)}){returns}  # body {_fingerprint(node)}"
+    returns = f" -> {_hint(node.returns)}" if node.returns else ""
+    return f"{kinds}def ({_parameters(node.args)}){returns}  # body {_fingerprint(node)}"
 
 
 def _fingerprint(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
