@@ -8,6 +8,7 @@ as JSON: a record is an interface whose sources are no longer needed.
 
 import ast
 import copy
+import functools
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -27,8 +28,12 @@ RECEIVERS = {"connector", "kv_connector", "storage_backend"}
 """What the engines call a variable that holds a connector."""
 
 
+@functools.cache
 def read_module(source: str, name: str, *, is_package: bool) -> Module:
-    """Return what the module called `name` defines, wherever in its `if` and `try` blocks."""
+    """Return what the module called `name` defines, wherever in its `if` and `try` blocks.
+
+    The same source gives the same object: it must not be changed.
+    """
     module: Module = {"classes": {}, "functions": {}, "imports": {}, "values": {}, "calls": {}}
     package = name if is_package else name.rpartition(".")[0]
     for node in _statements(ast.parse(source).body):
@@ -136,6 +141,7 @@ def _fingerprint(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+@functools.cache
 def _parse_definition(member: str) -> ast.FunctionDef:
     text = without_body(member)
     [node] = ast.parse(f"def f{text[text.index('(') :]}: ...").body

@@ -1,6 +1,7 @@
 """Modules by name, and types followed through them: the engine's and ours in one place."""
 
 import ast
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,7 @@ class Library:
         return Typed(symbol.module, annotation(member))
 
 
+@functools.cache
 def _without_none(text: str) -> ast.expr | None:
     """Parse an annotation: out of its quotes, and without the `None` it may also be."""
     try:

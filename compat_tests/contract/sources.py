@@ -16,6 +16,10 @@ PYTHONS = ("3.12", "3.11")
 PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 17, 12, 5))
 
 
+MAX_S = 1800
+"""The longest that one download may take."""
+
+
 class CannotCheckError(Exception):
     """Why there is nothing to compare, in one line. Not a verdict on the engine."""
 
@@ -33,7 +37,7 @@ def find_sources(engine: Engine, version: str) -> tuple[str, Path]:
     path = Path(version)
     if path.suffix == ".whl":
         return path.name.split("-")[1], _unpack(path, CACHE / engine.name / path.stem, engine)
-    if path.is_dir():
+    if path.is_dir() or "/" in version:
         return version, _checkout(path, engine)
     if version in {"latest", "pre"}:
         version = _newest(engine, pre=version == "pre")
@@ -88,13 +92,14 @@ def _download(engine: Engine, version: str, folder: Path) -> Path:
 
 def _pip(*arguments: str) -> str:
     """Run pip and return what it says; a failure becomes one line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    try:
+        done = subprocess.run(
+            [*command, *arguments], check=False, capture_output=True, text=True, timeout=MAX_S
+        )
+    except subprocess.TimeoutExpired as error:
+        msg = f"the package index did not answer within {MAX_S} s"
+        raise CannotCheckError(msg) from error
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise CannotCheckError((errors or ["pip failed"])[-1].removeprefix("ERROR: "))
