@@ -7,7 +7,10 @@ DEV := $(VENV)/.dev-is-set-up
 ENGINE := $(VENV)/.engine-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
-.PHONY: help demo test check setup setup-engine bench clean clean-all
+.PHONY: help compat demo test check setup setup-engine bench clean clean-all
+
+compat: $(DEV) ## Hold the connectors against every engine version; writes compat_tests/MATRIX.md
+	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from compat_tests.contract.check import COULD_NOT_CHECK, check, describe
+from compat_tests import matrix
+from compat_tests.contract.check import BROKEN, COULD_NOT_CHECK, FITS, check, describe
 from compat_tests.contract.engines import ENGINES, ROOT
 from compat_tests.contract.sources import CannotCheckError
 
@@ -31,6 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     contract.add_argument("--ours", type=Path, default=ROOT, help="a checkout of this project")
     contract.add_argument("--record", action="store_true", help="keep its interface as history")
     contract.set_defaults(run=_contract)
+    table = commands.add_parser("matrix", help="check every version; write MATRIX.md")
+    table.add_argument("--engine", choices=ENGINES, action="append", help="these alone")
+    table.add_argument("--ours", type=Path, default=ROOT, help="a checkout of this project")
+    table.set_defaults(run=_matrix)
     return parser
 
 
@@ -39,6 +44,14 @@ def _contract(options: argparse.Namespace) -> int:
     verdict = check(engine, version, ours=options.ours, record=options.record)
     print("\n".join(describe(verdict, every_change=options.all)))
     return verdict.status
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    table = matrix.build([ENGINES[name] for name in options.engine or ENGINES], options.ours)
+    matrix.write(table)
+    troubles = matrix.trouble(table)
+    print("\n".join([*troubles, f"{len(table['rows'])} versions, {len(troubles)} in trouble"]))
+    return BROKEN if troubles else FITS
 
 
 if __name__ == "__main__":
