@@ -4,7 +4,7 @@ The contract is checked anew for every version named in `contract/engines.py`; w
 need an installed engine found is kept from the runs that found it (`note_run`).
 """
 
-import datetime
+import datetime as dt
 import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +55,7 @@ def build(engines: Iterable[Engine], ours: Path = ROOT) -> dict[str, Any]:
             else [row for row in matrix["rows"] if row["engine"] == engine.name]
         )
     ]
-    matrix["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    matrix["date"] = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d")
     matrix["commit"] = _commit(ours)
     return matrix
 
@@ -81,8 +81,12 @@ def _rows(engine: Engine, ours: Path) -> list[Row]:
 
 def _unknown(reason: str) -> Row:
     return {
-        "contract": "could not check", "members": 0, "findings": [reason],
-        "since": "", "changes": 0, "used": [],
+        "contract": "could not check",
+        "members": 0,
+        "findings": [reason],
+        "since": "",
+        "changes": 0,
+        "used": [],
     }
 
 
@@ -154,7 +158,7 @@ def to_markdown(matrix: Mapping[str, Any]) -> str:
     lines = [
         "# Compatibility",
         "",
-        f"As of {matrix['date']}, connectors at {matrix['commit']}. Made by `make compat`; not by hand.",
+        f"As of {matrix['date']}, connectors at {matrix['commit']}. Made by `make compat`.",
         "",
         *EXPLANATION,
         "",
@@ -170,10 +174,10 @@ def to_markdown(matrix: Mapping[str, Any]) -> str:
 
 
 EXPLANATION = (
-    "*contract*: the engine's sources, read without installing it. *installed*: a scripted exchange",
-    "with the installed engine's own scheduler. *layout*: our geometry against the engine's own views.",
-    "*live*: end to end on the running engine. `-`: not run. *supported*: our connector starts on it;",
-    "on others it refuses, in one line.",
+    "*contract*: the engine's sources, read without installing it. *installed*: a scripted",
+    "exchange with the installed engine's own scheduler. *layout*: our geometry against the",
+    "engine's own views. *live*: end to end on the running engine. `-`: not run. *supported*: our",
+    "connector starts on it; on others it refuses, in one line.",
 )
 STYLE = """body{font:15px system-ui;margin:2em auto;max-width:70em;padding:0 1em}
 table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.3em .6em;text-align:left}
