@@ -8,7 +8,8 @@ import msgspec
 
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.host_pool import host_budget_bytes, open_host_pool
-from flexkv_connectors.vllm.kv_caches import page_pool
+from flexkv_connectors.vllm.kv_caches import layers_of, page_pool
+from flexkv_connectors.vllm.layout_probe import probe
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.ssd_share import SsdShare
@@ -70,6 +71,7 @@ class WorkerHalf:
                 directory.
         """
         self._pages = page_pool(kv_caches, self._deployment.page_shape)
+        probe(layers_of(kv_caches), self._pages)
         if self._deployment.is_owner:
             pool = open_host_pool(self._deployment, self._budget_bytes)
             self._report.pools[self._deployment.rank] = pool.address
