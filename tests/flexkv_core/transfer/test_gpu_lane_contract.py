@@ -12,7 +12,7 @@ class GpuLaneCase(CpuLaneCase):
 
     def __init__(self, axes, choose, *, saves):
         super().__init__(axes, saves=saves)
-        rig = make_gpu_rig(choose, axes, pages_per_block=2)
+        rig = make_gpu_rig(choose, axes, pages_per_block=2, P=1 + ("P" in axes))
         rig.memory[:] = self.rig.memory
         rig.host.buffer[:] = self.rig.host.buffer
         rig.fmt = self.rig.fmt
