@@ -5,7 +5,7 @@ the side streams run late, and in any order.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,16 @@ from flexkv_core.testing.device import SimulatedDevice, SimulatedEvent
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.pinning import CudaRuntime
 from flexkv_core.transfer.device import Event, Ids, Stream
+
+
+def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> None:
+    """Make the worker halves of this process believe that their tensors are on GPUs."""
+    done = SimpleNamespace(value=0)
+    cuda = CudaRuntime(lambda *region: done, lambda *region: done)
+    monkeypatch.setattr(worker, "_are_on_gpu", lambda layers: True)
+    monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: cuda)
+    monkeypatch.setattr(gpu_share, "staging_places", lambda *sizes: places())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
 
 
 class LateEvent:
@@ -78,7 +88,7 @@ class LateDevice(SimulatedDevice):
 
 
 class SimulatedGpus:
-    """Makes the worker halves of this process believe that their tensors are on GPUs."""
+    """Devices that run late, under every worker half of this process."""
 
     def __init__(self, monkeypatch: Any) -> None:
         self.rng = random.Random(0)
@@ -87,12 +97,7 @@ class SimulatedGpus:
 
         self.places = Places(save=4, load=1)
         self.num_steps = 0
-        done = SimpleNamespace(value=0)
-        cuda = CudaRuntime(lambda *region: done, lambda *region: done)
-        monkeypatch.setattr(worker, "_are_on_gpu", lambda layers: True)
-        monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: cuda)
-        monkeypatch.setattr(gpu_share, "staging_places", lambda *sizes: self.places)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+        pretend_gpus(monkeypatch, lambda: self.places)
         monkeypatch.setattr(gpu_share, "CudaDevice", self._device)
 
     def set_rings(self, *, save: int, load: int) -> None:

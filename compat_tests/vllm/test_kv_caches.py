@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flexkv_core.errors import LayoutError
+from flexkv_core.testing.instant_streams import use_instant_streams
 
 LAYOUTS = ("LBHNC", "LBNHC", "LHBNC", "BLHNC", "BLNHC", "BHLNC")
 FORMATS = (
@@ -36,8 +37,18 @@ def caches():
     return kv_cache_rig
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request, monkeypatch):
+    """Where the worker half believes the tensors to be: CUDA's streams then run at once."""
+    if request.param == "cuda":
+        from simulated_gpu import Places, pretend_gpus
+
+        use_instant_streams(monkeypatch)
+        pretend_gpus(monkeypatch, lambda: Places(save=2, load=1))
+
+
 @pytest.fixture(params=CASES, ids=str)
-def rig(caches, request):
+def rig(caches, device, request):
     rig = caches.Rig(caches.Case(*request.param))
     yield rig
     rig.worker.shutdown()
@@ -126,7 +137,9 @@ def test_layers_that_differ_are_refused(caches, difference):
 
 def test_a_rank_with_other_layers_than_declared_does_not_start(caches):
     spec = caches.SPECS["bf16"]
-    worker = caches.WorkerHalf(caches.deployment(spec), caches.LoadLedger(report_finished=True))
+    worker = caches.WorkerHalf(
+        caches.deployment(spec), caches.LoadLedger(report_finished=True), None
+    )
     with pytest.raises(LayoutError, match="heads, layers, bytes"):
         worker.register(caches.allocate(spec, "LBHNC", names=caches.NAMES[:-1]))
 

@@ -3,7 +3,6 @@
 What only a GPU can show, that real streams keep the order asked for, is not shown here.
 """
 
-import contextlib
 import importlib.util
 
 import pytest
@@ -11,6 +10,7 @@ from cpu_lane_rig import make_rig, offload, onboard
 from test_cpu_lane_contract import CpuLaneCase
 
 from flexkv_core.plan import Status
+from flexkv_core.testing.instant_streams import use_instant_streams
 from flexkv_core.testing.lane_contract import LaneContract
 from flexkv_core.transfer.device import Stream
 from flexkv_core.transfer.gpu_lane import GpuLane
@@ -20,27 +20,6 @@ pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "triton")),
     reason="needs torch and triton (`make setup-engine`)",
 )
-
-
-class InstantStream:
-    """Whatever is queued on it has run; notes what it was told to wait for."""
-
-    def __init__(self, device=None):
-        self.waits = []
-
-    def record_event(self):
-        return InstantEvent(self)
-
-    def wait_event(self, event):
-        self.waits.append(event.stream)
-
-
-class InstantEvent:
-    def __init__(self, stream):
-        self.stream = stream
-
-    def query(self):
-        return True
 
 
 class StuckEvent:
@@ -84,18 +63,8 @@ def gpu_lane(rig, device, load_places):
 
 
 @pytest.fixture(autouse=True)
-def instant_streams(monkeypatch):
-    import torch
-    from flexkv_kernels import copy_pages_torch
-
-    from flexkv_core.transfer import cuda_device
-
-    compute = InstantStream()
-    monkeypatch.setattr(cuda_device, "copy_pages", copy_pages_torch)
-    monkeypatch.setattr(torch.cuda, "Stream", InstantStream)
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: compute)
-    return compute
+def compute(monkeypatch):
+    return use_instant_streams(monkeypatch)
 
 
 class CudaLaneCase(CpuLaneCase):
@@ -133,10 +102,10 @@ def test_a_part_of_a_block_is_loaded(layer_runs):
     assert bytes(rig.slot(2)) == saved
 
 
-def test_a_side_stream_waits_for_the_event_of_another(instant_streams):
+def test_a_side_stream_waits_for_the_event_of_another(compute):
     device = cuda_device(make_rig("LBNHC"), num_places=2)
     device.wait(Stream.OUT, device.record(Stream.COMPUTE))
-    assert device.record(Stream.OUT).stream.waits == [instant_streams]
+    assert device.record(Stream.OUT).stream.waits == [compute]
     assert device.record(Stream.IN).stream.waits == []
 
 
