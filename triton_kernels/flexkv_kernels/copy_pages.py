@@ -18,6 +18,9 @@ __all__ = ["copy_pages", "copy_pages_torch"]
 _TILE_WORDS = 1024
 """Words of one load: the tile at which Triton's interpreter was found exact. Not tuned on a GPU."""
 
+_WARPS = 4
+"""Of a program: 64 bytes a thread in flight. Not tuned on a GPU."""
+
 _UNIT_BYTES = 16
 """The widest load of a thread; what is aligned to it is moved in such loads."""
 
@@ -138,6 +141,7 @@ def _launch(
         target.token_stride // unit,
         unit_words=unit // word,
         tile=min(_TILE_WORDS, triton.next_power_of_2(tokens * source.content_bytes // word)),
+        num_warps=_WARPS,
     )
 
 
