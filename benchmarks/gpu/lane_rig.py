@@ -6,7 +6,6 @@ from benchmarks.gpu.shapes import Model, block_format, make_slabs
 from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.pinning import PinnedPool, find_cuda_runtime
-from flexkv_core.transfer.cuda_device import CudaDevice
 from flexkv_core.transfer.gpu_lane import GpuLane
 from flexkv_core.transfer.segments import Limits
 from flexkv_core.types import JobId
@@ -18,6 +17,8 @@ class LaneRig:
     def __init__(
         self, model: Model, axes: str, block_tokens: int, page_tokens: int, num_blocks: int
     ) -> None:
+        from flexkv_core.transfer.cuda_device import CudaDevice  # noqa: PLC0415 imports torch
+
         per_block = block_tokens // page_tokens
         num_pages = 2 * num_blocks * per_block
         fmt = block_format(model, block_tokens)

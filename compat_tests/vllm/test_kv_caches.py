@@ -41,9 +41,10 @@ def caches():
 def device(request, monkeypatch):
     """Where the worker half believes the tensors to be: CUDA's streams then run at once."""
     if request.param == "cuda":
+        from flexkv_kernels import copy_pages_torch
         from simulated_gpu import Places, pretend_gpus
 
-        use_instant_streams(monkeypatch)
+        use_instant_streams(monkeypatch, copy_pages_torch)
         pretend_gpus(monkeypatch, lambda: Places(save=2, load=1))
 
 

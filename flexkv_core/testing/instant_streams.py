@@ -1,5 +1,6 @@
 """CUDA streams that run at once, so that `CudaDevice` names its bytes on a CPU."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,19 +35,25 @@ class InstantEvent:
         return True
 
 
-def use_instant_streams(monkeypatch: Any) -> InstantStream:  # noqa: ANN401 pytest's MonkeyPatch
-    """Let torch have no other streams, and copy pages with the kernel's reference.
+def use_instant_streams(
+    monkeypatch: Any,  # noqa: ANN401 pytest's MonkeyPatch
+    copy_pages: Callable[..., None],
+) -> InstantStream:
+    """Let torch have no other streams.
+
+    Args:
+        monkeypatch: Undoes it.
+        copy_pages: What to use in the kernel's place: its reference.
 
     Returns:
         The stream that the engine computes on.
     """
     import torch  # noqa: PLC0415 not there where only the control plane is tested
-    from flexkv_kernels import copy_pages_torch  # noqa: PLC0415 imports torch
 
     from flexkv_core.transfer import cuda_device  # noqa: PLC0415 the same
 
     compute = InstantStream()
-    monkeypatch.setattr(cuda_device, "copy_pages", copy_pages_torch)
+    monkeypatch.setattr(cuda_device, "copy_pages", copy_pages)
     monkeypatch.setattr(torch.cuda, "Stream", InstantStream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: compute)

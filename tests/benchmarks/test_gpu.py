@@ -82,7 +82,7 @@ def cpu_as_gpu(monkeypatch):
     import flexkv_kernels
     import torch
 
-    use_instant_streams(monkeypatch)
+    use_instant_streams(monkeypatch, flexkv_kernels.copy_pages_torch)
     monkeypatch.setattr(machine, "DEVICE", "cpu")
     monkeypatch.setattr(flexkv_kernels, "copy_pages", flexkv_kernels.copy_pages_torch)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)

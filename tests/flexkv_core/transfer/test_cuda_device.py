@@ -64,7 +64,9 @@ def gpu_lane(rig, device, load_places):
 
 @pytest.fixture(autouse=True)
 def compute(monkeypatch):
-    return use_instant_streams(monkeypatch)
+    from flexkv_kernels import copy_pages_torch
+
+    return use_instant_streams(monkeypatch, copy_pages_torch)
 
 
 class CudaLaneCase(CpuLaneCase):
