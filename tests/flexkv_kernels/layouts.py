@@ -16,7 +16,6 @@ LAYOUTS = {
     "vLLM BLNHC": "BLNHC",
     "vLLM BHLNC": "BHLNC",
     "vLLM 0.24, layers apart": "L+BPNHC",
-    "FlashAttention, K and V outermost": "PLBNHC",
     "SGLang token slots": "LP+BNHC",
     "SGLang host, layer first": "PLBNHC",
     "SGLang host, page first": "PBNLHC",
