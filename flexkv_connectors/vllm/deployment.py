@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flexkv_connectors.common.cells import cell_heads_of, columns_of
 from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_not_parallel
 from flexkv_core.config import CacheConfig, parse_config
@@ -115,15 +116,10 @@ class Deployment:
         num_heads = self.page_shape.num_heads
         num_shards = self.total_heads // num_heads
         shard = self.rank // self.num_replicas % num_shards
-        first_heads = range(shard * num_heads, (shard + 1) * num_heads, self.cell_heads)
-        return tuple(
-            Column(
-                first_head=first_head,
-                num_heads=self.cell_heads,
-                first_layer=self.first_layer,
-                num_layers=self.num_layers,
-            )
-            for first_head in first_heads
+        return columns_of(
+            range(shard * num_heads, (shard + 1) * num_heads),
+            range(self.first_layer, self.first_layer + self.num_layers),
+            self.cell_heads,
         )
 
     @property
@@ -184,7 +180,7 @@ def translate(
         num_layers=len(group.layer_names),
         first_layer=first_layer,
         total_heads=total_heads,
-        cell_heads=_cell_heads(total_heads, degree, cache.max_tp),
+        cell_heads=cell_heads_of(total_heads, degree, cache.max_tp),
         block_tokens=_block_tokens(cache, spec.block_size),
         draft_blocks=int(_has_draft_layers(vllm_config)),
         publishes_events=_publishes_events(vllm_config),
@@ -197,24 +193,6 @@ def _num_replicas(vllm_config: "VllmConfig") -> int:
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     num_heads = 1 if model.use_mla else int(model.get_total_num_kv_heads())
     return max(1, int(parallel.tensor_parallel_size) // num_heads)
-
-
-def _cell_heads(total_heads: int, degree: int, max_tp: int | None) -> int:
-    """Return the KV heads of one rank at the largest tensor-parallel degree."""
-    largest = max_tp or degree
-    if largest % degree:
-        msg = (
-            f"max_tp is {largest}, but this engine's tensor-parallel degree is {degree}: set "
-            f"max_tp to a multiple of {degree}, or leave it out"
-        )
-        raise ConfigError(msg)
-    if total_heads % largest and largest % total_heads:
-        msg = (
-            f"max_tp is {largest}, but {total_heads} KV heads cannot be spread over so many ranks: "
-            f"set max_tp to a divisor or a multiple of {total_heads}, or leave it out"
-        )
-        raise ConfigError(msg)
-    return max(1, total_heads // largest)
 
 
 def _block_tokens(cache: CacheConfig, page_tokens: int) -> int:
