@@ -6,7 +6,8 @@ from flexkv_core.layout import Column
 __all__ = ["BLOCK_FORMAT", "BLOCK_FORMAT_VERSION", "cell_heads_of", "columns_of"]
 
 BLOCK_FORMAT = "cells"
-BLOCK_FORMAT_VERSION = 1
+BLOCK_FORMAT_VERSION = 2
+"""1 kept the pages of vLLM on a CPU in the order of its kernel."""
 
 
 def cell_heads_of(total_heads: int, degree: int, max_tp: int | None) -> int:

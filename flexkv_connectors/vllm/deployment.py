@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexkv_connectors.common.cells import cell_heads_of, columns_of
+from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of, columns_of
+from flexkv_connectors.vllm.cpu_pages import PLAIN, VEC, page_order
 from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_not_parallel
 from flexkv_core.config import CacheConfig, parse_config
@@ -44,6 +45,11 @@ class Deployment:
     """Machines over which this engine's ranks are spread evenly."""
 
     page_shape: PageShape
+    page_order: str
+    """`cpu_pages.page_order`."""
+
+    head_size: int
+    element_bytes: int
     num_layers: int
     """Layers of this rank's stage, draft layers behind those of the model."""
 
@@ -98,6 +104,13 @@ class Deployment:
     def pages_per_block(self) -> int:
         """Pages in one of our blocks."""
         return self.block_tokens // self.page_tokens
+
+    @property
+    def block_format_name(self) -> str:
+        """What the order of bytes in a block is called: of no other engine if it is not known."""
+        if self.page_order in (PLAIN, VEC):
+            return BLOCK_FORMAT
+        return f"vllm-{self.page_order}-{self.page_tokens}"
 
     @property
     def block_format(self) -> BlockFormat:
@@ -177,6 +190,9 @@ def translate(
         num_engines=max(parallel.data_parallel_size_local, 1),
         num_nodes=parallel.nnodes_within_dp,
         page_shape=shape,
+        page_order=page_order(vllm_config, spec),
+        head_size=spec.head_size,
+        element_bytes=spec.dtype.itemsize,
         num_layers=len(group.layer_names),
         first_layer=first_layer,
         total_heads=total_heads,

@@ -10,7 +10,7 @@ blocks. The lists were read from vLLM's configurations @ 0.28 to 0.33.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
+from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_core.env import hub_cache_folder
@@ -84,7 +84,7 @@ def namespace_of(
         draft_model="" if draft is None else _identify(vllm_config, draft.model, draft.revision),
         num_draft_layers=0 if draft is None else int(draft.get_total_num_hidden_layers()),
         block_tokens=deployment.block_tokens,
-        block_format=BLOCK_FORMAT,
+        block_format=deployment.block_format_name,
         block_format_version=BLOCK_FORMAT_VERSION,
         cell_heads=deployment.cell_heads,
         cell_layers=-(-num_layers // vllm_config.parallel_config.pipeline_parallel_size),
