@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 HOST = "127.0.0.1"
 START_LIMIT_S = 300.0
+COUNT_LIMIT_S = 60.0
 _AS_USERS_START_IT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
     "VLLM_SERVER_DEV_MODE": "1",  # offers `/reset_prefix_cache`
@@ -93,12 +94,24 @@ class HttpServer:
         page = self._ask("GET", "/metrics").decode()
         return {family.name: family for family in text_string_to_metric_families(page)}
 
+    def wait_for(self, metric: str, value: float) -> None:
+        """Wait until all engines together have counted so much."""
+        deadline = time.monotonic() + COUNT_LIMIT_S
+        while (counted := self._total(metric)) < value:
+            if time.monotonic() > deadline:
+                raise ServerFailure(f"{metric} is {counted}, not {value}, after {COUNT_LIMIT_S} s")
+            time.sleep(0.1)
+
     def close(self) -> None:
         """End the server and everything it started."""
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=30)
         self._kill()
+
+    def _total(self, metric: str) -> float:
+        samples = self.metrics()[metric].samples
+        return sum(sample.value for sample in samples if sample.name == f"{metric}_total")
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT_S

@@ -14,6 +14,7 @@ import torch
 from sabotage import SabotagedConnector
 from typing_extensions import override
 
+from flexkv_connectors.common.patience import Patience
 from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.vllm import scheduler
 from flexkv_core.tiers.ssd import slab
@@ -94,6 +95,18 @@ class SsdGlassConnector(SabotagedConnector):
             held = node.residencies[shelf.index]
             keys += node.keys[: held.num_ready] if held is not None else []
         return [key.hex() for key in keys]
+
+    def limit_waits(self, request_s: float, idle_s: float) -> None:
+        """Scheduler: decide how long requests wait for SSD, and an idle engine for news of it."""
+        self._scheduler._ssd.promoter._timeout_s = request_s
+        self._scheduler._patience = Patience(idle_s)
+
+    def let_retry(self) -> None:
+        """Scheduler: let a tier that is left alone be tried again now."""
+        ssd = self._scheduler._ssd
+        for half in (ssd.promoter, ssd.demoter):
+            if half.is_off:
+                half._health._next_trial_s = 0.0
 
     def break_disk(self, reads: Fate = "work", writes: Fate = "work") -> None:
         """Worker: decide what the disk does from now on."""

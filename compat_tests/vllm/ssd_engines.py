@@ -1,10 +1,15 @@
 """What the tests of the SSD tier on the real engine share."""
 
+import mmap
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine_checks import NO_LOAD, PAGE_TOKENS
 from engine_process import Ask, EngineProcess
+
+from flexkv_core.keys import KeyChain
+from flexkv_core.tiers.ssd.format import PAGE_BYTES as HEADER_BYTES
 
 PATIENCE_S = 60.0
 
@@ -62,3 +67,22 @@ def num_wrong(served: Served, truth: Served) -> int:
     """Return how many of the loaded pages are not what they should be."""
     pairs = zip(served.loaded_pages, truth.pages, strict=False)
     return sum(loaded != true for loaded, true in pairs)
+
+
+def keys_of(prompt: list[int]) -> list[str]:
+    """Return the keys of a prompt's full blocks, in hex."""
+    chain = KeyChain(PAGE_TOKENS, None)
+    chain.advance(prompt)
+    return [key.hex() for key in chain.keys]
+
+
+def flip_byte(directory: Path, key: str, column: str = "*") -> None:
+    """Change one byte of a block on disk, in the columns of one name; no engine may be running."""
+    header = re.compile(rb"FLEXKVC1.{32}" + re.escape(bytes.fromhex(key)), re.DOTALL)
+    num_flipped = 0
+    for path in directory.glob(f"*/{column}/*.slab"):
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as slab:
+            for match in header.finditer(slab):
+                slab[match.start() + HEADER_BYTES + 1000] ^= 0xFF
+                num_flipped += 1
+    assert num_flipped, f"{key} is not on disk"

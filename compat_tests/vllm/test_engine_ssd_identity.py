@@ -20,7 +20,7 @@ OPTIONS = {
 ARGUMENTS = {
     "dtype": {"dtype": "bfloat16"},
     "KV dtype": {"kv_cache_dtype": "fp8"},
-    "layers": {"hf_overrides": {"num_hidden_layers": 4}},
+    "normalisation": {"hf_overrides": {"rms_norm_eps": 1e-3}},
     "RoPE": {"hf_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}},
 }
 """Of the engine."""
@@ -65,10 +65,12 @@ def other_weights(weights):
 
     path = weights / "model.safetensors"
     original = path.read_bytes()
-    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
-    assert path.stat().st_size == len(original)
+    others = {name: tensor * 1.01 for name, tensor in load_file(path).items()}
+    save_file(others, path, metadata={"format": "pt"})
+    num_bytes = path.stat().st_size
     yield
     path.write_bytes(original)
+    assert num_bytes == len(original)
 
 
 def assert_finds_nothing(engine):
@@ -98,7 +100,7 @@ def test_other_weights_at_the_same_path_find_nothing(written, start, other_weigh
 
 def test_settings_that_change_no_byte_find_everything(written, start):
     options = {"cpu_cache_gb": 0.1, "eviction_policy": "s3fifo", "load_async": False}
-    engine = start(options, max_model_len=2048, max_num_batched_tokens=2048, block_size=64)
+    engine = start(options, max_model_len=2048, max_num_batched_tokens=2048)
     assert_finds_everything(engine, written)
 
 

@@ -1,7 +1,7 @@
 """The prefix index: which leading blocks of a chain are in which tier."""
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
@@ -106,7 +106,7 @@ class PrefixIndex:
         num_missing = len(keys) - known_end
         if not num_missing:
             return Refusal.NOTHING_MISSING
-        if _overlap(shelf.dead.values(), keys[known_end:]):
+        if _are_leaving(shelf, keys, known_end):
             return Refusal.STILL_LEAVING
         num_blocks = self._make_room(residency, num_missing)
         self._recorder.add("save_no_room_blocks", num_missing - num_blocks)
@@ -356,7 +356,7 @@ class PrefixIndex:
         self._events.append(stored)
 
 
-def _overlap(dead: Iterable[list[BlockKey]], keys: Sequence[BlockKey]) -> bool:
-    """Tell whether one of `keys` is among those of the dead; there are hardly ever any."""
-    leaving = {key for keys_of_one in dead for key in keys_of_one}
-    return bool(leaving) and not leaving.isdisjoint(keys)
+def _are_leaving(shelf: Shelf, keys: Sequence[BlockKey], first: int) -> bool:
+    """Tell whether one of `keys` from `first` on is dead on `shelf`; hardly ever is anything."""
+    leaving = {key for keys_of_one in shelf.dead.values() for key in keys_of_one}
+    return bool(leaving) and not leaving.isdisjoint(keys[first:])
