@@ -1,8 +1,9 @@
 """How long a restart takes: header scan, and until the last block is findable again.
 
 Slabs are made with headers alone (the scan reads nothing else) and dropped from the page cache.
-`scan` is the tier's own thread; `findable` adds what the scheduler side does: reports of 2048 keys,
-chains put together, the index. Prompts of 64 blocks share their first half with others.
+`scan` is the tier's own thread; `findable` adds what the scheduler side does: a report of 2048
+keys every 5 ms, chains put together, the index. Prompts of 64 blocks share their first half with
+others.
 
 Run from the root of the checkout: `python -m benchmarks.ssd_restart [--json FILE] [--rounds N]
 [--blocks N] [--work FOLDER]`.
@@ -40,6 +41,9 @@ from flexkv_core.types import BlockKey
 CELL_KIB = (64, 1024)
 COLUMN = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
 REPORT_KEYS = 2048
+STEP_S = 0.005
+"""Between two reports, as between two steps of an engine. Reports without a pause would be a thread
+of pure Python that takes the interpreter from the one that reads headers."""
 
 
 def make_slab(folder: Path, num_blocks: int, cell_bytes: int) -> None:
@@ -120,6 +124,7 @@ def findable_s(folder: Path, num_blocks: int, cell_bytes: int) -> float:
         )
         lower.digest(report)
         lower.take_orders(time.monotonic())
+        time.sleep(STEP_S)
     taken_s = time.perf_counter() - start
     assert manager.num_used_blocks("ssd") == num_blocks, manager.num_used_blocks("ssd")
     tier.close()

@@ -209,8 +209,9 @@ def _check_ssd(config: CacheConfig) -> None:
         msg = f"ssd_cache_dir is {config.ssd_cache_dir!r:.80}, but there is no such home directory"
         raise ConfigError(msg) from error
     for directory in directories:
-        if not directory.is_absolute():
-            msg = f"ssd_cache_dir names {str(directory)!r:.80}: expected a path that begins with /"
+        if not directory.is_absolute() or "\0" in str(directory):
+            expected = "expected a path that begins with / and has no NUL"
+            msg = f"ssd_cache_dir names {str(directory)!r:.80}: {expected}"
             raise ConfigError(msg)
     if config.ssd_cache_gb is None and directories:
         raise ConfigError("ssd_cache_dir is set without ssd_cache_gb: set both, or neither")

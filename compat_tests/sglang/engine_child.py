@@ -34,6 +34,10 @@ class Engine:
             "seconds": time.perf_counter() - begin_s,
         }
 
+    def update_weights(self, model: str) -> bool:
+        """Serve the weights of another folder from here on."""
+        return self._engine.update_weights_from_disk(model)[0]
+
     def flush(self) -> None:
         """Drop SGLang's own caches, of device and host; the storage remembers."""
         self._engine.flush_cache()

@@ -63,6 +63,10 @@ class SglangProcess(JsonChild):
         answer = self._call("complete", prompt=prompt, max_tokens=max_tokens)
         return msgspec.convert(answer, SglangCompletion)
 
+    def update_weights(self, model: Path) -> None:
+        """Serve the weights of another folder from here on."""
+        assert self._call("update_weights", model=str(model)), "the update was refused"
+
     def flush(self) -> None:
         """Drop SGLang's own caches; the storage remembers."""
         self._call("flush")

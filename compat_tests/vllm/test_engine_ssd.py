@@ -15,7 +15,7 @@ from ssd_engines import Served, connector_on, flip_byte, keys_of, ready_keys, se
 NUM_PAGES = 4
 HIT_TOKENS = NUM_PAGES * 128
 INTACT, DAMAGED, TRUSTED = PROMPTS = [random_tokens(seed, 600) for seed in (1, 2, 3)]
-FRESH = random_tokens(4, 600)
+FRESH, LATE = (random_tokens(seed, 600) for seed in (4, 5))
 BAD_BLOCK = 2
 EVENTS = {"enable_kv_cache_events": True, "publisher": "null"}
 SOURCES = "vllm:prompt_tokens_cached_by_source_total{source=%s}"
@@ -132,6 +132,8 @@ def changed(second):
     old = serve(second, INTACT)
     change_weights(second)
     new, again = serve(second, INTACT), serve(second, INTACT)
+    serve(second, LATE)
+    assert set(keys_of(LATE)) <= ready_keys(second)
     assert_nothing_leaked(second)
     end(second)
     return old, new, again
@@ -166,6 +168,10 @@ def test_an_engine_with_the_old_weights_finds_what_they_have_computed(saved, thi
     assert served.tokens == saved.intact.tokens
 
 
+def test_an_engine_with_the_old_weights_finds_nothing_of_the_changed_ones(third):
+    assert serve(third, LATE).num_cached_tokens == 0
+
+
 def test_without_checksums_the_flipped_byte_would_show_in_the_page(saved, third):
     third.worker_connectors("trust_disk")
     served = serve(third, TRUSTED)
@@ -174,7 +180,7 @@ def test_without_checksums_the_flipped_byte_would_show_in_the_page(saved, third)
     assert equal == [block != BAD_BLOCK for block in range(NUM_PAGES)]
 
 
-def test_weights_with_a_name_keep_what_was_computed_since_they_were_changed(start):
+def test_weights_with_a_name_keep_what_was_computed_since_they_were_changed(saved, start):
     engine = start(weight_version="of the day")
     old = serve(engine, INTACT)
     change_weights(engine)
@@ -185,7 +191,7 @@ def test_weights_with_a_name_keep_what_was_computed_since_they_were_changed(star
 
     forgotten, found = serve(engine, INTACT), serve(engine, FRESH)
 
-    assert forgotten.num_cached_tokens == new.num_cached_tokens == 0
+    assert old.num_cached_tokens == new.num_cached_tokens == forgotten.num_cached_tokens == 0
     assert not set(forgotten.pages) & set(old.pages)
     assert found.num_cached_tokens == HIT_TOKENS
     assert (found.pages, found.tokens) == (new.pages, new.tokens)

@@ -89,6 +89,7 @@ def test_many_requests_with_one_prefix_read_it_once(engine, truth, growth):
 def test_prompts_longer_than_host_memory_get_what_fits_and_are_served(engine, truth, growth):
     completions = engine.complete(*(Ask(prompt=prompt) for prompt in LONG))
     assert [len(completion.tokens) for completion in completions] == [24, 24]
+    assert growth("promotion_timeouts") == 0
     num_loaded = [completion.num_cached_tokens // 128 for completion in completions]
     assert sum(num_loaded) == growth("promoted_blocks") >= HOST_BLOCKS // 2
     for prompt, num_pages in zip(LONG, num_loaded, strict=True):

@@ -11,11 +11,9 @@ PROMPT = random_tokens(1, 600)
 HIT_TOKENS = 512
 OPTIONS = {
     "block_tokens": {"block_tokens": 256},
-    "largest tensor-parallel degree": {"max_tp": 2},
     "namespace": {"namespace": "of somebody else"},
-    "weight version": {"weight_version": "2"},
 }
-"""Of the cache."""
+"""Of the cache; `test_identity.py` goes through all of them without an engine."""
 
 ARGUMENTS = {
     "dtype": {"dtype": "bfloat16"},

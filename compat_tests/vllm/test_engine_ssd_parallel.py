@@ -57,23 +57,42 @@ def end(engine):
     engine.close()
 
 
+class Neighbours(NamedTuple):
+    """What two engines of one rank made of the prompts, the second one started beside the first."""
+
+    first: Served
+    second: Served
+    first_by_other: Served
+    second_by_one: Served
+    hits: list[Served]
+
+
 @pytest.fixture(scope="module")
 def neighbours(start):
-    """Let two engines of one rank save at once; what each made of its own, and of the other's."""
-    one, other = start(), start()
-    served = [serve(one, FIRST), serve(other, SECOND), serve(one, SECOND), serve(other, FIRST)]
-    hits = [serve(one, FIRST), serve(other, SECOND)]
+    one = start()
+    first = serve(one, FIRST)
+    other = start()
+    first_by_other, second = serve(other, FIRST), serve(other, SECOND)
+    second_by_one = serve(one, SECOND)
+    hits = [serve(engine, prompt) for engine in (one, other) for prompt in (FIRST, SECOND)]
     end(one)
     end(other)
-    return served, hits
+    return Neighbours(first, second, first_by_other, second_by_one, hits)
 
 
-def test_engines_on_one_directory_work_and_see_nothing_of_each_other(neighbours):
-    served, hits = neighbours
+def test_engines_on_one_directory_see_nothing_of_each_other(neighbours):
+    served = neighbours[:-1]
     assert [cold.num_cached_tokens for cold in served] == [0] * 4
-    assert [hit.num_cached_tokens for hit in hits] == [HIT_TOKENS] * 2
-    assert hits[0].heads == served[0].heads == served[3].heads
-    assert hits[1].heads == served[1].heads == served[2].heads
+    assert neighbours.first_by_other.heads == neighbours.first.heads
+    assert neighbours.second_by_one.heads == neighbours.second.heads
+
+
+def test_engines_on_one_directory_lose_nothing_to_each_other(neighbours):
+    assert [hit.num_cached_tokens for hit in neighbours.hits] == [HIT_TOKENS] * 4
+    assert [hit.heads for hit in neighbours.hits] == [
+        neighbours.first.heads,
+        neighbours.second.heads,
+    ] * 2
 
 
 class Pair(NamedTuple):
@@ -108,9 +127,8 @@ def test_the_next_engine_adopts_what_both_have_left(neighbours, pair):
 
 
 def test_each_rank_of_two_loads_the_heads_that_one_rank_has_written(neighbours, pair):
-    served, _ = neighbours
-    assert pair.first.heads == served[0].heads
-    assert pair.second.heads == served[1].heads
+    assert pair.first.heads == neighbours.first.heads
+    assert pair.second.heads == neighbours.second.heads
     heads = [head for page in pair.first.heads for head in page]
     assert len(set(heads)) == NUM_PAGES * len(HEADS)
 

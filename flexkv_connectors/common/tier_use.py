@@ -35,7 +35,7 @@ class TierUse:
     def touch(self, keys: Sequence[BlockKey]) -> None:
         """Let the tier decide about blocks that it has not been told of."""
         if len(keys) > self._num_touched:
-            self._num_wanted = self._tier.demoter.admit(keys, self._num_touched)
+            self._num_wanted = self._tier.demoter.admit(keys, self._num_touched, self._num_wanted)
             self._num_touched = len(keys)
 
     def offer(self, keys: Sequence[BlockKey]) -> None:

@@ -15,6 +15,7 @@ from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
 from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.ssd_store import SsdStore
+from flexkv_connectors.sglang.weight_updates import is_heard, listen
 from flexkv_core.errors import ConfigError
 from flexkv_core.types import BlockKey
 
@@ -75,6 +76,12 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         deployment = translate(self._cache, self._config, mem_pool_host, settings)
         namespace = namespace_of(settings, deployment)
         self._store = open_store(deployment, namespace)
+        listen(self)
+        if not is_heard():
+            logger.warning(
+                "connector.updates_unheard: SGLang has not loaded the plug-in flexkv (see "
+                "SGLANG_PLUGINS): do not change weights while it serves"
+            )
         logger.info("connector.ready namespace=%s", namespace.short)
 
     @override
@@ -124,6 +131,11 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     def clear(self) -> None:
         """Delete every block of this model."""
         self._guarded(lambda store: store.reset(keeps_name=True), None)
+
+    def forget_weights(self) -> None:
+        """Note that SGLang serves other weights now."""
+        keeps_name = bool(self._cache.weight_version)
+        self._guarded(lambda store: store.reset(keeps_name=keeps_name), None)
 
     def close(self) -> None:
         """Let go of the files; what was stored stays."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
-__all__ = ["HiCacheStorageContract", "StorageCase"]
+__all__ = ["HiCacheStorageContract", "StorageCase", "chain_of"]
 
 _NUM_KEYS = 8
 
@@ -47,11 +47,13 @@ class StorageCase(ABC):
 
     def set(self, keys: list[str], page_ids: Sequence[int], prefix: list[str]) -> list[bool]:
         """Store pages."""
-        return self.storage.batch_set_v1(keys, self.indices(page_ids), _extra(prefix))
+        stored: list[bool] = self.storage.batch_set_v1(keys, self.indices(page_ids), _extra(prefix))
+        return stored
 
     def get(self, keys: list[str], page_ids: Sequence[int], prefix: list[str]) -> list[bool]:
         """Load pages."""
-        return self.storage.batch_get_v1(keys, self.indices(page_ids), _extra(prefix))
+        loaded: list[bool] = self.storage.batch_get_v1(keys, self.indices(page_ids), _extra(prefix))
+        return loaded
 
     def pages(self, page_ids: Sequence[int]) -> list[bytes]:
         """Return the content of host pages."""

@@ -20,7 +20,7 @@ from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
 from flexkv_core.manager import CacheManager
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, TierOrders, TransferPlan
+from flexkv_core.plan import EnginePages, Status, TierOrders, TierReport, TransferPlan
 from flexkv_core.types import JobId
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class SchedulerHalf:
         self._manager: CacheManager | None = None
         self._ssd: LowerTier | None = None
         self._speed = PrefillSpeed()
-        self._capacities: dict[int, int] = {}
-        """Blocks of the SSD tier there is room for, by owner."""
+        self._told: list[TierReport] = []
+        """What owners have said of the SSD tier, until it is opened."""
 
         self._saving: dict[JobId, RequestState] = {}
         """Whose blocks a plan saves, to offer them to the SSD tier afterwards."""
@@ -143,15 +143,17 @@ class SchedulerHalf:
         """Take in what the workers report."""
         self._patience.reward()
         self._replicas.note(report.pools, report.attached)
-        for told in report.tiers:
-            self._capacities[told.rank] = told.capacity_blocks
+        self._told += report.tiers
         if self._manager is None and self._replicas.num_slots is not None:
             self._open(self._replicas.num_slots)
-        for told in report.tiers:
-            if self._ssd is not None:
-                self._ssd.digest(told)
+        if self._manager is None:
+            return
+        told, self._told = self._told, []
+        if self._ssd is not None:
+            for tier_report in told:
+                self._ssd.digest(tier_report)
         for result in report.results:
-            if self._manager and (completion := self._manager.complete(result)):
+            if completion := self._manager.complete(result):
                 self._conclude(completion)
 
     def distrust(self, failed_pages: Collection[int]) -> set[int]:
@@ -224,7 +226,7 @@ class SchedulerHalf:
 
     def _open(self, num_slots: int) -> None:
         """Begin to cache: every owner has told what it has."""
-        num_ssd_blocks = min(self._capacities.values(), default=0)
+        num_ssd_blocks = min((told.capacity_blocks for told in self._told), default=0)
         if self._uses_ssd and not num_ssd_blocks:
             logger.warning("tier.off tier=ssd: a rank has no room there for a single block")
         self._manager, self._ssd = open_stores(
@@ -318,8 +320,7 @@ class SchedulerHalf:
         if self._manager is None or not state.may_save or num_blocks <= state.num_tried_blocks:
             return None
         state.num_tried_blocks = num_blocks
-        use = self._use_of_ssd(state)
-        if use is not None:
+        if (use := self._use_of_ssd(state)) is not None:
             use.touch(state.keys())
         reservation = self._manager.reserve(state.request_id, state.keys()[:num_blocks])
         if isinstance(reservation, Refusal):
@@ -376,8 +377,7 @@ class SchedulerHalf:
     def _conclude_save(self, completion: Completion) -> None:
         """A request whose save failed does not try again; else its blocks go on to SSD."""
         self._count(completion, "save_bytes", "save_seconds", "save_failed_blocks")
-        num_tokens = completion.num_published * self._deployment.block_tokens
-        self._counters.add("save_tokens", num_tokens)
+        self._counters.add("save_tokens", completion.num_published * self._deployment.block_tokens)
         state = self._states.get(completion.request_id)
         if state is not None and completion.status is not Status.OK:
             state.may_save = False

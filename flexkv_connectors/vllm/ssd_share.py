@@ -46,7 +46,9 @@ class SsdShare:
         )
         self._rank = deployment.rank
         self._keeps_name = bool(deployment.cache.weight_version)
-        self._is_recovered = False
+        self._told = (-1, False)
+        """Capacity and end of the search, as they were last reported."""
+
         load_lane = TierLane(deployment.rank, self._tier, pool)
         save_lane = TierLane(deployment.rank, self._tier, pool)
         self.lanes: Mapping[Route, Lane] = {
@@ -63,16 +65,17 @@ class SsdShare:
     def take_report(self) -> TierReport | None:
         """Return what the scheduler half has not heard yet, or None."""
         counts = self._tier.take_counts()
-        if self._is_recovered and not counts:
-            return None
         recovered = self._tier.take_recovered(_RECOVERED_A_REPORT)
-        self._is_recovered = self._tier.is_recovered
+        capacity_blocks, is_recovered = told = self._tier.capacity_blocks, self._tier.is_recovered
+        if not (counts or recovered) and told == self._told:
+            return None
+        self._told = told
         return TierReport(
             tier="ssd",
             rank=self._rank,
-            capacity_blocks=self._tier.capacity_blocks,
+            capacity_blocks=capacity_blocks,
             recovered=recovered,
-            is_recovered=self._is_recovered,
+            is_recovered=is_recovered,
             counts=counts,
         )
 

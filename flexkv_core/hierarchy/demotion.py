@@ -15,13 +15,17 @@ __all__ = ["Demoter"]
 
 _MAX_WAITING = 1024
 
+_SILENCE_S = 60.0
+"""A tier from which nothing has come back for so long is stuck: the slowest disk that is of any use
+writes a plan in half of that."""
+
 
 class Demoter:
     """Decides what a tier should hold, and copies it there as fast as the tier takes it.
 
     What is under way keeps its place in host memory, so at most a quarter of that tier is; the
     rest waits, and is copied if it is still there then. Where too many chains wait the oldest is
-    given up.
+    given up. A tier that fails, or says nothing for a minute, is left alone, except on trial.
 
     Thread: scheduler thread only.
     """
@@ -47,6 +51,9 @@ class Demoter:
         self._waiting: dict[RequestId, tuple[Sequence[BlockKey], int]] = {}
         """Chains with something to copy, oldest first, and how far."""
 
+        self._heard_s = 0.0
+        """When the last copy ended, or the first began after a time without any."""
+
     @property
     def is_off(self) -> bool:
         """Whether the tier is left alone because it fails."""
@@ -57,13 +64,13 @@ class Demoter:
         """Whether something waits to be copied."""
         return bool(self._waiting)
 
-    def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int = 0) -> int:
+    def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int) -> int:
         """Note that a request uses a chain; return how many leading blocks the tier should hold.
 
         Args:
             keys: Its full blocks.
             num_touched: Length of `keys` in the last call for the same request, 0 in the first.
-            num_admitted: What that call returned: on its way, if not in the tier yet.
+            num_admitted: What that call returned, 0 in the first: on its way, if not there yet.
         """
         if not num_touched:
             self._use(keys)
@@ -90,6 +97,7 @@ class Demoter:
     def take_plans(self, now_s: float) -> list[TransferPlan]:
         """Return copies that may begin now."""
         plans: list[TransferPlan] = []
+        self._listen(now_s)
         while self._waiting and self._flights.num_more and self._health.allows(now_s):
             request_id, (keys, num_wanted) = next(iter(self._waiting.items()))
             started = self._flights.start(request_id, keys, num_wanted)
@@ -107,6 +115,7 @@ class Demoter:
         """Learn from a copy that has ended; False if it was not made here."""
         if self._flights.end(completion.job_id) is None:
             return False
+        self._heard_s = now_s
         self._health.note(ok=completion.status is Status.OK, now_s=now_s)
         self._recorder.add("demoted_blocks", completion.num_published)
         self._recorder.add("demotion_skipped_blocks", completion.num_lost)
@@ -115,6 +124,13 @@ class Demoter:
     def clear(self) -> None:
         """Forget what waits: its bytes are not wanted any more."""
         self._waiting.clear()
+
+    def _listen(self, now_s: float) -> None:
+        """Leave the tier alone if it has taken copies and says nothing any more."""
+        if not self._flights.num_blocks:
+            self._heard_s = now_s
+        elif now_s > self._heard_s + _SILENCE_S:
+            self._health.switch_off("does not answer", now_s)
 
     def _give_up(self, request_id: RequestId) -> None:
         keys, num_wanted = self._waiting.pop(request_id)

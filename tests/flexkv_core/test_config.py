@@ -234,7 +234,11 @@ def test_a_tilde_is_the_home_of_the_user(monkeypatch):
         ),
         (
             {"ssd_cache_gb": 1, "ssd_cache_dir": "/a;b/c"},
-            "ssd_cache_dir names 'b/c': expected a path that begins with /",
+            "ssd_cache_dir names 'b/c': expected a path that begins with / and has no NUL",
+        ),
+        (
+            {"ssd_cache_gb": 1, "ssd_cache_dir": "/a\0b"},
+            "ssd_cache_dir names '/a\\x00b': expected a path that begins with / and has no NUL",
         ),
         (
             {"ssd_cache_gb": 1, "ssd_cache_dir": "~no-such-user/a"},

@@ -40,11 +40,23 @@ class SlabFile:
 
     @classmethod
     def create(cls, path: Path) -> Self | None:
-        """Make an empty file; None if the name is taken. Call under the lock of the folder."""
+        """Make an empty file; None if the name is taken. Call under the lock of the folder.
+
+        Raises:
+            OSError: The file system refuses, or has no locks, or says that the file is another's:
+                then there is none.
+        """
         try:
-            return cls._locked(os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
+            fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             return None
+        with ExitStack() as undo:
+            undo.callback(path.unlink)
+            file = cls._locked(fd)
+            if file is None:
+                raise OSError(errno.EPERM, "new files belong to somebody else here")
+            undo.pop_all()
+            return file
 
     @classmethod
     def take(cls, path: Path) -> Self | None:

@@ -184,8 +184,15 @@ class Slab:
         return header if header.payload_bytes == self._cell_bytes else None
 
     def unlink(self) -> None:
-        """Delete the file; what is open stays readable until `close`."""
-        self._file.unlink(self.path)
+        """Delete the file, or empty it if it cannot be deleted; its blocks are not found again.
+
+        Raises:
+            OSError: Neither is possible.
+        """
+        try:
+            self._file.unlink(self.path)
+        except OSError:
+            self._file.truncate(0)
 
     def close(self) -> None:
         """Unlock the file for others. No call may be under way."""

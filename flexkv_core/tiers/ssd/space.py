@@ -69,14 +69,18 @@ class Space:
 
     @property
     def num_slots(self) -> int:
-        """Slots that there are and, unless every directory has just failed, all that may be."""
+        """Slots that there are, and more that may be.
+
+        All that the quota allows; if every directory has failed, one when one is to be tried again:
+        a failure costs whoever relies on this.
+        """
         with self.lock:
             num_slots = sum(len(slab.slots) for slab in self.slabs)
             directories = self._usable()
-            if not directories:
-                return num_slots
             num_new = sum(self._slab_in(directory) is None for directory in directories)
-            return num_slots + max(0, self._num_slots_in(self._room() - num_new * PAGE_BYTES))
+            num_more = max(0, self._num_slots_in(self._room() - num_new * PAGE_BYTES))
+            has_failed = all(self._retry_s.values())
+            return num_slots + (min(num_more, len(directories[:1])) if has_failed else num_more)
 
     def adopt(self) -> None:
         """Take over slabs of earlier processes, in this engine's own order, up to the quota."""
@@ -122,8 +126,7 @@ class Space:
 
     def drop_lost(self) -> None:
         """Retire slabs that somebody has deleted."""
-        with self.lock:
-            lost = [slab for slab in self.slabs if slab.is_lost]
+        lost = [slab for slab in self.slabs if slab.is_lost]
         if lost:
             logger.warning("ssd.slabs_lost paths=%s", [str(slab.path) for slab in lost])
             self.retire(lost)
@@ -132,13 +135,25 @@ class Space:
         """Delete the files of all slabs: nobody will find their blocks again."""
         with self._changing:
             for slab in self.slabs:
-                slab.unlink()
+                self._unlink(slab)
 
     def close(self) -> None:
         """Retire all slabs and never make another."""
         with self._changing:
             self._is_closed = True
             self._retire(self.slabs)
+
+    @staticmethod
+    def _unlink(slab: Slab) -> None:
+        try:
+            slab.unlink()
+        except OSError as error:
+            logger.warning(
+                "ssd.not_deleted path=%s: %s; it holds blocks from before a reset: delete it before"
+                " the next start",
+                slab.path,
+                error.strerror,
+            )
 
     def _retire(self, slabs: Sequence[Slab]) -> None:
         with self.lock:
@@ -210,12 +225,16 @@ class Space:
 
     def _found(self) -> list[tuple[Directory, Path]]:
         """List this column's slabs of all directories in the order of adoption."""
-        found = [
-            (directory, path)
-            for directory in self._retry_s
-            for path in directory.folder(self._superblock).glob("*" + SLAB_SUFFIX)
-        ]
+        found = [(directory, path) for directory in self._retry_s for path in self._list(directory)]
         return sorted(found, key=lambda place: self._rank(place[1]))
+
+    def _list(self, directory: Directory) -> list[Path]:
+        folder = directory.folder(self._superblock)
+        try:
+            return list(folder.glob("*" + SLAB_SUFFIX))
+        except OSError as error:
+            logger.warning("ssd.not_adopted path=%s: %s", folder, error.strerror)
+            return []
 
     def _rank(self, path: Path) -> tuple[bytes, str]:
         return sha256(self._engine_id.encode() + path.name.encode()).digest(), str(path)

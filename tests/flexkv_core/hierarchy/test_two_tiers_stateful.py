@@ -141,7 +141,7 @@ class World:
     def arrive(self, pick: Pick) -> None:
         keys = _any(self.chains, pick).copy()
         self.num_requests += 1
-        num_wanted = self.tier.demoter.admit(keys, 0)
+        num_wanted = self.tier.demoter.admit(keys, 0, 0)
         assert num_wanted <= len(keys)
         request = Request(f"request-{self.num_requests}", keys, num_wanted)
         self.tier.demoter.offer(request.request_id, keys, num_wanted)

@@ -193,6 +193,22 @@ def test_a_deleted_file_says_so(path, file):
     assert file.is_unlinked
 
 
+@pytest.mark.parametrize("what", ["os.geteuid", "fcntl.flock"])
+def test_a_file_system_that_gives_files_to_others_or_has_no_locks_keeps_none(
+    tmp_path, monkeypatch, what
+):
+    """As NFS does with what root makes; whoever tries one name after the other would never end."""
+    failures = {"os.geteuid": lambda: os.getuid() + 1, "fcntl.flock": _no_locks}
+    monkeypatch.setattr(what, failures[what])
+    with pytest.raises(OSError, match=r"somebody else|No locks"):
+        SlabFile.create(tmp_path / "new.slab")
+    assert list(tmp_path.glob("new.slab")) == []
+
+
+def _no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 def test_only_the_file_itself_is_unlinked(path, file):
     path.rename(path.with_suffix(".old"))
     path.write_text("somebody else's")

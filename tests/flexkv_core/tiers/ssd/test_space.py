@@ -219,8 +219,18 @@ def test_a_full_disk_is_tried_again_later(make, monkeypatch, small_steps, clock)
     clock.advance(RETRY_S - 1)
     assert space.take(1) is None
     clock.advance(1)
-    assert space.num_slots == 10
     assert take_all(space) == 6
+    assert space.num_slots == 10
+
+
+def test_what_failed_is_promised_one_slot_to_be_tried_with(make, monkeypatch, small_steps, clock):
+    """A promise of all that may be would fail again and again, for all who rely on it."""
+    space = make(10)
+    space.take(4)
+    monkeypatch.setattr("os.posix_fallocate", fail)
+    space.take(1)
+    clock.advance(RETRY_S)
+    assert space.num_slots == 5
 
 
 def test_a_full_disk_is_mentioned_once(make, monkeypatch, caplog, clock):
@@ -249,6 +259,32 @@ def test_a_slab_that_was_deleted_is_replaced(make, tmp_path):
     assert space.num_slots == 10
     assert space.take(1) is not None
     assert len(files(tmp_path)) == 1
+
+
+def test_the_lock_is_not_held_while_the_disk_is_asked(make, monkeypatch):
+    """A disk that is stuck would stop whoever only wants to look up a key."""
+    space = make(10)
+    space.take(1)
+    were_locked = []
+
+    def is_lost(_):
+        were_locked.append(space.lock.locked())
+        return False
+
+    monkeypatch.setattr(Slab, "is_lost", property(is_lost))
+    space.drop_lost()
+    assert were_locked == [False]
+
+
+def test_a_folder_that_cannot_be_listed_is_adopted_from_by_nobody(make, monkeypatch, caplog):
+    def fail_to_list(*_):
+        raise OSError(5, "Input/output error")
+
+    space = make(10)
+    monkeypatch.setattr("pathlib.Path.glob", fail_to_list)
+    space.adopt()
+    assert space.slabs == ()
+    assert "Input/output error" in caplog.text
 
 
 def test_a_slab_in_use_is_closed_by_its_last_call(make, tmp_path, disk):

@@ -1,5 +1,6 @@
 """The SSD tier as its users see it."""
 
+import errno
 import threading
 
 import msgspec
@@ -275,6 +276,10 @@ def test_files_and_folders_are_for_this_user_alone(disk):
 class TestGeneration:
     """After a reset."""
 
+    @pytest.fixture(params=[False, True], ids=["new name", "same name"])
+    def keeps_name(self, request):
+        return request.param
+
     def test_nothing_is_found_any_more(self, disk, columns):
         rank = disk.open(columns=columns)
         rank.write([1])
@@ -322,6 +327,24 @@ class TestGeneration:
         assert disk.slabs() == []
         assert rank.read([1]) == [MISS]
 
+    def test_old_slabs_that_cannot_be_deleted_are_emptied(self, disk, monkeypatch):
+        rank = disk.open()
+        rank.write([1])
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.unlink", _refuse)
+            rank.tier.begin_generation("g", keeps_name=True)
+        rank.close()
+        assert disk.open().recovered() == []
+
+    def test_a_disk_that_became_read_only_is_told_and_no_exception(self, disk, monkeypatch, caplog):
+        rank = disk.open()
+        rank.write([1])
+        monkeypatch.setattr("pathlib.Path.unlink", _refuse)
+        monkeypatch.setattr("os.ftruncate", _refuse)
+        rank.tier.begin_generation("g", keeps_name=True)
+        assert rank.read([1]) == [MISS]
+        assert str(disk.slabs()[0]) in caplog.text
+
     def test_under_a_name_of_the_user_a_restart_finds_what_was_stored_since(self, disk, columns):
         rank = disk.open(columns=columns)
         rank.write([1])
@@ -336,6 +359,20 @@ class TestGeneration:
         rank.tier.begin_generation("g", keeps_name=False)
         assert rank.tier.take_recovered(9) == []
         assert rank.tier.is_recovered
+
+    def test_what_was_planned_before_stays_out_of_what_comes_after(self, disk, keeps_name):
+        rank = disk.open()
+        planned_before = rank.tier.snapshot()
+        rank.tier.begin_generation("g", keeps_name=keeps_name)
+        assert planned_before.write(rank.blocks([1]), None) == [ERROR]
+        assert rank.read([1]) == [MISS]
+
+    def test_what_was_planned_before_reads_nothing_that_comes_after(self, disk, keeps_name):
+        rank = disk.open()
+        planned_before = rank.tier.snapshot()
+        rank.tier.begin_generation("g", keeps_name=keeps_name)
+        rank.write([1])
+        assert planned_before.read(rank.blocks([1]), None) == [MISS]
 
 
 def test_a_closed_tier_has_no_room(disk):
@@ -376,6 +413,10 @@ def test_a_slot_that_is_being_read_is_given_to_no_write(disk, monkeypatch):
     thread.join()
     assert results == [OK]
     assert rank.tier.write(rank.blocks([2]), None) == [OK]
+
+
+def _refuse(*_):
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def _hold(monkeypatch, verb, begun, may_go_on):

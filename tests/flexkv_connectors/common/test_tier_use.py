@@ -1,0 +1,46 @@
+"""A request follows its blocks to a tier below host memory."""
+
+import pytest
+
+from flexkv_connectors.common.tier_use import TierUse
+from flexkv_core.hierarchy.lower_tier import LowerTier
+from flexkv_core.manager import CacheManager, TierSpec
+from flexkv_core.metrics import Counters
+
+KEYS = [bytes([number]) * 32 for number in range(8)]
+
+
+@pytest.fixture
+def counters():
+    return Counters()
+
+
+@pytest.fixture
+def tier(counters):
+    """A tier with room for eight blocks."""
+    specs = [TierSpec("host", 8), TierSpec("ssd", 8, addressed_by="key")]
+    manager = CacheManager(specs, recorder=counters)
+    return LowerTier(
+        manager, "ssd", owners=(0,), block_bytes=1 << 20, timeout_s=1.0, recorder=counters
+    )
+
+
+def test_a_block_that_is_on_its_way_is_not_admitted_again(tier, counters):
+    use = TierUse(tier, "request", KEYS[:3], 0)
+    use.touch(KEYS[:4])
+    use.touch(KEYS[:5])
+    assert counters.drain()["admitted_blocks"] == 5
+
+
+def test_blocks_that_were_touched_are_not_touched_again(tier, counters):
+    use = TierUse(tier, "request", KEYS[:3], 0)
+    counters.drain()
+    use.touch(KEYS[:3])
+    assert counters.drain() == {}
+
+
+def test_a_request_that_has_ended_is_forgotten(tier):
+    use = TierUse(tier, "request", KEYS, 0)
+    use.waits(KEYS, 0.0, None)
+    use.end()
+    assert not tier.promoter._waits

@@ -1,0 +1,148 @@
+"""A tier below host memory: recovery, capacity, resets."""
+
+import pytest
+from rig import Rig, chain
+
+from flexkv_core.plan import Status
+
+
+def take_orders(rig):
+    return rig.tier.take_orders(0.0)
+
+
+def test_what_all_owners_have_found_is_there():
+    rig = Rig(owners=(0, 2))
+    keys = chain("found", 4)
+    rig.recover(keys, rank=0)
+    rig.recover(keys[:3], rank=2)
+    take_orders(rig)
+    assert rig.num_ready(keys, "ssd") == 3
+
+
+def test_what_is_of_no_use_is_forgotten_by_the_workers():
+    rig = Rig()
+    keys = chain("found", 4)
+    rig.recover(keys, first_block=1)
+    assert set(take_orders(rig).gone) == set(keys[1:])
+
+
+def test_requests_do_not_wait_for_recovery():
+    rig = Rig()
+    keys = chain("found", 4)
+    rig.recover(keys, is_recovered=False)
+    take_orders(rig)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+
+
+def test_much_is_restored_in_many_steps():
+    rig = Rig(ssd_blocks=10_000)
+    for number in range(400):
+        rig.recover(chain(number, 20), is_recovered=number == 399)
+    num_steps = 0
+    while rig.tier.has_work:
+        before = rig.manager.num_used_blocks("ssd")
+        take_orders(rig)
+        assert rig.manager.num_used_blocks("ssd") - before <= 4096 + 20
+        num_steps += 1
+    assert num_steps > 1
+    assert rig.manager.num_used_blocks("ssd") == 400 * 20
+
+
+def test_what_does_not_fit_is_forgotten_by_the_workers():
+    rig = Rig(ssd_blocks=8)
+    first, second = chain("first", 8), chain("second", 8)
+    rig.recover(first, is_recovered=False)
+    rig.recover(second)
+    gone = []
+    while rig.tier.has_work:
+        gone += take_orders(rig).gone
+    num_kept = rig.num_ready(first, "ssd") + rig.num_ready(second, "ssd")
+    assert num_kept == 8
+    assert len(set(gone)) == len(gone) == 8
+
+
+def test_the_end_of_a_chain_that_is_too_long_is_forgotten_by_the_workers():
+    rig = Rig(ssd_blocks=8)
+    keys = chain("long", 12)
+    rig.recover(keys)
+    assert set(take_orders(rig).gone) == set(keys[8:])
+    assert rig.num_ready(keys, "ssd") == 8
+
+
+def test_it_holds_what_every_owner_has_room_for():
+    rig = Rig(owners=(0, 1), ssd_blocks=100)
+    keys = chain("held", 50)
+    rig.recover(rank=0)
+    rig.recover(rank=1)
+    rig.put_on_ssd(keys)
+    rig.recover(rank=1, capacity_blocks=20)
+    assert set(take_orders(rig).gone) == set(keys[20:])
+    assert rig.tier.capacity_blocks == 20
+
+
+def test_a_tier_that_lost_all_room_is_used_again_when_it_has_some():
+    rig = Rig()
+    keys = chain("kept", 4)
+    rig.recover(capacity_blocks=0)
+    rig.save(keys)
+    rig.tier.demoter.offer("request", keys, 4)
+    assert take_orders(rig).plans == []
+    rig.recover(capacity_blocks=8)
+    take_orders(rig)
+    rig.tier.demoter.offer("request", keys, 4)
+    [plan] = take_orders(rig).plans
+    assert plan.num_blocks == 4
+
+
+class TestReset:
+    @pytest.fixture
+    def rig(self):
+        rig = Rig()
+        rig.recover(is_recovered=False)
+        return rig
+
+    def reset(self, rig):
+        rig.manager.reset()
+        rig.tier.reset()
+
+    def test_it_is_ordered_once_under_a_new_name(self, rig):
+        names = []
+        for _ in range(2):
+            self.reset(rig)
+            assert rig.tier.has_work
+            names.append(take_orders(rig).generation)
+        assert names[0] != names[1]
+        assert take_orders(rig).generation == ""
+        assert not rig.tier.has_work
+
+    def test_what_was_found_before_is_not_taken_in_after(self, rig):
+        keys = chain("old", 4)
+        rig.recover(keys, is_recovered=False)
+        self.reset(rig)
+        rig.recover(chain("late", 4))
+        take_orders(rig)
+        assert rig.manager.num_used_blocks("ssd") == 0
+
+    def test_what_leaves_the_old_generation_is_not_deleted_from_the_new(self, rig):
+        keys = chain("old", 4)
+        rig.put_on_ssd(keys)
+        rig.manager.drop_from(keys[:1], tier="ssd")
+        self.reset(rig)
+        assert take_orders(rig).gone == []
+
+    def test_a_read_under_way_keeps_its_keys_out_of_the_new_generation_until_it_has_ended(self):
+        """Its worker forgets them when it has: what is new must not be forgotten with them."""
+        rig = Rig()
+        rig.recover()
+        keys = chain("old", 4)
+        rig.put_on_ssd(keys)
+        rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+        [read] = take_orders(rig).plans
+        self.reset(rig)
+        rig.end(read, status=Status.MISS, num_blocks=0)
+        rig.save(keys)
+        rig.tier.demoter.offer("saver", keys, 4)
+        orders = take_orders(rig)
+        assert set(orders.gone) == set(keys)
+        assert sum(plan.num_blocks for plan in orders.plans) == 4
+        assert take_orders(rig).gone == []

@@ -1,0 +1,229 @@
+"""Who waits for a tier, how long, and for what."""
+
+import math
+
+import pytest
+from rig import BLOCK_BYTES, PLAN_BLOCKS, Rig, chain
+
+from flexkv_core.plan import Status
+from flexkv_core.testing.doubles import ManualClock
+
+STEP_S = 0.01
+"""How often an engine asks again."""
+
+
+@pytest.fixture
+def rig():
+    return Rig()
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+class BlackHole:
+    """A disk that takes every plan and never answers."""
+
+    def __init__(self, rig, clock):
+        self.rig, self.clock = rig, clock
+
+    def step(self):
+        self.rig.tier.take_orders(self.clock())
+
+
+class Disk:
+    """Reads one block after the other, and begins none past the deadline of its plan."""
+
+    def __init__(self, rig, clock, bytes_per_s):
+        self.rig, self.clock = rig, clock
+        self.block_s = BLOCK_BYTES / bytes_per_s
+        self.free_s = clock()
+        self.queue = []
+
+    def step(self):
+        for plan in self.rig.tier.take_orders(self.clock()).plans:
+            begin_s = max(self.free_s, self.clock())
+            num_begun = max(0, math.ceil((plan.deadline_s - begin_s) / self.block_s))
+            seconds = min(num_begun, plan.num_blocks) * self.block_s
+            self.free_s = begin_s + seconds
+            self.queue.append((self.free_s, plan, min(num_begun, plan.num_blocks), seconds))
+        while self.queue and self.queue[0][0] <= self.clock():
+            _, plan, num_blocks, seconds = self.queue.pop(0)
+            status = Status.OK if num_blocks == plan.num_blocks else Status.TIMEOUT
+            self.rig.end(plan, self.clock(), status=status, num_blocks=num_blocks, seconds=seconds)
+
+
+def slow_disk(rig, clock):
+    return Disk(rig, clock, 1 << 20)
+
+
+def wait_of(rig, disk, clock, request, keys, block_compute_s):
+    """Ask in every step until a request need not wait; return how long that took."""
+    begin_s = clock()
+    while rig.tier.promoter.must_wait(request, keys, clock(), block_compute_s):
+        disk.step()
+        clock.advance(STEP_S)
+        assert clock() - begin_s < 100, "waits for ever"
+    return clock() - begin_s
+
+
+@pytest.mark.parametrize("open_disk", [BlackHole, slow_disk], ids=["black hole", "1 MiB/s"])
+@pytest.mark.parametrize("block_compute_s", [None, 0.001, 0.1, 10.0])
+def test_no_request_waits_past_its_deadline(rig, clock, open_disk, block_compute_s):
+    """A step is late by as much as it takes: 10 ms here."""
+    disk = open_disk(rig, clock)
+    for number in range(20):
+        keys = chain(number, 40)
+        rig.put_on_ssd(keys)
+        patience_s = min(10.0, 20 * (block_compute_s or 1e9))
+        waited_s = wait_of(rig, disk, clock, str(number), keys, block_compute_s)
+        assert waited_s <= patience_s + STEP_S
+        clock.advance(0.5)
+
+
+def test_a_black_hole_is_soon_not_waited_for(rig, clock):
+    disk = BlackHole(rig, clock)
+    waits_s = []
+    for number in range(20):
+        keys = chain(number, 40)
+        rig.put_on_ssd(keys)
+        waits_s.append(wait_of(rig, disk, clock, str(number), keys, 0.1))
+        clock.advance(1.0)
+    assert rig.tier.is_off
+    assert sum(wait_s > STEP_S for wait_s in waits_s) <= 3
+
+
+def test_a_disk_that_is_slower_than_computing_is_not_asked(rig, clock):
+    disk = slow_disk(rig, clock)
+    first, second = chain("first", 40), chain("second", 40)
+    rig.put_on_ssd(first)
+    rig.put_on_ssd(second)
+    assert wait_of(rig, disk, clock, "first", first, 0.5) > 1
+    clock.advance(2.0)  # what had begun by the deadline ends
+    disk.step()
+    assert wait_of(rig, disk, clock, "second", second, 0.5) == 0
+    assert rig.tier.take_orders(clock()).plans == []
+
+
+def test_a_fast_disk_is_waited_for_until_the_blocks_are_there(rig, clock):
+    disk = Disk(rig, clock, 1 << 30)
+    keys = chain("fast", 40)
+    rig.put_on_ssd(keys)
+    assert wait_of(rig, disk, clock, "request", keys, 0.1) < 0.1
+    assert rig.num_ready(keys) == 40
+
+
+def test_what_came_by_the_deadline_is_used(rig, clock):
+    disk = Disk(rig, clock, 20 << 20)
+    keys = chain("half", 100)
+    rig.put_on_ssd(keys)
+    wait_of(rig, disk, clock, "request", keys, 0.06)
+    assert 0 < rig.num_ready(keys) < 100
+
+
+def test_fifty_requests_on_one_prefix_read_it_once_and_all_wait(rig):
+    keys = chain("shared", 20)
+    rig.put_on_ssd(keys)
+    requests = [str(number) for number in range(50)]
+    assert all(rig.tier.promoter.must_wait(request, keys, 0.0, 1.0) for request in requests)
+    [plan] = rig.tier.take_orders(0.0).plans
+    rig.end(plan)
+    assert not any(rig.tier.promoter.must_wait(request, keys, 0.0, 1.0) for request in requests)
+    assert rig.take("promoted_blocks") == 20
+
+
+def test_fifty_requests_with_ends_of_their_own_read_the_shared_part_once(rig):
+    for number in range(50):
+        keys = chain("shared", 20) + chain(number, 2)
+        rig.put_on_ssd(keys)
+        assert rig.tier.promoter.must_wait(str(number), keys, 0.0, 1.0)
+    plans = rig.tier.take_orders(0.0).plans
+    assert sum(plan.num_blocks for plan in plans) == 20 + 50 * 2
+
+
+@pytest.mark.parametrize("host_blocks", [1, 2, 3, 16])
+def test_a_prompt_that_host_memory_cannot_hold_waits_once_for_what_fits(host_blocks, clock):
+    rig = Rig(host_blocks=host_blocks)
+    disk = Disk(rig, clock, 1 << 30)
+    keys = chain("long", 64)
+    rig.put_on_ssd(keys)
+    assert wait_of(rig, disk, clock, "request", keys, 1.0) < 1
+    assert rig.num_ready(keys) == max(1, host_blocks // 2)
+
+
+def test_at_most_half_of_host_memory_is_on_its_way():
+    rig = Rig(host_blocks=64)
+    for number in range(8):
+        rig.put_on_ssd(chain(number, 20))
+        rig.tier.promoter.must_wait(str(number), chain(number, 20), 0.0, 1.0)
+    assert sum(plan.num_blocks for plan in rig.tier.take_orders(0.0).plans) == 32
+
+
+def test_long_chains_become_usable_part_by_part(rig):
+    keys = chain("long", 2 * PLAN_BLOCKS + 1)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    plans = rig.tier.take_orders(0.0).plans
+    assert [plan.num_blocks for plan in plans] == [PLAN_BLOCKS, PLAN_BLOCKS, 1]
+    rig.end(plans[0])
+    assert rig.num_ready(keys) == PLAN_BLOCKS
+
+
+@pytest.mark.parametrize("status", [Status.MISS, Status.CORRUPT, Status.ERROR])
+def test_a_block_that_cannot_be_read_is_dropped_with_all_behind_it(rig, status):
+    keys = chain("bad", 10)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    [plan] = rig.tier.take_orders(0.0).plans
+    rig.end(plan, status=status, num_blocks=4)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert rig.num_ready(keys) == rig.num_ready(keys, "ssd") == 4
+    assert set(rig.tier.take_orders(0.0).gone) == set(keys[4:])
+
+
+def test_a_block_that_was_only_late_stays(rig):
+    keys = chain("late", 10)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    [plan] = rig.tier.take_orders(0.0).plans
+    rig.end(plan, status=Status.TIMEOUT, num_blocks=4, seconds=5.0)
+    assert rig.num_ready(keys, "ssd") == 10
+
+
+def test_a_request_whose_blocks_are_in_host_memory_does_not_wait(rig):
+    keys = chain("host", 10)
+    rig.save(keys)
+    rig.put_on_ssd(keys)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+
+
+def test_a_reset_ends_every_wait_and_what_was_read_is_used_by_nobody(rig):
+    keys = chain("old", 10)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    [plan] = rig.tier.take_orders(0.0).plans
+    rig.manager.reset()
+    rig.tier.reset()
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    rig.end(plan, status=Status.CORRUPT, num_blocks=4)
+    rig.put_on_ssd(keys)
+    assert rig.num_ready(keys) == 0
+    assert rig.num_ready(keys, "ssd") == 10
+
+
+def test_a_tier_that_fails_is_left_alone_and_tried_again(rig):
+    for number in range(3):
+        keys = chain(number, 4)
+        rig.put_on_ssd(keys)
+        rig.tier.promoter.must_wait(str(number), keys, 0.0, 1.0)
+        [plan] = rig.tier.take_orders(0.0).plans
+        rig.end(plan, status=Status.ERROR, num_blocks=0)
+    keys = chain("next", 4)
+    rig.put_on_ssd(keys)
+    assert rig.tier.is_off
+    assert not rig.tier.promoter.must_wait("off", keys, 1.0, 1.0)
+    assert rig.tier.promoter.must_wait("trial", keys, 31.0, 1.0)
+    [plan] = rig.tier.take_orders(31.0).plans
+    rig.end(plan, 31.0)
+    assert not rig.tier.is_off
