@@ -9,7 +9,9 @@ SGLANG_VENV := .venv-sglang
 SGLANG := $(SGLANG_VENV)/.sglang-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
-.PHONY: help demo demo-cross test check setup setup-engine setup-sglang bench clean clean-all
+.PHONY: help compat demo demo-cross test check setup setup-engine setup-sglang bench clean \
+	clean-all
+
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +38,9 @@ check: $(DEV) ## Lint, types, import rules, unit tests (under 3 minutes, no engi
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests
+
+compat: $(DEV) ## Hold the connectors against every engine version; writes compat_tests/MATRIX.md
+	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix
 
 setup: $(DEV) ## Make .venv with the package and the development tools
 

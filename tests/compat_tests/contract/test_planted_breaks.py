@@ -1,0 +1,146 @@
+"""One break of each kind, planted into a recorded vLLM, is found and names our line.
+
+The findings of the record as it is are subtracted: they say what a record does not hold, and
+nothing of the break.
+"""
+
+import re
+
+import pytest
+
+from compat_tests.contract.check import BROKEN, judge
+from compat_tests.contract.engines import ENGINES
+from compat_tests.contract.needs import needs_of
+from compat_tests.contract.records import load
+
+VLLM = ENGINES["vllm"]
+BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
+SPECS = "vllm.v1.kv_cache_interface"
+LAYOUTS = "vllm.v1.kv_cache_layout"
+
+
+@pytest.fixture(scope="module")
+def needs():
+    return needs_of(VLLM)
+
+
+@pytest.fixture(scope="module")
+def known(needs):
+    """Return the findings of 0.33 with nothing planted."""
+    return judge(VLLM, "0.33.0", load(VLLM, "0.33.0"), needs).findings
+
+
+@pytest.fixture
+def engine():
+    """Return 0.33, to be broken."""
+    return load(VLLM, "0.33.0")
+
+
+@pytest.fixture
+def found(engine, needs, known):
+    """Return a function to the broken findings that a plant has added, as (file, text)."""
+
+    def compare():
+        verdict = judge(VLLM, "0.33.1", engine, needs)
+        new = [one for one in verdict.findings if one.is_broken and one not in known]
+        assert not new or verdict.status == BROKEN
+        for one in new:
+            assert re.fullmatch(r"flexkv_connectors/vllm/\w+\.py(:\d+)?", one.place)
+        return {(one.place.partition(":")[0].rpartition("/")[2], one.text) for one in new}
+
+    return compare
+
+
+def members(engine, module, cls):
+    return engine.module(module)["classes"][cls]["members"]
+
+
+def test_nothing_planted_is_nothing_found(found):
+    assert found() == set()
+
+
+def test_a_renamed_hook(engine, found):
+    base = members(engine, BASE, "KVConnectorBase_V1")
+    base["wait_for_all_saves"] = base.pop("wait_for_save")
+    assert found() == {
+        ("connector.py", "KVConnectorBase_V1 has no hook wait_for_save any more"),
+        ("connector.py", "KVConnectorBase_V1.wait_for_all_saves is abstract and not overridden"),
+    }
+
+
+def test_a_new_abstract_hook(engine, found):
+    members(engine, BASE, "KVConnectorBase_V1")["flush"] = "abstract def (self) -> None"
+    text = "KVConnectorBase_V1.flush is abstract and not overridden"
+    assert found() == {("connector.py", text)}
+
+
+@pytest.mark.parametrize(
+    ("signature", "reason"),
+    [
+        ("def (self, request, num_blocks) -> None", "parameter 2 is num_blocks, ours is blocks"),
+        (
+            "def (self, request, blocks, num_external_tokens, group) -> None",
+            "parameter 4 is group, ours is nothing",
+        ),
+        ("def (self, request, blocks) -> None", "passes no num_external_tokens any more"),
+        (
+            "def (self, request, blocks, num_external_tokens, *, late) -> None",
+            "passes late, which we do not take",
+        ),
+        (
+            "def (self, request, blocks, num_external_tokens, **more) -> None",
+            "passes **more, which we do not take",
+        ),
+    ],
+)
+def test_a_changed_argument_of_a_hook(engine, found, signature, reason):
+    members(engine, BASE, "KVConnectorBase_V1")["update_state_after_alloc"] = signature
+    assert ("connector.py", f"KVConnectorBase_V1.update_state_after_alloc: {reason}") in found()
+
+
+def test_a_method_that_became_a_property(engine, found):
+    members(engine, BASE, "KVConnectorBase_V1")["take_events"] = "property def (self) -> list"
+    [(file, text)] = found()
+    assert file == "connector.py"
+    assert text.startswith("KVConnectorBase_V1.take_events: is now `property")
+
+
+def test_a_changed_argument_of_a_method_that_we_call(engine, found):
+    pool = members(engine, "vllm.v1.core.block_pool", "BlockPool")
+    pool["evict_blocks"] = "def (self, block_ids: set[int], reason: str) -> None"
+    assert found() == {("connector.py", "BlockPool.evict_blocks: wants reason as well")}
+
+
+def test_a_field_of_a_message_that_we_build(engine, found):
+    event = members(engine, "vllm.distributed.kv_events", "BlockStored")
+    event["blocks"] = event.pop("block_hashes")
+    assert found() == {("events.py", "BlockStored(): takes no block_hashes")}
+
+
+def test_a_renamed_field_of_a_configuration(engine, found):
+    specs = members(engine, SPECS, "KVCacheConfig")
+    specs["groups"] = specs.pop("kv_cache_groups")
+    assert {file for file, _ in found()} == {"deployment.py", "identity.py", "support.py"}
+    assert {text for _, text in found()} == {"KVCacheConfig has no kv_cache_groups"}
+
+
+def test_a_swapped_layout(engine, found):
+    layouts = members(engine, LAYOUTS, "KVCacheLayout")
+    layouts["LBHNC"], layouts["LBNHC"] = layouts["LBNHC"], layouts["LBHNC"]
+    assert found() == {
+        ("kv_caches.py", f"KVCacheLayout.{name} was value = {was}, is value = {now}")
+        for name, was, now in (
+            ("LBHNC", "(0, 1, 2, 3, 4)", "(0, 1, 3, 2, 4)"),
+            ("LBNHC", "(0, 1, 3, 2, 4)", "(0, 1, 2, 3, 4)"),
+        )
+    }
+
+
+def test_a_moved_module(engine, found):
+    engine._modules["vllm.v1.kv_specs"] = engine._modules.pop(SPECS)
+    assert ("support.py", f"there is no {SPECS}.FullAttentionSpec") in found()
+
+
+def test_a_removed_enumerator(engine, found):
+    del members(engine, "vllm.v1.metrics.cache_hit_source", "CacheHitSource")["DISK"]
+    assert found() == {("connector.py", "CacheHitSource has no DISK")}
