@@ -84,7 +84,7 @@ class Rig:
         self.ramp = _ramp(spec)
         self._write(self.ramp)
         self._ledger = LoadLedger(report_finished=True)
-        self.worker = WorkerHalf(deployment(spec), self._ledger)
+        self.worker = WorkerHalf(deployment(spec), self._ledger, None)
         self.worker.register(tensors)
         self.worker.take_report()
 
@@ -171,6 +171,7 @@ def deployment(spec: AttentionSpec) -> Deployment:
         block_tokens=PAGES_PER_BLOCK * PAGE_TOKENS,
         draft_blocks=0,
         publishes_events=False,
+        engine_id="engine",
     )
 
 

@@ -25,7 +25,7 @@ def host_pools(pid: int) -> dict[int, SharedPool]:
     pools: dict[int, SharedPool] = {}
     for member in family(pid):
         for link in Path(f"/proc/{member}/fd").iterdir():
-            if str(link.readlink()).startswith("/memfd:flexkv-host"):
+            if _target_of(link).startswith("/memfd:flexkv-host"):
                 file = link.stat()
                 pool = pools.setdefault(file.st_ino, SharedPool(file.st_size, set(), set()))
                 pool.owner_pids.add(member)
@@ -41,3 +41,11 @@ def listeners(pid: int) -> set[tuple[str, int]]:
         socket for member in family(pid) for socket in psutil.Process(member).net_connections()
     )
     return {tuple(socket.laddr) for socket in sockets if socket.status == psutil.CONN_LISTEN}
+
+
+def _target_of(link: Path) -> str:
+    """Return where `link` points; nowhere if its file was closed meanwhile."""
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return ""

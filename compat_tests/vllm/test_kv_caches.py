@@ -126,7 +126,9 @@ def test_layers_that_differ_are_refused(caches, difference):
 
 def test_a_rank_with_other_layers_than_declared_does_not_start(caches):
     spec = caches.SPECS["bf16"]
-    worker = caches.WorkerHalf(caches.deployment(spec), caches.LoadLedger(report_finished=True))
+    worker = caches.WorkerHalf(
+        caches.deployment(spec), caches.LoadLedger(report_finished=True), None
+    )
     with pytest.raises(LayoutError, match="heads, layers, bytes"):
         worker.register(caches.allocate(spec, "LBHNC", names=caches.NAMES[:-1]))
 
