@@ -5,12 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-is-set-up
 ENGINE := $(VENV)/.engine-is-set-up
+SGLANG_VENV := .venv-sglang
+SGLANG := $(SGLANG_VENV)/.sglang-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
-.PHONY: help compat demo test check setup setup-engine bench clean clean-all
-
-compat: $(DEV) ## Hold the connectors against every engine version; writes compat_tests/MATRIX.md
-	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix
+.PHONY: help compat demo demo-cross test test-sglang check setup setup-engine setup-sglang bench clean \
+	clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -18,11 +18,23 @@ help: ## List the targets
 demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat cold, from host memory, from SSD after a kill
 	@PYTHONSAFEPATH= $(BIN)/python -m demo
 
-test: $(ENGINE) ## Run everything, real vLLM included (under 40 minutes on 2 cores)
+demo-cross: $(ENGINE) $(SGLANG) ## Show vLLM and SGLang reading each other's KV from one directory
+	@PYTHONSAFEPATH= $(BIN)/python -m demo.cross
+
+test: $(ENGINE) ## Run everything on real vLLM (under 40 minutes on 2 cores)
 	@$(MAKE) --no-print-directory check
 	@# From outside the checkout, as users run engines: nothing is found by accident.
 	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" -m pytest \
-		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" "$(CURDIR)/compat_tests"
+		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
+		"$(CURDIR)/compat_tests/vllm" "$(CURDIR)/compat_tests/test_examples.py"
+
+test-sglang: $(ENGINE) $(SGLANG) ## Run what needs real SGLang, and both engines on one directory
+	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(SGLANG_VENV)/bin/python" -m pytest \
+		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
+		"$(CURDIR)/compat_tests/sglang"
+	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" -m pytest \
+		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
+		"$(CURDIR)/compat_tests/cross"
 
 check: $(DEV) ## Lint, types, import rules, unit tests (under 3 minutes, no engine)
 	$(BIN)/ruff check .
@@ -31,19 +43,24 @@ check: $(DEV) ## Lint, types, import rules, unit tests (under 3 minutes, no engi
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests
 
+compat: $(DEV) ## Hold the connectors against every engine version; writes compat_tests/MATRIX.md
+	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix
+
 setup: $(DEV) ## Make .venv with the package and the development tools
 
 setup-engine: $(ENGINE) ## Add real vLLM for CPU to .venv
+
+setup-sglang: $(SGLANG) ## Make .venv-sglang with real SGLang, to run on a CPU
 
 bench: $(ENGINE) ## Measure; writes JSON rows and the table in benchmarks/README.md
 	@PYTHONSAFEPATH= $(BIN)/python -m benchmarks
 
 clean: ## Remove caches, builds and the generated model
 	rm -rf .work dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-clean-all: clean ## Remove .venv, too
-	rm -rf $(VENV)
+clean-all: clean ## Remove .venv and .venv-sglang, too
+	rm -rf $(VENV) $(SGLANG_VENV)
 
 $(DEV): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
 	@sh scripts/create_venv.sh $(VENV) $(PYTHON)
@@ -52,4 +69,9 @@ $(DEV): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
 
 $(ENGINE): $(DEV) scripts/setup_env.py
 	@$(BIN)/python scripts/setup_env.py engine
+	@touch $@
+
+$(SGLANG): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
+	@sh scripts/create_venv.sh $(SGLANG_VENV) $(PYTHON)
+	@$(SGLANG_VENV)/bin/python scripts/setup_env.py sglang
 	@touch $@

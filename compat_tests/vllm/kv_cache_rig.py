@@ -21,6 +21,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
 
+from flexkv_connectors.vllm.cpu_pages import PLAIN
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_connectors.vllm.ledger import LoadLedger
@@ -164,6 +165,9 @@ def deployment(spec: AttentionSpec) -> Deployment:
         num_engines=1,
         num_nodes=1,
         page_shape=declared(spec),
+        page_order=PLAIN,
+        head_size=spec.head_size,
+        element_bytes=spec.dtype.itemsize,
         num_layers=NUM_LAYERS,
         first_layer=0,
         total_heads=spec.num_heads,

@@ -79,7 +79,7 @@ def test_a_namespace_says_what_the_blocks_are(plain):
         num_draft_layers=0,
         block_tokens=64,
         block_format="cells",
-        block_format_version=1,
+        block_format_version=2,
         cell_heads=2,
         cell_layers=5,
         user="",

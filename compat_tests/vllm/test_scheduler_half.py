@@ -4,6 +4,7 @@ from hashlib import sha256
 
 import pytest
 
+from flexkv_connectors.vllm.cpu_pages import PLAIN
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_core.config import parse_config
@@ -27,6 +28,9 @@ def half(tmp_path):
         num_engines=1,
         num_nodes=1,
         page_shape=PageShape(num_heads=1, page_tokens=16, token_bytes=64),
+        page_order=PLAIN,
+        head_size=16,
+        element_bytes=2,
         num_layers=2,
         first_layer=0,
         total_heads=2,

@@ -9,13 +9,16 @@ __all__ = ["SUPPORTED", "VersionRange", "require_supported"]
 
 
 class VersionRange(NamedTuple):
-    """Releases `first` (included) to `end` (excluded), by their first two numbers."""
+    """Releases `first` (included) to `end` (excluded), by as many numbers as each has."""
 
-    first: tuple[int, int]
-    end: tuple[int, int]
+    first: tuple[int, ...]
+    end: tuple[int, ...]
 
 
-SUPPORTED = {"vllm": VersionRange((0, 28), (0, 34))}
+SUPPORTED = {
+    "sglang": VersionRange((0, 5, 16), (0, 6)),
+    "vllm": VersionRange((0, 28), (0, 34)),
+}
 """Ranges whose sources were read; the README says which releases have really run."""
 
 
@@ -30,8 +33,9 @@ def require_supported(engine: str, version: str) -> None:
         UnsupportedEngineError: The version is outside the range, or cannot be read.
     """
     known = SUPPORTED[engine]
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or not known.first <= (int(numbers[1]), int(numbers[2])) < known.end:
+    release, *_ = re.split(r"[^\d.]", version)
+    numbers = tuple(map(int, filter(None, release.split("."))))
+    if not known.first <= numbers < known.end:
         first, end = (".".join(map(str, pair)) for pair in known)
         msg = (
             f"{engine} {version} is installed, and this release of flexkv-connectors supports "

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of, columns_of
+from flexkv_connectors.vllm.cpu_pages import PLAIN, VEC, page_order
 from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_not_parallel
 from flexkv_core.config import CacheConfig, parse_config
@@ -43,6 +45,11 @@ class Deployment:
     """Machines over which this engine's ranks are spread evenly."""
 
     page_shape: PageShape
+    page_order: str
+    """`cpu_pages.page_order`."""
+
+    head_size: int
+    element_bytes: int
     num_layers: int
     """Layers of this rank's stage, draft layers behind those of the model."""
 
@@ -99,6 +106,13 @@ class Deployment:
         return self.block_tokens // self.page_tokens
 
     @property
+    def block_format_name(self) -> str:
+        """What the order of bytes in a block is called: of no other engine if it is not known."""
+        if self.page_order in (PLAIN, VEC):
+            return BLOCK_FORMAT
+        return f"vllm-{self.page_order}-{self.page_tokens}"
+
+    @property
     def block_format(self) -> BlockFormat:
         """This rank's share of a block."""
         return BlockFormat(
@@ -115,15 +129,10 @@ class Deployment:
         num_heads = self.page_shape.num_heads
         num_shards = self.total_heads // num_heads
         shard = self.rank // self.num_replicas % num_shards
-        first_heads = range(shard * num_heads, (shard + 1) * num_heads, self.cell_heads)
-        return tuple(
-            Column(
-                first_head=first_head,
-                num_heads=self.cell_heads,
-                first_layer=self.first_layer,
-                num_layers=self.num_layers,
-            )
-            for first_head in first_heads
+        return columns_of(
+            range(shard * num_heads, (shard + 1) * num_heads),
+            range(self.first_layer, self.first_layer + self.num_layers),
+            self.cell_heads,
         )
 
     @property
@@ -181,10 +190,13 @@ def translate(
         num_engines=max(parallel.data_parallel_size_local, 1),
         num_nodes=parallel.nnodes_within_dp,
         page_shape=shape,
+        page_order=page_order(vllm_config, spec),
+        head_size=spec.head_size,
+        element_bytes=spec.dtype.itemsize,
         num_layers=len(group.layer_names),
         first_layer=first_layer,
         total_heads=total_heads,
-        cell_heads=_cell_heads(total_heads, degree, cache.max_tp),
+        cell_heads=cell_heads_of(total_heads, degree, cache.max_tp),
         block_tokens=_block_tokens(cache, spec.block_size),
         draft_blocks=int(_has_draft_layers(vllm_config)),
         publishes_events=_publishes_events(vllm_config),
@@ -197,24 +209,6 @@ def _num_replicas(vllm_config: "VllmConfig") -> int:
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     num_heads = 1 if model.use_mla else int(model.get_total_num_kv_heads())
     return max(1, int(parallel.tensor_parallel_size) // num_heads)
-
-
-def _cell_heads(total_heads: int, degree: int, max_tp: int | None) -> int:
-    """Return the KV heads of one rank at the largest tensor-parallel degree."""
-    largest = max_tp or degree
-    if largest % degree:
-        msg = (
-            f"max_tp is {largest}, but this engine's tensor-parallel degree is {degree}: set "
-            f"max_tp to a multiple of {degree}, or leave it out"
-        )
-        raise ConfigError(msg)
-    if total_heads % largest and largest % total_heads:
-        msg = (
-            f"max_tp is {largest}, but {total_heads} KV heads cannot be spread over so many ranks: "
-            f"set max_tp to a divisor or a multiple of {total_heads}, or leave it out"
-        )
-        raise ConfigError(msg)
-    return max(1, total_heads // largest)
 
 
 def _block_tokens(cache: CacheConfig, page_tokens: int) -> int:

@@ -7,10 +7,11 @@ own, or among `Namespace.overrides`. Settings that choose between kernels of one
 blocks. The lists were read from vLLM's configurations @ 0.28 to 0.33.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
+from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.model_identity import identify_model
@@ -21,25 +22,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
 __all__ = ["namespace_of", "why_no_ssd"]
-
-_BLOCK_FORMAT_VERSION = 1
-_EXACT = re.compile(r"\Alocal:|@[0-9a-f]{40}\Z")
-"""An identity that no other weights can get."""
-
-_FROM_THE_CHECKPOINT = frozenset(
-    {
-        "auto",
-        "fastsafetensors",
-        "hf",
-        "instanttensor",
-        "mistral",
-        "npcache",
-        "pt",
-        "runai_streamer",
-        "safetensors",
-    }
-)
-"""Load formats that read weights from where the model's configuration is."""
 
 _MEDIA_SETTINGS = (
     "media_io_kwargs",
@@ -102,8 +84,8 @@ def namespace_of(
         draft_model="" if draft is None else _identify(vllm_config, draft.model, draft.revision),
         num_draft_layers=0 if draft is None else int(draft.get_total_num_hidden_layers()),
         block_tokens=deployment.block_tokens,
-        block_format="cells",
-        block_format_version=_BLOCK_FORMAT_VERSION,
+        block_format=deployment.block_format_name,
+        block_format_version=BLOCK_FORMAT_VERSION,
         cell_heads=deployment.cell_heads,
         cell_layers=-(-num_layers // vllm_config.parallel_config.pipeline_parallel_size),
         user=deployment.cache.namespace,
@@ -137,30 +119,27 @@ def _why_not_draft(vllm_config: "VllmConfig") -> str | None:
 
 def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
     """Name weights that nothing tells apart from others, if there are any."""
+    hub_cache = _hub_cache(vllm_config)
     draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
     for load in (vllm_config.load_config, draft_load):
-        if load is not None and load.load_format not in _FROM_THE_CHECKPOINT:
+        if load is not None and load.load_format not in FROM_THE_CHECKPOINT:
             return f"load_format={load.load_format} does not say which weights: set weight_version"
     for model in (vllm_config.model_config, _draft_of(vllm_config)):
         if model is not None and model.model_weights:
             return f"the weights at {model.model_weights} have no version: set weight_version"
-        if model is not None and not _has_version(vllm_config, model):
+        if model is not None and not has_version(model.model, model.revision, hub_cache):
             return f"the commit of {model.model} is not known: set --revision or weight_version"
     return None
 
 
-def _has_version(vllm_config: "VllmConfig", model: "ModelConfig") -> bool:
-    """Tell whether a model is known by its content or its commit, not just by a branch."""
-    if Path(model.model).exists():
-        return True
-    return _EXACT.search(_identify(vllm_config, model.model, model.revision)) is not None
-
-
 def _identify(vllm_config: "VllmConfig", model: str, revision: str | None) -> str:
     """Identify a model where vLLM has downloaded it to."""
+    return identify_model(model, revision, hub_cache=_hub_cache(vllm_config))
+
+
+def _hub_cache(vllm_config: "VllmConfig") -> Path:
     folder = vllm_config.load_config.download_dir
-    hub_cache = hub_cache_folder() if folder is None else Path(folder)
-    return identify_model(model, revision, hub_cache=hub_cache)
+    return hub_cache_folder() if folder is None else Path(folder)
 
 
 def _draft_of(vllm_config: "VllmConfig") -> "ModelConfig | None":

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from flexkv_connectors.common.ssd_files import open_ssd_tier
 from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_core.errors import ConfigError, TierError
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import TierOrders, TierReport
 from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.ssd.options import SsdOptions
-from flexkv_core.tiers.ssd.tier import SsdTier
 from flexkv_core.transfer.tier_lane import TierLane
 from flexkv_core.worker import HOST, Route
 
@@ -37,28 +35,17 @@ class SsdShare:
         Raises:
             ConfigError: None of the directories can be used.
         """
-        cache = deployment.cache
-        options = SsdOptions(
-            directories=cache.ssd_directories,
-            quota_bytes=quota_bytes,
-            directory_cap_bytes=cache.ssd_directory_cap_bytes,
-            leftover_bytes=cache.ssd_cache_bytes or 0,
+        self._tier = open_ssd_tier(
+            deployment.cache,
+            namespace,
+            deployment.columns,
+            deployment.block_format,
+            pool,
+            quota_bytes,
+            deployment.engine_id,
         )
-        block_format = deployment.block_format
-        try:
-            self._tier = SsdTier(
-                pool.buffer,
-                namespace,
-                deployment.columns,
-                block_format.cell_bytes,
-                options,
-                deployment.engine_id,
-            )
-        except TierError as error:
-            msg = f"ssd_cache_dir cannot be used: {error.reason}; name a directory that can be"
-            raise ConfigError(msg) from error
         self._rank = deployment.rank
-        self._keeps_name = bool(cache.weight_version)
+        self._keeps_name = bool(deployment.cache.weight_version)
         self._told = (-1, False)
         """Capacity and end of the search, as they were last reported."""
 

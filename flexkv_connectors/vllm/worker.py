@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flexkv_connectors.vllm.cpu_pages import VEC, split_vec
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.host_pool import host_budget_bytes, open_host_pool
 from flexkv_connectors.vllm.kv_caches import page_pool
@@ -69,7 +70,7 @@ class WorkerHalf:
             ConfigError: The host tier does not fit into this machine, or the SSD tier has no
                 directory.
         """
-        self._pages = page_pool(kv_caches, self._deployment.page_shape)
+        self._pages = self._read_pages(kv_caches)
         if self._deployment.is_owner:
             pool = open_host_pool(self._deployment, self._budget_bytes)
             self._report.pools[self._deployment.rank] = pool.address
@@ -77,6 +78,13 @@ class WorkerHalf:
             if self._namespace is not None and quota_bytes is not None:
                 self._ssd = SsdShare(self._deployment, self._namespace, pool, quota_bytes)
             self._open(pool)
+
+    def _read_pages(self, kv_caches: Mapping[str, "torch.Tensor"]) -> PagePool:
+        deployment = self._deployment
+        pages = page_pool(kv_caches, deployment.page_shape)
+        if deployment.page_order == VEC:
+            return split_vec(pages, deployment.element_bytes, deployment.head_size)
+        return pages
 
     def begin_step(self, orders: StepOrders) -> None:
         """Do what must happen before the forward pass may overwrite pages."""

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from flexkv_core.hierarchy.demotion import Demoter
 from flexkv_core.hierarchy.promotion import Promoter
-from flexkv_core.hierarchy.recovery import FoundChain, Recovery
+from flexkv_core.hierarchy.restorer import Restorer
 from flexkv_core.job import Completion
 from flexkv_core.manager import CacheManager
 from flexkv_core.metrics import METRICS, Recorder
@@ -13,12 +13,6 @@ from flexkv_core.plan import TierOrders, TierReport
 from flexkv_core.types import BlockKey
 
 __all__ = ["LowerTier"]
-
-_RESTORED_BLOCKS_A_STEP = 4096
-"""The index takes in 4096 blocks in about 1 ms, which a step can spare."""
-
-_BLOCKS_A_CHAIN = 64
-"""A chain of one new block takes the index as long as 64 blocks."""
 
 
 class LowerTier:
@@ -68,7 +62,7 @@ class LowerTier:
             host_blocks=host_blocks,
             recorder=recorder,
         )
-        self._recovery = Recovery(owners)
+        self._restorer = Restorer(manager, tier, owners, recorder)
         self._capacities = dict.fromkeys(owners, capacity_blocks)
         self._useless: list[BlockKey] = []
         self._generation = ""
@@ -86,7 +80,7 @@ class LowerTier:
     @property
     def has_work(self) -> bool:
         """Whether something is to be done that only happens while the engine steps."""
-        return bool(self._generation) or self.demoter.has_work or not self._recovery.is_over
+        return bool(self._generation) or self.demoter.has_work or not self._restorer.is_over
 
     def digest(self, report: TierReport) -> None:
         """Take in what an owner says."""
@@ -95,7 +89,7 @@ class LowerTier:
             record(name, value)
         if report.rank in self._capacities:
             self._capacities[report.rank] = report.capacity_blocks
-            self._recovery.note(report)
+            self._restorer.note(report)
 
     def conclude(self, completion: Completion, now_s: float) -> None:
         """Learn from a copy between tiers that has ended."""
@@ -105,11 +99,11 @@ class LowerTier:
     def take_orders(self, now_s: float) -> TierOrders:
         """Return what the workers have to do next."""
         self._fit_capacity()
-        if not self._recovery.is_over:
-            self._restore_some()
+        if not self._restorer.is_over:
+            self._useless += self._restorer.step()
         plans = self.promoter.take_plans()
         # Until the workers have told what they have, they do not know where there is room.
-        if self._recovery.is_over:
+        if self._restorer.is_over:
             plans += self.demoter.take_plans(now_s)
         gone, self._useless = self._useless + self._manager.take_gone(self._tier), []
         generation, self._generation = self._generation, ""
@@ -118,7 +112,7 @@ class LowerTier:
     def reset(self) -> None:
         """Begin a new generation, after the manager was reset: nothing older is ever used again."""
         self._generation = secrets.token_hex(8)
-        self._recovery = Recovery(())
+        self._restorer = Restorer(self._manager, self._tier, (), self._recorder)
         self._useless = []
         self.demoter.clear()
         self.promoter.reset()
@@ -128,20 +122,3 @@ class LowerTier:
         num_free = self._manager.num_free_blocks(self._tier)
         if num_free + self._manager.num_used_blocks(self._tier) != self.capacity_blocks:
             self._manager.resize(self.capacity_blocks, tier=self._tier)
-
-    def _restore_some(self) -> None:
-        """Let the index take in a part of what was recovered."""
-        num_blocks = 0
-        while num_blocks < _RESTORED_BLOCKS_A_STEP and (chain := self._recovery.next_chain()):
-            num_blocks += len(chain.keys) - chain.num_given + _BLOCKS_A_CHAIN
-            self._restore(chain)
-        if num_blocks < _RESTORED_BLOCKS_A_STEP:
-            self._useless += self._recovery.take_useless(_RESTORED_BLOCKS_A_STEP)
-
-    def _restore(self, chain: FoundChain) -> None:
-        """Let the index take in what is new of `chain`, unless blocks before that have left it."""
-        keys, num_known = chain
-        if self._manager.look(keys, tier=self._tier).num_known >= num_known:
-            num_known = self._manager.restore(keys, tier=self._tier)
-        self._recorder.add("restored_blocks", num_known - chain.num_given)
-        self._useless += keys[num_known:]

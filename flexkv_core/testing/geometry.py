@@ -69,11 +69,11 @@ def read_block(pool: PagePool, page_ids: Iterable[int]) -> bytes:
     """Return the stored block `[H, L, N, C]` of these pages, read one plane at a time."""
     ids = list(page_ids)
     return b"".join(
-        ctypes.string_at(address, pool.plane_bytes)
+        ctypes.string_at(address, num_bytes)
         for head in range(pool.num_heads)
         for layer in range(pool.num_layers)
         for page in ids
-        for address in _plane_addresses(pool, layer, page, head)
+        for address, num_bytes in _planes(pool, layer, page, head)
     )
 
 
@@ -87,27 +87,31 @@ def write_page(pool: PagePool, page: int, position: int, block: Bytes, layers: r
         block: `[H, L, N, C]` bytes, in any shape with that order.
         layers: Layers to write.
     """
-    cells = block.reshape(pool.num_heads, pool.num_layers, -1, pool.num_planes, pool.plane_bytes)
+    cells = block.reshape(pool.num_heads, pool.num_layers, -1)
+    page_bytes = pool.page_tokens * pool.token_bytes
     for head in range(pool.num_heads):
         for layer in layers:
-            addresses = _plane_addresses(pool, layer, page, head)
-            tokens = cells[head, layer, position * pool.page_tokens :]
-            for address, plane in zip(
-                addresses, tokens.reshape(-1, pool.plane_bytes), strict=False
-            ):
-                ctypes.memmove(address, plane.tobytes(), pool.plane_bytes)
+            content = cells[head, layer, position * page_bytes :].tobytes()
+            for address, num_bytes in _planes(pool, layer, page, head):
+                ctypes.memmove(address, content, num_bytes)
+                content = content[num_bytes:]
 
 
-def _plane_addresses(pool: PagePool, layer: int, page: int, head: int) -> list[int]:
-    """Return where the planes of all tokens of one page, layer and head lie, in stored order."""
-    run_addresses = [
+def _planes(pool: PagePool, layer: int, page: int, head: int) -> list[tuple[int, int]]:
+    """Return address and size of all planes of one page, layer and head, in stored order."""
+    return [
+        (address + token * part.token_stride + plane * part.plane_stride, part.plane_bytes)
+        for token in range(pool.page_tokens)
+        for _, part in pool.parts
+        for address in [_page_address(part, layer, page, head)]
+        for plane in range(part.num_planes)
+    ]
+
+
+def _page_address(part: PagePool, layer: int, page: int, head: int) -> int:
+    layers = [
         run.address + index * run.layer_stride
-        for run in pool.runs
+        for run in part.runs
         for index in range(run.num_layers)
     ]
-    base = run_addresses[layer] + page * pool.page_stride + head * pool.head_stride
-    return [
-        base + token * pool.token_stride + plane * pool.plane_stride
-        for token in range(pool.page_tokens)
-        for plane in range(pool.num_planes)
-    ]
+    return layers[layer] + page * part.page_stride + head * part.head_stride

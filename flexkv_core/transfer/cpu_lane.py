@@ -88,8 +88,10 @@ class CpuLane(Lane):
             LayoutError: `pages`, `fmt` and `host` do not belong together.
         """
         self._rank = rank
-        self._slots = slot_view(host, fmt, pages)
-        self._runs = page_views(pages)
+        self._num_slots = host.num_slots
+        self._parts = [
+            (slot_view(host, fmt, part, offset), page_views(part)) for offset, part in pages.parts
+        ]
         self._limits = Limits(
             num_pages=pages.num_pages,
             num_layers=pages.num_layers,
@@ -133,7 +135,7 @@ class CpuLane(Lane):
             case _:
                 error = "a CPU lane copies between engine pages and host slots, and nothing else"
                 return refused(plan, self._rank, Status.ERROR, error)
-        problem = find_slot_problem(plan, slots, len(self._slots)) or find_page_problem(
+        problem = find_slot_problem(plan, slots, self._num_slots) or find_page_problem(
             plan, pages, self._limits
         )
         if problem:
@@ -157,13 +159,13 @@ class CpuLane(Lane):
     def _views(self, layers: range) -> list[_View]:
         """Return the part of each run that lies in `layers`."""
         views = []
-        for run in self._runs:
-            first = max(layers.start, run.layers.start)
-            end = min(layers.stop, run.layers.stop)
-            if first < end:
-                within = slice(first - run.layers.start, end - run.layers.start)
-                slots = self._slots[:, :, :, first:end]
-                views.append(_View(run.pages[:, :, within], slots))
+        for slots, runs in self._parts:
+            for run in runs:
+                first = max(layers.start, run.layers.start)
+                end = min(layers.stop, run.layers.stop)
+                if first < end:
+                    within = slice(first - run.layers.start, end - run.layers.start)
+                    views.append(_View(run.pages[:, :, within], slots[:, :, :, first:end]))
         return views
 
     def _share_out(

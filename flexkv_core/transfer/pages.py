@@ -10,6 +10,7 @@ head-major ones (2 cores of an AMD EPYC, numpy 2.3, November 2026).
 
 import ctypes
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from flexkv_core.layout import BlockFormat, PagePool
 from flexkv_core.tiers.host import HostPool
 
 __all__ = ["Planes", "RunView", "page_views", "slot_view"]
+
+_SIZES_OF_NUMBERS = (1, 2, 4, 8)
 
 Planes = NDArray[np.void]
 """An array whose elements are `plane_bytes` raw bytes."""
@@ -36,7 +39,7 @@ class RunView:
 
 
 def page_views(pool: PagePool) -> list[RunView]:
-    """View an engine's pages, one array for each run of layers.
+    """View an engine's pages, one array for each run of layers; what is `behind` is left out.
 
     The arrays do not keep the memory alive: it belongs to the engine. numpy checks that no
     element lies outside the allocation.
@@ -47,7 +50,7 @@ def page_views(pool: PagePool) -> list[RunView]:
     for run in pool.runs:
         pages: Planes = np.ndarray(
             (pool.num_pages, pool.num_heads, run.num_layers, pool.page_tokens, pool.num_planes),
-            np.dtype((np.void, pool.plane_bytes)),
+            _element(pool.plane_bytes),
             memory,
             run.address - pool.memory_start,
             (
@@ -63,13 +66,19 @@ def page_views(pool: PagePool) -> list[RunView]:
     return views
 
 
-def slot_view(host: HostPool, fmt: BlockFormat, pool: PagePool) -> Planes:
+def slot_view(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int = 0) -> Planes:
     """View a host pool as `[slots, pages in a block, H, L, N, P]`, in the planes of `pool`.
+
+    Args:
+        host: The slots.
+        fmt: What is in them.
+        pool: What fills them.
+        offset: Where its content begins in a token's.
 
     Raises:
         LayoutError: `pool` cannot fill blocks of `fmt`, or they do not fit the slots.
     """
-    _check_fit(host, fmt, pool)
+    _check_fit(host, fmt, pool, offset)
     token = fmt.token_bytes
     layer = fmt.block_tokens * token
     slots: Planes = np.ndarray(
@@ -81,9 +90,9 @@ def slot_view(host: HostPool, fmt: BlockFormat, pool: PagePool) -> Planes:
             pool.page_tokens,
             pool.num_planes,
         ),
-        np.dtype((np.void, pool.plane_bytes)),
+        _element(pool.plane_bytes),
         host.buffer,
-        0,
+        offset,
         (
             host.slot_stride,
             pool.page_tokens * token,
@@ -96,8 +105,14 @@ def slot_view(host: HostPool, fmt: BlockFormat, pool: PagePool) -> Planes:
     return slots
 
 
-def _check_fit(host: HostPool, fmt: BlockFormat, pool: PagePool) -> None:
-    got = (pool.num_heads, pool.num_layers, pool.token_bytes)
+def _element(num_bytes: int) -> "np.dtype[np.void]":
+    """Return the type of a plane; numpy copies what has the size of a number as numbers."""
+    kind = f"u{num_bytes}" if num_bytes in _SIZES_OF_NUMBERS else (np.void, num_bytes)
+    return cast("np.dtype[np.void]", np.dtype(kind))
+
+
+def _check_fit(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int) -> None:
+    got = (pool.num_heads, pool.num_layers, offset + pool.token_bytes)
     expected = (fmt.num_heads, fmt.num_layers, fmt.token_bytes)
     if got != expected:
         msg = (

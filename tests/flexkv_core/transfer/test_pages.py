@@ -27,10 +27,10 @@ def test_an_element_is_one_plane_of_one_token_and_head():
 
 
 def test_writing_to_a_view_writes_the_memory_of_the_engine():
-    memory, pool = make_pages("LBHNC", L=1, B=2, H=1, N=2, C=4)
+    memory, pool = make_pages("LBHNC", L=1, B=2, H=1, N=2, C=6)
     (run,) = page_views(pool)
-    run.pages[1, 0, 0, 1, 0] = b"abcd"
-    assert memory[-4:].tobytes() == b"abcd"
+    run.pages[1, 0, 0, 1, 0] = b"abcdef"
+    assert memory[-6:].tobytes() == b"abcdef"
 
 
 def test_runs_take_their_place_in_the_order_of_layers():

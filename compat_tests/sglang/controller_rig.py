@@ -1,0 +1,155 @@
+"""SGLang's real HiCacheController over CPU pools, with a dynamic storage backend."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from sglang.srt.managers.cache_controller import HiCacheController
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
+from sglang.srt.mem_cache.utils import get_storage_hash_str
+from sglang.srt.runtime_context import get_context, get_parallel
+
+from flexkv_connectors.sglang import weight_updates
+
+LAYERS, HEADS, SIZE, TOKENS = 5, 2, 64, 16
+"""Of the model `oracle`, in pages of 16 tokens."""
+
+WAIT_S = 60
+PARALLEL = {
+    "tp_rank": 0,
+    "tp_size": 1,
+    "pp_rank": 0,
+    "pp_size": 1,
+    "attn_tp_rank": 0,
+    "attn_tp_size": 1,
+    "attn_dp_rank": 0,
+    "attn_dcp_rank": 0,
+    "attn_dcp_size": 1,
+}
+
+
+class ControllerRig:
+    """A controller, its host pool, and the two verbs of its threads, each waited for."""
+
+    def __init__(
+        self, model: Path, layout: str, storage: dict[str, Any], num_pages: int = 64
+    ) -> None:
+        self._undo = ExitStack()
+        weight_updates.register()
+        context = get_context().override_server_args(
+            model_path=str(model),
+            device="cpu",
+            dtype="float32",
+            page_size=TOKENS,
+            hicache_mem_layout=layout,
+            hicache_io_backend="direct",
+        )
+        context.install()
+        self._undo.enter_context(get_parallel().override(**PARALLEL))
+        device = MHATokenToKVPool(
+            size=TOKENS * 4,
+            page_size=TOKENS,
+            dtype=torch.float32,
+            head_num=HEADS,
+            head_dim=SIZE,
+            layer_num=LAYERS,
+            device="cpu",
+            enable_memory_saver=False,
+            start_layer=0,
+            end_layer=LAYERS - 1,
+        )
+        allocator = PagedTokenToKVPoolAllocator(
+            TOKENS * 4, TOKENS, torch.float32, "cpu", device, need_sort=False
+        )
+        self.pool = MHATokenToKVPoolHost(
+            device.get_device_pool_infos()[0].buffer_info,
+            host_to_device_ratio=2.0,
+            host_size=0,
+            page_size=TOKENS,
+            layout=layout,
+            pin_memory=False,
+            device_capacity_tokens=TOKENS * 4,
+            start_layer=0,
+            end_layer=LAYERS - 1,
+            host_token_capacity=num_pages * TOKENS,
+        )
+        options = {name: value for name, value in storage.items() if name not in _POPPED}
+        self._options = options
+        self.controller = HiCacheController(
+            allocator, self.pool, TOKENS, None, None, io_backend="direct"
+        )
+        self.attach()
+
+    def attach(self) -> None:
+        """Attach the storage, and wait until it has found what it held before."""
+        try:
+            self.controller.attach_storage_backend(
+                "dynamic",
+                prefetch_threshold=TOKENS,
+                storage_backend_extra_config=dict(self._options),
+            )
+        except Exception:
+            self._undo.close()
+            raise
+        self.storage = self.controller.storage_backend
+        self.storage._store.wait_restored()
+
+    def backup(self, tokens: list[int], page_ids: Sequence[int]) -> None:
+        """Let the backup thread store pages."""
+        keys = get_storage_hash_str(tokens, None, page_size=TOKENS)
+        self.controller.write_storage(self.indices(page_ids), tokens, keys, prefix_keys=[])
+        operation = self.controller.ack_backup_queue.get(timeout=WAIT_S)
+        assert operation.completed_tokens == len(tokens)
+
+    def prefetch(self, tokens: list[int], page_ids: Sequence[int]) -> int:
+        """Let the prefetch threads look for a prompt and load it; return the tokens loaded."""
+        self.controller.prefetch("r", tokens, None, [])
+        operation = self.controller.prefetch_hit_queue.get(timeout=WAIT_S)
+        num_pages = operation.storage_hit_count // TOKENS
+        operation.host_indices = self.indices(list(page_ids)[:num_pages])
+        self.controller.prefetch_buffer.put(operation)
+        loaded = 0
+        while True:
+            ack = self.controller.ack_prefetch_queue.get(timeout=WAIT_S)
+            if ack.completed_req:
+                return loaded
+            loaded = ack.completed_tokens
+
+    def indices(self, page_ids: Sequence[int]) -> torch.Tensor:
+        """Return the token indices of host pages."""
+        return torch.cat([torch.arange(page * TOKENS, (page + 1) * TOKENS) for page in page_ids])
+
+    def fill(self, seed: int) -> None:
+        """Fill the host pool with random numbers."""
+        generator = torch.Generator().manual_seed(seed)
+        self.pool.kv_buffer.copy_(torch.randn(self.pool.kv_buffer.shape, generator=generator))
+
+    def page_bytes(self, page_id: int) -> bytes:
+        """Return the content of a host page."""
+        return self.logical_page(page_id).numpy().tobytes()
+
+    def logical_page(self, page_id: int) -> torch.Tensor:
+        """Return `[K and V, L, N, H, D]` of a host page, in whatever order the pool has it."""
+        buffer, tokens = self.pool.kv_buffer, slice(page_id * TOKENS, (page_id + 1) * TOKENS)
+        match self.pool.layout:
+            case "layer_first":
+                page = buffer[:, :, tokens]
+            case "page_first":
+                page = buffer[:, tokens].transpose(1, 2)
+            case "page_first_direct":
+                page = buffer[:, page_id]
+            case "page_head":
+                page = buffer[:, page_id].permute(0, 3, 2, 1, 4)
+        return page.contiguous()
+
+    def close(self) -> None:
+        """Detach the storage and forget the configuration."""
+        self.controller.detach_storage_backend()
+        self._undo.close()
+
+
+_POPPED = ("prefetch_threshold", "hicache_storage_pass_prefix_keys")

@@ -1,0 +1,59 @@
+"""One real SGLang engine in this process, driven by commands of `SglangProcess`.
+
+Reads one JSON object a line, {"call": method of `Engine`, "with": arguments}, and answers each with
+the result.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+class Engine:
+    """The commands. Arguments and results are JSON; token ids are lists of int."""
+
+    def __init__(self, **arguments: Any) -> None:
+        import sglang
+
+        self._engine = sglang.Engine(**arguments)
+
+    def complete(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+        """Serve one request, greedily; it is never ended by a token."""
+        begin_s = time.perf_counter()
+        answer = self._engine.generate(
+            input_ids=prompt,
+            sampling_params={"temperature": 0, "max_new_tokens": max_tokens, "ignore_eos": True},
+        )
+        about = answer["meta_info"]
+        return {
+            "tokens": answer["output_ids"],
+            "num_cached_tokens": about["cached_tokens"],
+            "sources": about.get("cached_tokens_details") or {},
+            "seconds": time.perf_counter() - begin_s,
+        }
+
+    def update_weights(self, model: str) -> bool:
+        """Serve the weights of another folder from here on."""
+        return self._engine.update_weights_from_disk(model)[0]
+
+    def flush(self) -> None:
+        """Drop SGLang's own caches, of device and host; the storage remembers."""
+        self._engine.flush_cache()
+
+
+def main() -> None:
+    """Serve commands until the other side closes the pipe. The first one starts the engine."""
+    with os.fdopen(int(sys.argv[1])) as lines, os.fdopen(int(sys.argv[2]), "w") as answers:
+        commands = map(json.loads, lines)
+        engine = Engine(**next(commands)["with"])
+        print("null", file=answers, flush=True)
+        for command in commands:
+            result = getattr(engine, command["call"])(**command["with"])
+            print(json.dumps(result), file=answers, flush=True)
+    engine._engine.shutdown()
+
+
+if __name__ == "__main__":
+    main()

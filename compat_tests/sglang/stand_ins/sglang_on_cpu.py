@@ -1,0 +1,39 @@
+"""Stands in for the CUDA copies between SGLang's device and host pools: the same in plain torch.
+
+SGLang runs as its own plug-in (entry point group `sglang.srt.plugins`); see the folder beside this.
+"""
+
+
+def register():
+    """Replace the copies in the modules that call them."""
+    from sglang.srt.mem_cache.pool_host import common, mha, mla
+
+    common._cuda_host_register = lambda *args, **kwargs: None
+    for module in (mha, mla):
+        module.transfer_kv_direct = transfer_kv_direct
+        module.transfer_kv_per_layer_direct_pf_lf = load_layer_from_pages
+        module.transfer_kv_all_layer_direct_lf_pf = save_layers_to_pages
+
+
+def transfer_kv_direct(src_layers, dst_layers, src_indices, dst_indices, page_size):
+    """Copy tokens between pools that are both layer first."""
+    for source, target in zip(src_layers, dst_layers, strict=True):
+        target[dst_indices] = source[src_indices]
+
+
+def load_layer_from_pages(src_ptrs, dst_ptrs, src_indices, dst_indices, layer_id, page_size):
+    """Copy one layer from `[page, layer, token, ...]` to tokens."""
+    pages = src_indices[::page_size] // page_size
+    for source, target in zip(src_ptrs, dst_ptrs, strict=True):
+        tokens = source[pages, layer_id]
+        target[dst_indices] = tokens.reshape(-1, *tokens.shape[2:])
+
+
+def save_layers_to_pages(src_ptrs, dst_ptrs, src_indices, dst_indices, page_size):
+    """Copy all layers of tokens to `[page, layer, token, ...]`: the keys, then the values."""
+    pages = dst_indices[::page_size] // page_size
+    num_layers = len(src_ptrs) // len(dst_ptrs)
+    for position, source in enumerate(src_ptrs):
+        tokens = source[src_indices]
+        target = dst_ptrs[position // num_layers]
+        target[pages, position % num_layers] = tokens.reshape(-1, page_size, *tokens.shape[1:])

@@ -1,0 +1,5 @@
+"""Nothing is read."""
+
+from torchvision._refusing import attribute_of
+
+__getattr__ = attribute_of(__name__)

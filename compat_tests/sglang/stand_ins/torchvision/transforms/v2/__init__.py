@@ -1,0 +1,5 @@
+"""Nothing is transformed."""
+
+from . import functional
+
+__all__ = ["functional"]

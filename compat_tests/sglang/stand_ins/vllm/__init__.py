@@ -1,0 +1,1 @@
+"""Stands in for vLLM, whose rotary embedding SGLang imports and never calls on a CPU."""

@@ -1,0 +1,143 @@
+"""Our storage behind SGLang's real controller and host pools, without an engine."""
+
+import logging
+
+import pytest
+import torch
+from controller_rig import TOKENS, ControllerRig
+from sglang.srt.mem_cache.hicache_storage import PoolName
+from sglang_process import flexkv
+
+from flexkv_connectors.sglang import weight_updates
+from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, StorageCase
+from flexkv_core.errors import ConfigError
+
+LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
+
+
+class Case(StorageCase):
+    """Ours, over a directory."""
+
+    def __init__(self, rig, directory):
+        self.rig, self.directory, self.storage = rig, directory, rig.storage
+
+    def indices(self, page_ids):
+        return self.rig.indices(page_ids)
+
+    def page(self, page_id):
+        return self.rig.page_bytes(page_id)
+
+    def damage(self):
+        for slab in self.directory.rglob("*.slab"):
+            with slab.open("r+b") as file:
+                for offset in range(4096 + 4096 + 100, slab.stat().st_size, 4096):
+                    file.seek(offset)
+                    file.write(b"damage")
+
+
+@pytest.fixture
+def start(model, tmp_path):
+    """Start controllers on one directory, one after the other."""
+    rigs = []
+
+    def start(layout="page_first", **options):
+        for rig in rigs:
+            rig.close()
+        rigs[:] = [ControllerRig(model("oracle"), layout, flexkv(tmp_path, **options))]
+        rigs[0].fill(1)
+        return rigs[0]
+
+    yield start
+    for rig in rigs:
+        rig.close()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+class TestOurStorage(HiCacheStorageContract):
+    @pytest.fixture
+    def case(self, start, layout, tmp_path):
+        return Case(start(layout), tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_new_process_prefetches_what_the_last_one_backed_up(start, layout):
+    rig = start(layout)
+    tokens = list(range(20 * TOKENS))
+    rig.backup(tokens, range(20))
+    expected = [rig.page_bytes(page) for page in range(20)]
+    rig = start(layout)
+    rig.pool.kv_buffer.zero_()
+    targets = list(range(60, 40, -1))
+    assert rig.prefetch(tokens, targets) == 20 * TOKENS
+    assert [rig.page_bytes(page) for page in targets] == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_layouts_read_what_other_layouts_have_stored(start, layout):
+    rig = start("layer_first")
+    tokens = list(range(8 * TOKENS))
+    rig.backup(tokens, range(8))
+    expected = [rig.logical_page(page) for page in range(8)]
+    rig = start(layout)
+    rig.pool.kv_buffer.zero_()
+    assert rig.prefetch(tokens, range(8)) == 8 * TOKENS
+    assert all(map(torch.equal, map(rig.logical_page, range(8)), expected))
+
+
+def test_without_prefix_keys_nothing_is_stored_and_it_is_said_once(start, caplog):
+    rig = start()
+    indices = rig.indices(range(2))
+    keys = [bytes([1] * 32).hex(), bytes([2] * 32).hex()]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert rig.storage.batch_set_v1(keys, indices) == [False, False]
+    assert caplog.text.count("hicache_storage_pass_prefix_keys") == 1
+    assert rig.storage.batch_exists(keys) == 0
+
+
+def test_no_exception_of_ours_reaches_sglang(start, monkeypatch):
+    rig = start()
+    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
+    keys = [bytes([1] * 32).hex()]
+    assert rig.storage.batch_get_v1(keys, rig.indices([0])) == [False]
+    assert rig.storage.batch_exists(keys) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"ssd_cache_gib": 1}, "did you mean ssd_cache_gb"),
+        ({"interface_v1": 0}, "interface_v1 is not set"),
+        ({"cpu_cache_gb": 1}, "--hicache-size"),
+        ({"block_tokens": 64}, "--page-size 64"),
+        ({"max_tp": 3}, "max_tp is 3"),
+    ],
+)
+def test_an_option_that_cannot_be_used_stops_the_attach_in_one_sentence(start, options, sentence):
+    with pytest.raises((ConfigError, ValueError), match=sentence) as caught:
+        start(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_changes_of_weights_are_not_heard_of_nothing_is_stored(start, monkeypatch):
+    monkeypatch.setattr(weight_updates, "_heard", [])
+    monkeypatch.setattr(weight_updates, "register", lambda: None)
+    with pytest.raises(ConfigError, match="SGLANG_PLUGINS"):
+        start()
+
+
+def test_a_model_with_more_pools_than_kv_is_refused(start):
+    rig = start()
+    rig.storage.register_mem_host_pool_v2(rig.pool, PoolName.KV)
+    with pytest.raises(ConfigError, match="pool swa beside its KV"):
+        rig.storage.register_mem_host_pool_v2(rig.pool, PoolName.SWA)
+
+
+def test_a_detached_storage_answers_and_can_be_attached_again(start):
+    rig = start()
+    rig.backup(list(range(4 * TOKENS)), range(4))
+    storage = rig.storage
+    rig.controller.detach_storage_backend()
+    assert storage.batch_exists([bytes(32).hex()]) == 0
+    rig.attach()
+    assert rig.prefetch(list(range(4 * TOKENS)), range(10, 14)) == 4 * TOKENS

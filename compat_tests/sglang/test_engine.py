@@ -1,0 +1,112 @@
+"""Real SGLang on a CPU: what it stored outlives it, and what is not right is computed again."""
+
+import random
+import shutil
+import time
+
+import pytest
+from safetensors.torch import load_file, save_file
+from sglang_process import PAGE_TOKENS, SglangProcess, flexkv
+
+NUM_TOKENS = 1000
+HIT_TOKENS = NUM_TOKENS // PAGE_TOKENS * PAGE_TOKENS
+STORED_LIMIT_S = 60
+
+
+def prompt_of(seed):
+    return random.Random(seed).choices(range(400), k=NUM_TOKENS)
+
+
+@pytest.fixture
+def start(model, tmp_path, tmp_path_factory):
+    """Start engines on one directory, each after the end of the one before."""
+    engines = []
+
+    def start(env=None, **options):
+        for engine in engines:
+            engine.close()
+        folder = tmp_path_factory.mktemp("engine")
+        storage = flexkv(tmp_path / "ssd", **options)
+        engines[:] = [SglangProcess(model("oracle"), folder, storage, env=env)]
+        return engines[0]
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+def wait_until_stored(engine, prompt):
+    """Return when a whole prompt comes from storage after SGLang has dropped its own caches."""
+    end_s = time.monotonic() + STORED_LIMIT_S
+    while time.monotonic() < end_s:
+        engine.flush()
+        if engine.complete(prompt, 1).num_from_storage == HIT_TOKENS:
+            return
+    pytest.fail("not stored in time")
+
+
+def damage(directory):
+    for slab in directory.rglob("*.slab"):
+        with slab.open("r+b") as file:
+            for offset in range(4096 + 4096 + 100, slab.stat().st_size, 4096):
+                file.seek(offset)
+                file.write(b"damage")
+
+
+def test_a_killed_engine_leaves_its_pages_and_damaged_ones_are_computed_again(start, tmp_path):
+    prompt = prompt_of(1)
+    engine = start()
+    cold = engine.complete(prompt)
+    assert cold.num_cached_tokens == 0
+    wait_until_stored(engine, prompt)
+    engine.kill()
+
+    warm = start().complete(prompt)
+    assert warm.num_from_storage == HIT_TOKENS
+    assert warm.tokens == cold.tokens
+
+    engine = start()
+    damage(tmp_path / "ssd")
+    again = engine.complete(prompt)
+    assert again.num_from_storage == 0
+    assert again.tokens == cold.tokens
+
+
+def test_answers_stay_the_same_under_sglangs_own_failure_injector(start):
+    engine = start(env={"SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0.3"})
+    prompts = [prompt_of(seed) for seed in range(3)]
+    cold = [engine.complete(prompt).tokens for prompt in prompts]
+    for _ in range(4):
+        engine.flush()
+        assert [engine.complete(prompt).tokens for prompt in prompts] == cold
+    assert "injector enabled" in engine.log_text()
+
+
+def with_other_weights(model, folder):
+    """Return a copy of a model whose keys are twice as large."""
+    shutil.copytree(model, folder)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file(
+        {name: 2 * w if "k_proj" in name else w for name, w in weights.items()},
+        path,
+        metadata={"format": "pt"},
+    )
+    return folder
+
+
+def test_pages_of_former_weights_are_never_found_again(start, model, tmp_path):
+    prompt = prompt_of(1)
+    engine = start()
+    former = engine.complete(prompt)
+    wait_until_stored(engine, prompt)
+    engine.update_weights(with_other_weights(model("oracle"), tmp_path / "other"))
+    later = engine.complete(prompt)
+    assert later.num_cached_tokens == 0
+    assert later.tokens != former.tokens
+    wait_until_stored(engine, prompt)
+
+    engine = start()
+    again = engine.complete(prompt)
+    assert again.num_from_storage == HIT_TOKENS
+    assert again.tokens == former.tokens

@@ -1,0 +1,49 @@
+"""The SSD tier of one rank, opened as the options say."""
+
+from collections.abc import Sequence
+
+from flexkv_core.config import CacheConfig
+from flexkv_core.errors import ConfigError, TierError
+from flexkv_core.layout import BlockFormat, Column
+from flexkv_core.namespace import Namespace
+from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.ssd.options import SsdOptions
+from flexkv_core.tiers.ssd.tier import SsdTier
+
+__all__ = ["open_ssd_tier"]
+
+
+def open_ssd_tier(
+    cache: CacheConfig,
+    namespace: Namespace,
+    columns: Sequence[Column],
+    block_format: BlockFormat,
+    pool: HostPool,
+    quota_bytes: int,
+    engine_id: str,
+) -> SsdTier:
+    """Open one rank's files, and begin to look for what earlier processes left.
+
+    Args:
+        cache: Has an SSD tier.
+        namespace: What the blocks are blocks of.
+        columns: This rank's.
+        block_format: This rank's share of a block.
+        pool: Host memory that blocks are read to and written from.
+        quota_bytes: This rank's part of the room.
+        engine_id: The same on all ranks of the engine, and its own.
+
+    Raises:
+        ConfigError: None of the directories can be used.
+    """
+    options = SsdOptions(
+        directories=cache.ssd_directories,
+        quota_bytes=quota_bytes,
+        directory_cap_bytes=cache.ssd_directory_cap_bytes,
+        leftover_bytes=cache.ssd_cache_bytes or 0,
+    )
+    try:
+        return SsdTier(pool.buffer, namespace, columns, block_format.cell_bytes, options, engine_id)
+    except TierError as error:
+        msg = f"ssd_cache_dir cannot be used: {error.reason}; name a directory that can be"
+        raise ConfigError(msg) from error

@@ -1,0 +1,1 @@
+"""FlexKV behind SGLang's HiCache: `--hicache-storage-backend dynamic`, see the README."""

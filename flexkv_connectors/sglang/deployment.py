@@ -1,0 +1,152 @@
+"""One rank of an engine as the cache sees it: its options, its pages, its share of a block."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flexkv_connectors.common.cells import cell_heads_of, columns_of
+from flexkv_connectors.sglang.host_pages import page_pool_of
+from flexkv_connectors.sglang.settings import EngineSettings
+from flexkv_core.config import CacheConfig, parse_config
+from flexkv_core.env import read_environment
+from flexkv_core.errors import ConfigError
+from flexkv_core.layout import BlockFormat, Column, PagePool
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+    from sglang.srt.mem_cache.pool_host import HostKVCache
+
+__all__ = ["Deployment", "read_cache_config", "translate", "why_not"]
+
+_SGLANG_OPTIONS = frozenset(
+    {"allocator", "backend_name", "class_name", "interface_v1", "module_path"}
+)
+"""Keys of the extra config that are SGLang's own and stay in it."""
+
+_OF_A_HOST_TIER = frozenset(
+    {"cpu_cache_gb", "load_async", "min_load_tokens", "use_hugepage_cpu_buffer"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One rank's options, pages and place in the model."""
+
+    cache: CacheConfig
+    pages: PagePool
+    heads: range
+    """KV heads of the whole model that this rank keeps; one for MLA."""
+
+    layers: range
+    """Layers of the whole model, draft layers behind them, that this rank keeps."""
+
+    num_draft_layers: int
+    total_heads: int
+    cell_heads: int
+    cell_layers: int
+    key_head_size: int
+    value_head_size: int
+    dtype: str
+    num_ranks: int
+    engine_id: str
+
+    @property
+    def block_format(self) -> BlockFormat:
+        """This rank's share of a block, which is a page."""
+        return BlockFormat(
+            num_heads=self.pages.num_heads,
+            num_layers=self.pages.num_layers,
+            block_tokens=self.pages.page_tokens,
+            token_bytes=self.pages.token_bytes,
+            cell_heads=self.cell_heads,
+        )
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What the cells of this rank's share of a block hold."""
+        return columns_of(self.heads, self.layers, self.cell_heads)
+
+    @property
+    def quota_bytes(self) -> int:
+        """This rank's part of `ssd_cache_gb`."""
+        assert self.cache.ssd_cache_bytes is not None
+        return self.cache.ssd_cache_bytes // self.num_ranks
+
+
+def read_cache_config(extra_config: Mapping[str, Any] | None) -> CacheConfig:
+    """Merge the options of the file, the environment and SGLang's extra config.
+
+    Raises:
+        ConfigError: One sentence about the first option that cannot be used.
+    """
+    extra = dict(extra_config or {})
+    if not extra.get("interface_v1"):
+        msg = (
+            'interface_v1 is not set: add "interface_v1": 1 to '
+            "--hicache-storage-backend-extra-config, without which SGLang does not say which pages "
+            "come before others"
+        )
+        raise ConfigError(msg)
+    options = {name: value for name, value in extra.items() if name not in _SGLANG_OPTIONS}
+    for name in options:
+        if name in _OF_A_HOST_TIER:
+            msg = f"{name} means nothing here: HiCache has the host memory; set --hicache-size"
+            raise ConfigError(msg)
+    cache = parse_config(read_environment(), options)
+    if cache.ssd_cache_bytes is None:
+        raise ConfigError("ssd_cache_gb and ssd_cache_dir are not set: there is nowhere to store")
+    return cache
+
+
+def why_not(storage: "HiCacheStorageConfig", settings: EngineSettings) -> str | None:
+    """Name what keeps this engine's pages from being stored, if anything does."""
+    if storage.attn_cp_size > 1 or getattr(storage, "dcp_size", 1) > 1:
+        return "context parallelism spreads one page over ranks"
+    num_heads = 1 if storage.is_mla_model else settings.num_kv_heads
+    if storage.tp_size > num_heads:
+        return f"{storage.tp_size} ranks share {num_heads} KV heads, and only some would write"
+    if settings.is_multimodal:
+        return "SGLang names pictures by 30 bits of a hash, which does not identify them"
+    return None
+
+
+def translate(
+    cache: CacheConfig,
+    storage: "HiCacheStorageConfig",
+    pool: "HostKVCache",
+    settings: EngineSettings,
+) -> Deployment:
+    """Describe a rank of an engine that `why_not` has nothing against.
+
+    Raises:
+        ConfigError: The options contradict the engine's.
+        LayoutError: The host pool is of a kind that we do not know.
+    """
+    pages = page_pool_of(pool)
+    if cache.block_tokens not in (None, pages.page_tokens):
+        msg = (
+            f"block_tokens is {cache.block_tokens}, but SGLang's page is {pages.page_tokens} "
+            f"tokens, and a block is a page here: set --page-size {cache.block_tokens}, or leave "
+            "block_tokens out"
+        )
+        raise ConfigError(msg)
+    element_bytes = pool.dtype.itemsize
+    head_size = pages.plane_bytes // element_bytes
+    num_draft_layers = pages.num_layers - getattr(pool, "target_layer_num", pages.num_layers)
+    total_heads = pages.num_heads * storage.tp_size
+    return Deployment(
+        cache=cache,
+        pages=pages,
+        heads=range(storage.tp_rank * pages.num_heads, (storage.tp_rank + 1) * pages.num_heads),
+        layers=range(pool.start_layer, pool.start_layer + pages.num_layers),
+        num_draft_layers=num_draft_layers,
+        total_heads=total_heads,
+        cell_heads=cell_heads_of(total_heads, storage.tp_size, cache.max_tp),
+        cell_layers=-(-settings.num_layers // storage.pp_size),
+        key_head_size=head_size,
+        value_head_size=head_size if pages.num_planes > 1 else 0,
+        dtype=str(pool.dtype),
+        num_ranks=storage.tp_size * storage.pp_size,
+        engine_id=f"sglang-{os.uname().nodename}-{os.getppid()}-{getattr(storage, 'dp_rank', 0)}",
+    )

@@ -1,0 +1,97 @@
+"""SGLang's configuration as the cache sees it: the only place that asks SGLang for it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+
+__all__ = ["EngineSettings", "read_settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What decides which KV an engine computes, with SGLang's own values."""
+
+    model: str
+    revision: str | None
+    hub_cache: str | None
+    """Where SGLang downloads models to, if the user said so."""
+
+    load_format: str
+    implementation: str
+    """Whose model code runs: "auto" and "sglang" are SGLang's own."""
+
+    dtype: str
+    quantization: str
+    kv_scales_path: str | None
+    overrides: Mapping[str, Any]
+    """What the user changed of the model's configuration."""
+
+    context_length: int
+    rope: str
+    """The model's RoPE parameters as text."""
+
+    num_layers: int
+    num_kv_heads: int
+    is_multimodal: bool
+    speculative_algorithm: str
+    draft_model: str | None
+    draft_revision: str | None
+    adapters: Mapping[str, str]
+    """Folders of the LoRA adapters that were named at start, by the name that keys go by."""
+
+
+def read_settings() -> EngineSettings:
+    """Read the settings of the engine that this process belongs to, as they are in effect."""
+    arguments = _resolved_arguments()
+    model = _model_config()
+    text_config = model.hf_text_config
+    return EngineSettings(
+        model=model.model_path,
+        revision=model.revision,
+        hub_cache=arguments("download_dir"),
+        load_format=str(arguments("load_format")),
+        implementation=str(arguments("model_impl")),
+        dtype=str(model.dtype),
+        quantization=model.quantization or "",
+        kv_scales_path=arguments("quantization_param_path"),
+        overrides=json.loads(arguments("json_model_override_args") or "{}"),
+        context_length=model.context_len,
+        rope=str(
+            getattr(text_config, "rope_parameters", None)
+            or getattr(text_config, "rope_scaling", None)
+        ),
+        num_layers=model.num_hidden_layers,
+        num_kv_heads=model.get_total_num_kv_heads(),
+        is_multimodal=bool(model.is_multimodal),
+        speculative_algorithm=arguments("speculative_algorithm") or "",
+        draft_model=arguments("speculative_draft_model_path"),
+        draft_revision=arguments("speculative_draft_model_revision"),
+        adapters={
+            f"{adapter.lora_name}\0{adapter.lora_path}": adapter.lora_path
+            for adapter in arguments("lora_paths") or ()
+        },
+    )
+
+
+def _resolved_arguments() -> Callable[[str], Any]:
+    """Return a function from the name of a server argument to its value in effect."""
+    from sglang.srt.runtime_context import get_server_args  # noqa: PLC0415 only in an engine
+
+    server_args = get_server_args()
+    try:
+        from sglang.srt.arg_groups.overrides import resolution_result  # noqa: PLC0415 from 0.5.20
+    except ImportError:
+        return lambda name: getattr(server_args, name)
+    return lambda name: resolution_result(server_args, name)
+
+
+def _model_config() -> "ModelConfig":
+    from sglang.srt import runtime_context  # noqa: PLC0415 only in an engine
+
+    if hasattr(runtime_context, "process_model_config"):  # from 0.5.20
+        return runtime_context.process_model_config()
+    return runtime_context.get_server_args().get_model_config()

@@ -1,0 +1,63 @@
+"""Weights that SGLang changes while it serves: what was stored before is never found again.
+
+SGLang drops its own caches then and does not tell its storage. So a plug-in of SGLang's own kind
+(entry point group `sglang.srt.plugins`) listens behind the calls that change weights, in 0.5.16 to
+0.5.23 methods of one class. SGLang loads plug-ins in every process it starts.
+"""
+
+from typing import Protocol
+from weakref import WeakSet
+
+__all__ = ["WeightListener", "listen", "register", "tell", "why_unheard"]
+
+_OWNER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+_UPDATES = (
+    "update_weights_from_disk",
+    "update_weights_from_distributed",
+    "update_weights_from_ipc",
+    "update_weights_from_tensor",
+)
+
+
+class WeightListener(Protocol):
+    """Whoever keeps what weights have computed."""
+
+    def forget_weights(self) -> None:
+        """Note that the weights are others now."""
+
+
+_listeners: "WeakSet[WeightListener]" = WeakSet()
+"""Of this process: SGLang's hook is a function, and knows of no storage."""
+
+_heard: list[str] = []
+
+
+def register() -> None:
+    """Ask SGLang to call `tell` behind every change of weights; SGLang calls this."""
+    from sglang.srt.plugins.hook_registry import (  # noqa: PLC0415 only in an engine
+        HookRegistry,
+        HookType,
+    )
+
+    for update in _UPDATES:
+        HookRegistry.register(f"{_OWNER}.{update}", tell, HookType.AFTER)
+    _heard[:] = _UPDATES
+
+
+def why_unheard() -> str | None:
+    """Say why changes of weights are not heard of in this process, if they are not."""
+    if _heard:
+        return None
+    return "its weights could change unheard: let SGLANG_PLUGINS name flexkv, or leave it unset"
+
+
+def listen(listener: WeightListener) -> None:
+    """Tell `listener` of changes for as long as it lives."""
+    _listeners.add(listener)
+
+
+def tell(result: object, *_: object, **__: object) -> None:
+    """Tell all listeners; also where SGLang says it failed, which may be half way."""
+    del result
+    for listener in tuple(_listeners):
+        listener.forget_weights()

@@ -1,0 +1,32 @@
+import gc
+
+import pytest
+
+from flexkv_connectors.sglang import weight_updates
+
+
+class Listener:
+    def __init__(self, told):
+        self.told = told
+
+    def forget_weights(self):
+        self.told.append("told")
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+def test_a_listener_is_told_and_sglangs_answer_is_left_alone(told):
+    listener = Listener(told)
+    weight_updates.listen(listener)
+    assert weight_updates.tell(("success", ""), "updater", recv_req=None) is None
+    assert told == ["told"]
+
+
+def test_a_listener_that_is_gone_is_not_kept_alive(told):
+    weight_updates.listen(Listener(told))
+    gc.collect()
+    weight_updates.tell(None)
+    assert told == []
