@@ -170,7 +170,7 @@ class LmCacheStore:
             local_cpu=False,
             max_local_cpu_size=2.0,
             local_disk=str(self._folder),
-            max_local_disk_size=4.0,
+            max_local_disk_size=64.0,
             extra_config={"use_odirect": self._use_odirect, "disk_io_threads": DEPTH},
         )
         metadata = LMCacheMetadata("model", 1, 1, 0, 0, torch.bfloat16, KV_SHAPE)
