@@ -1,36 +1,74 @@
-"""The kernels compile for real GPUs on any machine: the interpreter accepts more than that."""
+"""The kernel compiles for real GPUs on any machine: the interpreter accepts more than that."""
 
+import itertools
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+CAPABILITIES = [80, 90]
+# Bytes of a word, and words that a thread may move at once: all that the launcher may ask for.
+WORDS = [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)]
+VARIANTS = list(itertools.product(CAPABILITIES, WORDS))
+
 # A fresh interpreter: here, the functions may already be wrapped for Triton's interpreter.
 PROGRAM = """
-import importlib, sys
+import json, sys
+from flexkv_kernels._jit.copy_pages import copy_pages_kernel as kernel
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-name, capability = sys.argv[1], int(sys.argv[2])
-kernel = getattr(importlib.import_module(f"flexkv_kernels._jit.{name}"), f"{name}_kernel")
-signature = dict.fromkeys(kernel.arg_names, "i32")
-signature |= {"pages": "*i64", "cells": "*i64", "page_ids": "*i64", "tile": "constexpr"}
-# Strides beyond 2 GiB of words arrive as 64-bit integers.
-signature |= {"page_layer_stride": "i64", "page_stride": "i64"}
-source = ASTSource(kernel, signature, constexprs={"tile": 1024})
-ptx = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
-assert "ld.global" in ptx and "st.global" in ptx
+def ptx(capability, word, unit_words):
+    signature = dict.fromkeys(kernel.arg_names, "i32")
+    tables = ("source_slabs", "source_pages", "target_slabs", "target_pages")
+    signature |= dict.fromkeys(tables, "*i64")
+    signature |= dict.fromkeys(("source", "target"), f"*i{8 * word}")
+    # Strides beyond 2 GiB of words arrive as 64-bit integers.
+    signature |= {"source_head_stride": "i64", "unit_words": "constexpr", "tile": "constexpr"}
+    bases = [kernel.arg_names.index(name) for name in ("source", "target")]
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={"unit_words": unit_words, "tile": 1024},
+        attrs={(base,): [["tt.divisibility", 16]] for base in bases},  # what torch's tensors have
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+
+print(json.dumps([ptx(capability, *words) for capability, words in json.loads(sys.argv[1])]))
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", ["gather_pages", "scatter_pages"])
-def test_kernel_compiles(name, capability, tmp_path):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Return the assembly of every variant."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, str(capability)],
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+    cache = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(VARIANTS)],
+        env={**environment, "TRITON_CACHE_DIR": cache},
         check=True,
+        capture_output=True,
+        text=True,
     )
+    return dict(zip(VARIANTS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_kernel_compiles_for_words_of_any_size(compiled, variant):
+    assert "ld.global" in compiled[variant]
+    assert "st.global" in compiled[variant]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_aligned_pages_move_sixteen_bytes_at_a_time(compiled, capability):
+    ptx = compiled[capability, (8, 2)]
+    assert "ld.global.v2.b64" in ptx
+    assert "st.global.v2.b64" in ptx
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_pages_of_unknown_alignment_do_not(compiled, capability):
+    assert "global.v2" not in compiled[capability, (8, 1)]

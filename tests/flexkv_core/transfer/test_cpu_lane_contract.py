@@ -17,7 +17,7 @@ class CpuLaneCase(LaneCase):
     """Saves or loads between the pages and the slots of a rig."""
 
     def __init__(self, axes, *, saves):
-        self.rig = make_rig(axes, pages_per_block=2)
+        self.rig = make_rig(axes, pages_per_block=2, P=1 + ("P" in axes))
         self.lane, self.rank, self.clock_s = self.rig.lane, 7, time.monotonic()
         self.foreign = StoredBlocks("ssd", [bytes(32)] * 2)
         self.saves = saves
