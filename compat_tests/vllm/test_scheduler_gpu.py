@@ -9,6 +9,7 @@ import pytest
 from test_scheduler_contract import CONNECTOR, INTERESTING, play
 
 from flexkv_core.metrics import Counters
+from flexkv_core.transfer.gpu_lane import GpuLane
 
 PROMPT = [token % 50 for token in range(7, 7 + 43)]
 
@@ -91,6 +92,30 @@ def test_what_a_request_leaves_unsaved_at_its_end_is_counted(engine, gpus, count
     engine.drain()
     engine.check_idle()
     assert counts["save_no_room_blocks"] == 4
+
+
+def test_a_fault_ends_a_load_only_after_its_last_write(engine, gpus, monkeypatch):
+    from simulated_model import expected_output
+
+    engine = engine()
+    engine.add(PROMPT, 8)
+    engine.drain()
+    assert engine.reset(running=False, connector=False)
+    monkeypatch.setattr(GpuLane, "poll", broken)
+    gpus.slowness = 1.0
+    loading = engine.add(PROMPT, 4)
+    for _ in range(5):
+        engine.schedule()
+        engine.deliver()
+    assert (engine.num_loads, engine.num_loads_ended) == (1, 0)
+    gpus.slowness = 0.1
+    engine.drain()
+    assert engine.num_loads_ended == 1
+    assert engine.endings[loading].tokens == expected_output(PROMPT, "/0", 4)
+
+
+def broken(lane):
+    raise RuntimeError("a bug of ours")
 
 
 class GpuWeather:
