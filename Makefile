@@ -9,8 +9,8 @@ SGLANG_VENV := .venv-sglang
 SGLANG := $(SGLANG_VENV)/.sglang-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
-.PHONY: help compat demo demo-cross test test-sglang check setup setup-engine setup-sglang bench clean \
-	clean-all
+.PHONY: help compat contract demo demo-cross test test-sglang check setup setup-engine \
+	setup-sglang bench wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,12 @@ check: $(DEV) ## Lint, types, import rules, unit tests (under 3 minutes, no engi
 
 compat: $(DEV) ## Hold the connectors against every engine version; writes compat_tests/MATRIX.md
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix
+
+contract: $(DEV) ## Hold a connector against one version: ENGINE=vllm VERSION=latest
+	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests contract --engine $(ENGINE) --version $(VERSION)
+
+wheel: $(DEV) ## Build dist/*.whl
+	$(BIN)/python -m hatchling build -t wheel
 
 setup: $(DEV) ## Make .venv with the package and the development tools
 

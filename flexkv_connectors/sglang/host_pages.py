@@ -31,7 +31,7 @@ def page_pool_of(pool: "HostKVCache") -> PagePool:
         LayoutError: The pool is of a kind or a layout that we do not know.
     """
     num_planes, axes = _PLANES.get(type(pool).__name__), _AXES.get(pool.layout)
-    if num_planes is None or axes is None or pool.storage_format_tag or pool.stores_page_envelope:
+    if num_planes is None or axes is None or _is_of_special_format(pool):
         msg = (
             f"SGLang's host memory is a {type(pool).__name__} in layout {pool.layout!r}, which "
             f"FlexKV cannot read: set --hicache-mem-layout to one of {', '.join(_AXES)}, or serve "
@@ -59,3 +59,9 @@ def page_pool_of(pool: "HostKVCache") -> PagePool:
         memory_start=tensor.data_ptr(),
         memory_bytes=tensor.nbytes,
     )
+
+
+def _is_of_special_format(pool: "HostKVCache") -> bool:
+    """Tell whether its bytes are not plain KV; before 0.5.22 such pools had other classes."""
+    tag = getattr(pool, "storage_format_tag", None)
+    return bool(tag or getattr(pool, "stores_page_envelope", False))

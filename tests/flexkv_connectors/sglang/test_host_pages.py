@@ -101,6 +101,13 @@ def test_a_layout_that_is_not_known_is_refused_with_those_that_are(changes):
         page_pool_of(pool)
 
 
+def test_a_pool_from_before_special_formats_had_a_name_is_read(monkeypatch):
+    monkeypatch.delattr(MHATokenToKVPoolHost, "storage_format_tag")
+    monkeypatch.delattr(MHATokenToKVPoolHost, "stores_page_envelope")
+    planes = ramp((2, *ORDERS["layer_first"]))
+    assert page_pool_of(MHATokenToKVPoolHost("layer_first", planes)).num_pages == PAGES
+
+
 def test_a_pool_of_another_kind_is_refused():
     class MambaPoolHost(MHATokenToKVPoolHost):
         """Another kind."""
