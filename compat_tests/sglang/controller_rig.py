@@ -86,15 +86,14 @@ class ControllerRig:
 
     def attach(self) -> None:
         """Attach the storage, and wait until it has found what it held before."""
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self._undo.close)
             self.controller.attach_storage_backend(
                 "dynamic",
                 prefetch_threshold=TOKENS,
                 storage_backend_extra_config=dict(self._options),
             )
-        except Exception:
-            self._undo.close()
-            raise
+            on_failure.pop_all()
         self.storage = self.controller.storage_backend
         self.storage._store.wait_restored()
 
