@@ -63,7 +63,9 @@ class Fit:
                 self._check_chain(need, chain)
         for path, place in engine.layouts:
             self._check_layout(Symbol(*path.rsplit(".", 1)), place)
-        self.findings = sorted(set(self.findings), key=lambda one: (not one.is_broken, one.place))
+        self.findings = sorted(
+            set(self.findings), key=lambda one: (not one.is_broken, one.place, one.text)
+        )
 
     def _report(self, text: str, place: str, *, is_broken: bool = True) -> None:
         self.findings.append(Finding(is_broken, text, place))

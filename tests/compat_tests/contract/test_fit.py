@@ -108,6 +108,13 @@ def test_what_the_code_looks_for_first_is_a_note(fit, body):
     assert "Config has no gone" in {one.text for one in result.findings}
 
 
+def test_findings_of_one_line_come_in_the_same_order_in_every_run(fit):
+    names = "hgbadcfe"
+    members = ", ".join(f"config.{name}" for name in names)
+    result = fit(f"{HEAD}\ndef use(config: Config):\n    return {members}\n")
+    assert [one.text[-1] for one in result.findings] == sorted(names)
+
+
 def test_an_import_that_is_caught_is_a_note(fit):
     result = fit("try:\n    from toy.api import Gone\nexcept ImportError:\n    Gone = None\n")
     assert broken(result) == []
