@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flexkv_core.errors import LayoutError
+from flexkv_core.testing.instant_streams import use_instant_streams
 
 LAYOUTS = ("LBHNC", "LBNHC", "LHBNC", "BLHNC", "BLNHC", "BHLNC")
 FORMATS = (
@@ -36,8 +37,19 @@ def caches():
     return kv_cache_rig
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request, monkeypatch):
+    """Where the worker half believes the tensors to be: CUDA's streams then run at once."""
+    if request.param == "cuda":
+        from flexkv_kernels import copy_pages_torch
+        from simulated_gpu import Places, pretend_gpus
+
+        use_instant_streams(monkeypatch, copy_pages_torch)
+        pretend_gpus(monkeypatch, lambda: Places(save=2, load=1))
+
+
 @pytest.fixture(params=CASES, ids=str)
-def rig(caches, request):
+def rig(caches, device, request):
     rig = caches.Rig(caches.Case(*request.param))
     yield rig
     rig.worker.shutdown()

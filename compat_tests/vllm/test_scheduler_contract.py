@@ -70,12 +70,12 @@ def _random_shape(rng):
     )
 
 
-def play(bases, weather, seed):
-    """Play one script to its end and return the engine."""
+def play(bases, weather, seed, **given):
+    """Play one script to its end and return the engine; `given` is what its shape is to have."""
     from scheduler_harness import SimulatedEngine
 
     rng = weather.rng = random.Random(seed)
-    shape = _random_shape(rng)
+    shape = _random_shape(rng)._replace(**given)
     engine = SimulatedEngine(bases["mla" if shape.mla else "oracle"], shape)
     weather.end_chance = rng.choice([1.0, 0.5, 0.2])
     weather.loads_at_once = not shape.load_async

@@ -143,7 +143,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         orders = _orders(self._get_connector_metadata())
         if orders.loads:
-            self._barrier.run(lambda: self._worker.load(orders), self._ledger.settle_all_as_failed)
+            self._barrier.run(lambda: self._worker.load(orders), self._fail_loads)
 
     @override
     def wait_for_layer_load(self, layer_name: str) -> None:
@@ -165,7 +165,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @override
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        self._barrier.run(lambda: self._worker.collect(), self._ledger.settle_all_as_failed)
+        self._barrier.run(lambda: self._worker.collect(), self._fail_loads)
         return None, self._ledger.take_finished() or None
 
     @override
@@ -182,6 +182,11 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self) -> None:
         if self._role is KVConnectorRole.WORKER:
             self._barrier.run(lambda: self._worker.shutdown(), _nothing)
+
+    def _fail_loads(self) -> None:
+        """End open loads as failed, unless a copy may still write: then in a later step."""
+        if self._worker.is_idle:
+            self._ledger.settle_all_as_failed()
 
     # Scheduler, in the order of one step.
 

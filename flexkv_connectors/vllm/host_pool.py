@@ -25,7 +25,7 @@ def host_budget_bytes(deployment: Deployment) -> int:
 
 
 def open_host_pool(deployment: Deployment, budget_bytes: int) -> HostPool:
-    """Open this rank's pool in at most `budget_bytes` and begin to take its memory.
+    """Open this rank's pool in at most `budget_bytes`.
 
     Raises:
         ConfigError: Not even one block fits.
@@ -39,8 +39,6 @@ def open_host_pool(deployment: Deployment, budget_bytes: int) -> HostPool:
             f"{slot_stride(slot_bytes)}: raise cpu_cache_gb, or lower block_tokens"
         )
         raise ConfigError(msg)
-    pool = HostPool.create(
+    return HostPool.create(
         num_slots, slot_bytes, huge_pages=deployment.cache.use_hugepage_cpu_buffer
     )
-    pool.prefault()
-    return pool

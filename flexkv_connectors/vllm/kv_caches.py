@@ -15,7 +15,7 @@ from flexkv_core.layout import LayerRun, PagePool
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PageShape", "page_pool"]
+__all__ = ["PageShape", "layers_of", "page_pool"]
 
 
 class PageShape(NamedTuple):
@@ -42,7 +42,7 @@ def page_pool(kv_caches: Mapping[str, "torch.Tensor"], declared: PageShape) -> P
     Raises:
         LayoutError: A tensor contradicts what was declared, or the layers differ among themselves.
     """
-    tensors = _distinct([_four_axes(kv_caches[name]) for name in _model_order(kv_caches)])
+    tensors = layers_of(kv_caches)
     first = tensors[0]
     for tensor in tensors:
         _require_declared(tensor, declared)
@@ -69,6 +69,11 @@ def page_pool(kv_caches: Mapping[str, "torch.Tensor"], declared: PageShape) -> P
         memory_start=start,
         memory_bytes=end - start,
     )
+
+
+def layers_of(kv_caches: Mapping[str, "torch.Tensor"]) -> list["torch.Tensor"]:
+    """Return each layer's `[B, H, N, C]` in model order; layers that share one count once."""
+    return _distinct([_four_axes(kv_caches[name]) for name in _model_order(kv_caches)])
 
 
 def _model_order(names: Mapping[str, object]) -> list[str]:

@@ -57,6 +57,9 @@ class StepReport(KVConnectorWorkerMetadata):
     pools: dict[int, PoolAddress] = field(default_factory=dict)
     """Newly opened host pools by owner rank."""
 
+    staging: dict[int, int] = field(default_factory=dict)
+    """Blocks that saves may have under way at once, by owner rank, where there is a bound."""
+
     tiers: list[TierReport] = field(default_factory=list)
     """What owners say of their shares of the SSD tier."""
 
@@ -73,6 +76,7 @@ class StepReport(KVConnectorWorkerMetadata):
         return StepReport(
             results=self.results + other.results,
             pools=self.pools | other.pools,
+            staging=self.staging | other.staging,
             tiers=self.tiers + other.tiers,
             attached=self.attached | other.attached,
             refusal=self.refusal or other.refusal,

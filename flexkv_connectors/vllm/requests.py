@@ -1,7 +1,7 @@
 """What the scheduler half remembers of one request."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,9 +14,10 @@ from flexkv_core.lease import Lease
 from flexkv_core.types import BlockKey, RequestId
 
 if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-__all__ = ["RequestState", "Switches", "read_switches"]
+__all__ = ["RequestState", "Switches", "follow", "read_switches"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,3 +112,27 @@ class RequestState:
         self.page_ids = list(page_ids)
         self.num_loading_tokens = 0
         self.num_tried_blocks = 0
+
+
+def follow(
+    states: Mapping[str, RequestState], output: "SchedulerOutput"
+) -> Iterator[tuple[RequestState, int]]:
+    """Take over the page tables of a step, and yield what it computes.
+
+    Yields:
+        Each scheduled request of `states`, and its tokens computed once the step is done.
+    """
+    for new in output.scheduled_new_reqs:
+        if state := states.get(new.req_id):
+            state.begin_run(new.block_ids[0])
+            yield state, new.num_computed_tokens + output.num_scheduled_tokens[new.req_id]
+    cached = output.scheduled_cached_reqs
+    rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
+    for request_id, new_block_ids, num_computed in rows:
+        if state := states.get(request_id):
+            added = new_block_ids[0] if new_block_ids else ()
+            if request_id in cached.resumed_req_ids:
+                state.begin_run(added)
+            else:
+                state.page_ids.extend(added)
+            yield state, num_computed + output.num_scheduled_tokens[request_id]

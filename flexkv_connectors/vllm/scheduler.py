@@ -2,18 +2,19 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.patience import Patience
 from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.common.replicas import ReplicaPools
+from flexkv_connectors.common.staging_room import StagingRoom
 from flexkv_connectors.common.tier_use import TierUse
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.request_keys import RequestKeys
-from flexkv_connectors.vllm.requests import RequestState, read_switches
+from flexkv_connectors.vllm.requests import RequestState, follow, read_switches
 from flexkv_connectors.vllm.stores import open_stores, record_use
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
@@ -53,6 +54,7 @@ class SchedulerHalf:
 
         self._replicas = ReplicaPools(deployment.owners, deployment.replicas)
         self._patience = Patience(limit_s=30.0)
+        self._staging = StagingRoom()
         self._orders = StepOrders()
         self._manager: CacheManager | None = None
         self._ssd: LowerTier | None = None
@@ -115,9 +117,8 @@ class SchedulerHalf:
         orders.pools = self._replicas.waiting_pools
         now_s = time.monotonic()
         self._speed.begin_step(scheduler_output.total_num_scheduled_tokens, now_s)
-        for request_id, num_computed in self._scheduled(scheduler_output):
-            state = self._states.get(request_id)
-            if state is not None and (plan := self._plan_save(state, num_computed)):
+        for state, num_computed in follow(self._states, scheduler_output):
+            if plan := self._plan_save(state, num_computed):
                 orders.saves.append(plan)
         if self._ssd is not None:
             orders.ssd = self._order_copies(self._ssd, now_s)
@@ -136,13 +137,17 @@ class SchedulerHalf:
             return
         # The token sampled last was never fed back: it has no KV.
         num_known = max(request.num_prompt_tokens, request.num_tokens - 1)
-        if plan := self._plan_save(state, min(request.num_computed_tokens, num_known)):
+        num_computed = min(request.num_computed_tokens, num_known)
+        if plan := self._plan_save(state, num_computed):
             self._orders.late_saves.append(plan)
+        num_lost = self._num_savable_blocks(state, num_computed) - state.num_tried_blocks
+        self._counters.add("save_no_room_blocks", max(0, num_lost))
 
     def digest(self, report: StepReport) -> None:
         """Take in what the workers report."""
         self._patience.reward()
         self._replicas.note(report.pools, report.attached)
+        self._staging.note(report.staging.values())
         self._told += report.tiers
         if self._manager is None and self._replicas.num_slots is not None:
             self._open(self._replicas.num_slots)
@@ -314,15 +319,19 @@ class SchedulerHalf:
         return plan
 
     def _plan_save(self, state: RequestState, num_computed: int) -> TransferPlan | None:
-        """Plan the full blocks among the first `num_computed` tokens that nobody has saved yet."""
-        num_tokens = min(num_computed, state.request.num_tokens)
-        num_blocks = num_tokens // self._deployment.block_tokens - self._deployment.draft_blocks
-        if self._manager is None or not state.may_save or num_blocks <= state.num_tried_blocks:
+        """Plan the full blocks among the first `num_computed` tokens that nobody has saved yet.
+
+        Where they are staged in device memory, what finds no place there is tried in a later step.
+        """
+        num_blocks = self._num_savable_blocks(state, num_computed)
+        if self._manager is None or num_blocks <= state.num_tried_blocks:
             return None
-        state.num_tried_blocks = num_blocks
+        keys = state.keys()
         if (use := self._use_of_ssd(state)) is not None:
-            use.touch(state.keys())
-        reservation = self._manager.reserve(state.request_id, state.keys()[:num_blocks])
+            use.touch(keys)
+        num_known = min(num_blocks, self._manager.look(keys, tier="host").num_known)
+        state.num_tried_blocks = num_known + self._staging.clip(num_blocks - num_known)
+        reservation = self._manager.reserve(state.request_id, keys[: state.num_tried_blocks])
         if isinstance(reservation, Refusal):
             return None
         per_block = self._deployment.pages_per_block
@@ -330,27 +339,17 @@ class SchedulerHalf:
         pages = state.page_ids[first : first + reservation.num_blocks * per_block]
         plan = self._manager.plan_put(reservation, EnginePages(pages))
         assert plan is not None, "nothing happens between a reservation and its plan"
+        self._staging.take(plan.job_id, plan.num_blocks)
         self._events.expect(plan.job_id, state.request_id)
         if use is not None:
             self._saving[plan.job_id] = state
         return plan
 
-    def _scheduled(self, output: "SchedulerOutput") -> Iterable[tuple[str, int]]:
-        """Yield (request id, tokens computed once this step is done); follows page tables."""
-        for new in output.scheduled_new_reqs:
-            if state := self._states.get(new.req_id):
-                state.begin_run(new.block_ids[0])
-            yield new.req_id, new.num_computed_tokens + output.num_scheduled_tokens[new.req_id]
-        cached = output.scheduled_cached_reqs
-        rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
-        for request_id, new_block_ids, num_computed in rows:
-            if state := self._states.get(request_id):
-                added = new_block_ids[0] if new_block_ids else ()
-                if request_id in cached.resumed_req_ids:
-                    state.begin_run(added)
-                else:
-                    state.page_ids.extend(added)
-            yield request_id, num_computed + output.num_scheduled_tokens[request_id]
+    def _num_savable_blocks(self, state: RequestState, num_computed: int) -> int:
+        if not state.may_save:
+            return 0
+        num_tokens = min(num_computed, state.request.num_tokens)
+        return int(num_tokens // self._deployment.block_tokens - self._deployment.draft_blocks)
 
     def _conclude(self, completion: Completion) -> None:
         """Count an ended transfer, and see what it makes possible."""
@@ -381,6 +380,7 @@ class SchedulerHalf:
         state = self._states.get(completion.request_id)
         if state is not None and completion.status is not Status.OK:
             state.may_save = False
+        self._staging.give_back(completion.job_id)
         saved = self._saving.pop(completion.job_id, None)
         if saved is not None and saved.ssd_use is not None:
             saved.ssd_use.offer(saved.keys())

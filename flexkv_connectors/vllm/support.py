@@ -13,9 +13,15 @@ __all__ = ["why_not_device", "why_not_group", "why_not_parallel", "why_not_reque
 
 
 def why_not_device(vllm_config: "VllmConfig") -> str | None:
-    """Name the device whose memory no lane of this release reaches, if the KV is on one."""
+    """Name the device whose memory this release does not touch, if the KV is on one.
+
+    The lane to a GPU is written, but no GPU has run it yet: what has never been seen to keep its
+    order on real streams must not hand out bytes.
+    """
     device = vllm_config.device_config.device_type
-    return None if device == "cpu" else f"its KV is in {device} memory, and there is no lane to it"
+    if device == "cpu":
+        return None
+    return f"its KV is in {device} memory, and the lane to it has not been proven on a device yet"
 
 
 def why_not_parallel(vllm_config: "VllmConfig") -> str | None:

@@ -1,7 +1,7 @@
 """The worker half: turns a step's orders into verbs of `CacheWorker`, and results into a report."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,7 +9,7 @@ import msgspec
 from flexkv_connectors.vllm.cpu_pages import VEC, split_vec
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.host_pool import host_budget_bytes, open_host_pool
-from flexkv_connectors.vllm.kv_caches import page_pool
+from flexkv_connectors.vllm.kv_caches import layers_of, page_pool
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.ssd_share import SsdShare
@@ -25,6 +25,8 @@ from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
 if TYPE_CHECKING:
     import torch
 
+    from flexkv_connectors.vllm.gpu_share import GpuShare
+
 __all__ = ["WorkerHalf"]
 
 
@@ -32,8 +34,8 @@ class WorkerHalf:
     """Moves one rank's bytes for vLLM's model runner.
 
     Thread: the model runner's. On a CPU the copies between engine and host memory are done when a
-    hook returns: they run inside `load` and `save`, between forward passes. Those between host
-    memory and SSD have threads of their own.
+    hook returns: they run inside `load` and `save`, between forward passes. On a GPU the hooks only
+    queue them. Those between host memory and SSD have threads of their own.
     """
 
     def __init__(
@@ -55,9 +57,12 @@ class WorkerHalf:
         # Asked here, before any rank has taken its part: later the others' would count as used.
         self._budget_bytes = host_budget_bytes(deployment) if deployment.is_owner else 0
         self._report = StepReport()
+        self._layers: list[torch.Tensor] = []
         self._pages: PagePool | None = None
         self._pool: HostPool | None = None
         self._worker: CacheWorker | None = None
+        self._gpu: GpuShare | None = None
+        self._lane: Lane | None = None
         self._ssd: SsdShare | None = None
         self._unsaved: list[TransferPlan] = []
         self._loading: dict[JobId, Load] = {}
@@ -68,8 +73,10 @@ class WorkerHalf:
         Raises:
             LayoutError: The tensors are not laid out as declared.
             ConfigError: The host tier does not fit into this machine, or the SSD tier has no
-                directory.
+                directory, or the GPU is full.
+            TierError: Host memory cannot be had, or not be pinned.
         """
+        self._layers = layers_of(kv_caches)
         self._pages = self._read_pages(kv_caches)
         if self._deployment.is_owner:
             pool = open_host_pool(self._deployment, self._budget_bytes)
@@ -117,9 +124,16 @@ class WorkerHalf:
             report.tiers.append(told)
         return None if report == StepReport() else report
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no copy that was begun can still write into a page."""
+        return self._lane is None or self._lane.drain(timeout_s=0.0)
+
     def shutdown(self) -> None:
         """Stop copying and give the host memory back."""
         drained = self._worker is None or self._worker.shutdown(timeout_s=2.0)
+        if self._gpu is not None and drained:
+            self._gpu.close()
         if self._ssd is not None and drained:
             self._ssd.close()
         if self._pool is not None:
@@ -127,19 +141,35 @@ class WorkerHalf:
 
     def _open(self, pool: HostPool) -> None:
         assert self._pages is not None
+        self._lane = lane = self._open_lane(self._pages, pool)
+        lanes: dict[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
+        if self._ssd is not None:
+            lanes |= self._ssd.lanes
         deployment = self._deployment
-        lane = CpuLane(
+        self._pool = pool
+        self._worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
+
+    def _open_lane(self, pages: PagePool, pool: HostPool) -> Lane:
+        """Open the lane to where the engine's tensors lie."""
+        deployment = self._deployment
+        if _are_on_gpu(self._layers):
+            from flexkv_connectors.vllm.gpu_share import (  # noqa: PLC0415 it imports Triton
+                GpuShare,
+            )
+
+            self._gpu = GpuShare(deployment, self._layers, pages, pool)
+            if deployment.is_owner:
+                self._report.staging[deployment.rank] = self._gpu.lane.save_places
+            return self._gpu.lane
+        if deployment.is_owner:
+            pool.prefault()
+        return CpuLane(
             deployment.rank,
-            self._pages,
+            pages,
             deployment.block_format,
             pool,
             num_threads=deployment.cache.copy_threads or _default_threads(),
         )
-        lanes: dict[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
-        if self._ssd is not None:
-            lanes |= self._ssd.lanes
-        self._pool = pool
-        self._worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
 
     def _attach(self, orders: StepOrders) -> None:
         address = orders.pools.get(self._deployment.owner)
@@ -186,6 +216,10 @@ class WorkerHalf:
         return msgspec.structs.replace(
             plan, source=_split_pages(plan.source, ratio), target=_split_pages(plan.target, ratio)
         )
+
+
+def _are_on_gpu(layers: "Sequence[torch.Tensor]") -> bool:
+    return bool(layers[0].is_cuda)
 
 
 def _default_threads() -> int:
