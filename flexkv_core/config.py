@@ -17,6 +17,7 @@ _MAX_BLOCK_TOKENS = 16384
 _MAX_THREADS = 256
 _MAX_TP = 1024
 _MAX_WAIT_S = 3600
+_MAX_STAGING_MB = 65536
 
 _Size = Annotated[float, Meta(gt=0, le=_MAX_GB)]
 _Name = Annotated[str, Meta(pattern=r"\A[^\ud800-\udfff]*\Z")]
@@ -73,10 +74,22 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     use_hugepage_cpu_buffer: bool = False
     """Ask the kernel for huge pages under the host tier."""
 
+    enable_gpu: bool = False
+    """Serve engines whose KV is on a GPU; off by default as long as no GPU has run it."""
+
+    gpu_staging_mb: Annotated[float, Meta(gt=0, le=_MAX_STAGING_MB)] | None = None
+    """Memory of each GPU in MiB through which blocks pass on their way; None takes 320, or less
+    where little is free."""
+
     @property
     def cpu_cache_bytes(self) -> int | None:
         """`cpu_cache_gb` in bytes."""
         return _in_bytes(self.cpu_cache_gb)
+
+    @property
+    def gpu_staging_bytes(self) -> int | None:
+        """`gpu_staging_mb` in bytes."""
+        return None if self.gpu_staging_mb is None else int(self.gpu_staging_mb * 2**20)
 
     @property
     def ssd_cache_bytes(self) -> int | None:
@@ -119,6 +132,8 @@ _EXPECTED: Mapping[str, str] = {
     "min_load_tokens": "a whole number of tokens, 0 or more",
     "copy_threads": f"a number of threads from 1 to {_MAX_THREADS}",
     "use_hugepage_cpu_buffer": _YES_OR_NO,
+    "enable_gpu": _YES_OR_NO,
+    "gpu_staging_mb": f"a size in MiB above 0 and up to {_MAX_STAGING_MB}, such as 320",
 }
 
 _SSD_IS_ON = "there is an SSD tier where ssd_cache_gb and ssd_cache_dir are set: remove it"
@@ -164,6 +179,7 @@ def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
         _check_value(option, value)
     config = msgspec.convert(merged, CacheConfig, strict=False)
     _check_ssd(config)
+    _check_gpu(config)
     return config
 
 
@@ -199,6 +215,13 @@ def _check_value(option: str, value: object) -> None:
     except msgspec.ValidationError as error:
         msg = f"{option} is {value!r:.80}: expected {_EXPECTED[option]}"
         raise ConfigError(msg) from error
+
+
+def _check_gpu(config: CacheConfig) -> None:
+    if config.enable_gpu and not config.load_async:
+        raise ConfigError(
+            "load_async is false, but a GPU loads beside the engine's steps: remove it"
+        )
 
 
 def _check_ssd(config: CacheConfig) -> None:

@@ -35,6 +35,13 @@ METRICS: Mapping[str, Metric] = {
         Metric("save_seconds", "counter", "Seconds spent copying out of engine pages"),
         Metric("save_failed_blocks", "counter", "Blocks whose save failed and was rolled back"),
         Metric("save_no_room_blocks", "counter", "Blocks not saved: everything else was in use"),
+        Metric(
+            "save_delayed_blocks",
+            "counter",
+            "Blocks that found a GPU's staging area full, counted again in every step they wait",
+        ),
+        Metric("staging_capacity_blocks", "gauge", "Blocks that saves may have in staging on GPUs"),
+        Metric("staging_used_blocks", "gauge", "Blocks that saves have in staging on GPUs"),
         Metric("evicted_blocks", "counter", "Blocks that left a tier to make room"),
         Metric("promoted_blocks", "counter", "Blocks brought from a lower tier into host memory"),
         Metric(

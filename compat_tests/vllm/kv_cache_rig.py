@@ -98,9 +98,13 @@ class Rig:
 
     def save(self, pages: list[int], slots: list[int]) -> None:
         """Save vLLM's blocks `pages` into host slots."""
+        self.order_save(pages, slots)
+        self._expect_success()
+
+    def order_save(self, pages: list[int], slots: list[int]) -> None:
+        """Begin to save vLLM's blocks `pages` into host slots."""
         self.worker.begin_step(StepOrders(saves=[_plan(EnginePages(pages), _places(slots), slots)]))
         self.worker.save()
-        self._expect_success()
 
     def load(self, slots: list[int], pages: list[int], first_page: int) -> None:
         """Load host slots, from page `first_page` of the first, into vLLM's blocks `pages`."""

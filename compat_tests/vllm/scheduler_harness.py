@@ -8,8 +8,9 @@ events, as many in flight as vLLM allows; `test_scheduler_contract` shuffles the
 
 import copy
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Shape(NamedTuple):
     load_async: bool = True
     block_tokens: int = 2 * PAGE_TOKENS
     cpu_cache_gb: float = 1e-4
+    options: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def num_ranks(self) -> int:
@@ -101,6 +103,7 @@ def _config_for(base: VllmConfig, shape: Shape, rank: int) -> VllmConfig:
         "load_async": shape.load_async,
         "block_tokens": shape.block_tokens,
         "cpu_cache_gb": shape.cpu_cache_gb,
+        **shape.options,
     }
     return config
 
@@ -282,6 +285,13 @@ class SimulatedEngine:
         return self.scheduler.reset_prefix_cache(
             reset_running_requests=running, reset_connector=connector
         )
+
+    def sleep(self) -> None:
+        """Reset everything and lose the pages, as a vLLM does that falls asleep and wakes up."""
+        assert self.can_reset_running
+        assert self.reset(running=True, connector=True)
+        for rank in self._ranks:
+            rank.lose_pages()
 
     def change_weights(self) -> None:
         """Reset everything; from now on the same tokens have other KV. Only without requests."""

@@ -4,6 +4,7 @@ The simulated model computes at once, so what is queued on its stream has run be
 the side streams run late, and in any order.
 """
 
+import copy
 import random
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -11,25 +12,37 @@ from typing import Any
 
 import torch
 from typing_extensions import override
+from vllm.config import VllmConfig
 
 from flexkv_connectors.vllm import gpu_share, worker
 from flexkv_connectors.vllm.gpu_share import Places
 from flexkv_connectors.vllm.kv_caches import PageShape, page_pool
 from flexkv_core.layout import BlockFormat
+from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.testing.device import SimulatedDevice, SimulatedEvent
 from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.pinning import CudaRuntime
 from flexkv_core.transfer.device import Event, Ids, Stream
 
 
-def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> None:
-    """Make the worker halves of this process believe that their tensors are on GPUs."""
-    done = SimpleNamespace(value=0)
-    cuda = CudaRuntime(lambda *region: done, lambda *region: done)
+def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> FakeCuda:
+    """Make the worker halves of this process believe that their tensors are on GPUs.
+
+    Returns:
+        What pins their memory.
+    """
+    cuda = FakeCuda()
     monkeypatch.setattr(worker, "_are_on_gpu", lambda layers: True)
-    monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: cuda)
+    monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: cuda.runtime)
     monkeypatch.setattr(gpu_share, "staging_places", lambda *sizes: places())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    return cuda
+
+
+def with_gpu(config: VllmConfig) -> VllmConfig:
+    """Return the configuration of an engine whose KV is on a GPU."""
+    changed = copy.copy(config)
+    changed.device_config = SimpleNamespace(device_type="cuda")
+    return changed
 
 
 class LateEvent:
@@ -97,7 +110,8 @@ class SimulatedGpus:
 
         self.places = Places(save=4, load=1)
         self.num_steps = 0
-        pretend_gpus(monkeypatch, lambda: self.places)
+        self.devices: list[LateDevice] = []
+        self.cuda = pretend_gpus(monkeypatch, lambda: self.places)
         monkeypatch.setattr(gpu_share, "CudaDevice", self._device)
 
     def set_rings(self, *, save: int, load: int) -> None:
@@ -107,4 +121,6 @@ class SimulatedGpus:
     def _device(
         self, layers: Sequence[torch.Tensor], fmt: BlockFormat, host: HostPool, num_places: int
     ) -> LateDevice:
-        return LateDevice(self, layers, fmt, host, num_places)
+        device = LateDevice(self, layers, fmt, host, num_places)
+        self.devices.append(device)
+        return device

@@ -73,6 +73,11 @@ class SimulatedRank:
         for values, masks in zip(self._values, self._masks, strict=True):
             values[page, :, offset] = value ^ masks[:, 0]
 
+    def lose_pages(self) -> None:
+        """Let no page hold what it held."""
+        for values in self._values:
+            values.fill(0)
+
     def results(self, finished: set[str]) -> ModelRunnerOutput:
         """Collect what the connector reports at the end of a step."""
         connector = self.connector

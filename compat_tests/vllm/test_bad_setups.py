@@ -238,6 +238,10 @@ def on_a_gpu(config, cache):
     config.device_config = SimpleNamespace(device_type="cuda")
 
 
+def on_another_device(config, cache):
+    config.device_config = SimpleNamespace(device_type="xpu")
+
+
 def with_decode_context_parallelism(config, cache):
     config.parallel_config.decode_context_parallel_size = 2
 
@@ -268,7 +272,8 @@ def without_attention(config, cache):
 
 
 UNCACHED = {
-    on_a_gpu: "its KV is in cuda memory",
+    on_a_gpu: "its KV is on a GPU, where FlexKV has never run: set enable_gpu to true to try it",
+    on_another_device: "its KV is in xpu memory, and there is no lane to it",
     with_decode_context_parallelism: "decode context parallelism spreads a block over ranks",
     with_prefill_context_parallelism: "prefill context parallelism spreads a block over ranks",
     with_scales_from_the_first_batch: "its KV scales are computed at run time",

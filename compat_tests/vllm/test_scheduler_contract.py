@@ -29,6 +29,7 @@ INTERESTING = {
     "loads",
     "resets running=False connector=True",
     "resets running=True connector=False",
+    "resets running=True connector=True",
     "resumed requests",
     "saves",
     "weight changes",
@@ -126,7 +127,7 @@ def _random_event(engine, rng, heads, asked):
     elif draw < 0.97:
         engine.reset(running=False, connector=rng.random() < 0.2)
     elif draw < 0.98 and engine.can_reset_running:
-        engine.reset(running=True, connector=rng.random() < 0.2)
+        engine.sleep() if rng.random() < 0.2 else engine.reset(running=True, connector=False)
     elif engine.is_quiet:
         engine.change_weights()
 

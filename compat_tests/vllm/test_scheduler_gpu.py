@@ -12,13 +12,15 @@ from flexkv_core.metrics import Counters
 from flexkv_core.transfer.gpu_lane import GpuLane
 
 PROMPT = [token % 50 for token in range(7, 7 + 43)]
+OPTIONS = {"enable_gpu": True}
 
 
 @pytest.fixture(scope="module")
 def bases(model):
     from scheduler_harness import base_config
+    from simulated_gpu import with_gpu
 
-    return {name: base_config(model(name), CONNECTOR) for name in ("oracle", "mla")}
+    return {name: with_gpu(base_config(model(name), CONNECTOR)) for name in ("oracle", "mla")}
 
 
 @pytest.fixture
@@ -48,6 +50,7 @@ def engine(bases, gpus):
     engines = []
 
     def start(**shape):
+        shape["options"] = OPTIONS | shape.get("options", {})
         engines.append(SimulatedEngine(bases["oracle"], Shape(**shape)))
         engines[-1].drain()
         return engines[-1]
@@ -78,6 +81,7 @@ def test_a_prompt_larger_than_the_ring_is_saved_over_several_steps(engine, gpus,
     engine.drain()
     engine.check_idle()
     assert engine.events["external tokens"] == 40
+    assert counts["save_delayed_blocks"] > 0
     assert counts["save_failed_blocks"] == 0
     assert counts["save_no_room_blocks"] == 0
 
@@ -118,6 +122,35 @@ def broken(lane):
     raise RuntimeError("a bug of ours")
 
 
+def test_a_sleep_amid_copies_costs_hits_and_nothing_else(engine, gpus):
+    engine = engine()
+    gpus.slowness = 1.0
+    engine.add(PROMPT, 4)
+    engine.finish_requests()
+    engine.sleep()
+    gpus.slowness = 0.1
+    for _ in range(2):
+        engine.add(PROMPT, 4)
+        engine.drain()
+        assert engine.reset(running=False, connector=False)
+    engine.check_idle()
+    assert engine.events["external tokens"] == 40
+
+
+def test_a_rank_that_never_reports_makes_nothing_findable(engine, gpus, monkeypatch):
+    from flexkv_connectors.common.patience import Patience
+
+    engine = engine(tensor_parallel=2)
+    engine.scheduler.connector._scheduler._patience = Patience(limit_s=0.0)
+    monkeypatch.setattr(gpus.devices[1], "step", lambda: False)
+    for _ in range(2):
+        request = engine.add(PROMPT, 4)
+        engine.drain()
+        assert engine.endings[request].reason == "length"
+        assert engine.reset(running=False, connector=False)
+    assert engine.num_loads == 0
+
+
 class GpuWeather:
     """What `play` sets for the lanes of a CPU, for devices; their copies do not fail."""
 
@@ -148,7 +181,7 @@ class GpuWeather:
 def test_scripts_end_with_right_tokens_and_nothing_left_over(bases, gpus):
     events = Counter()
     for seed in range(150):
-        events += play(bases, GpuWeather(gpus), seed, load_async=True).events
+        events += play(bases, GpuWeather(gpus), seed, load_async=True, options=OPTIONS).events
     missing = INTERESTING - set(events) - {"failed loads", "failed saves", "loads", "saves"}
     assert not missing - {"ended by error"}, f"these scripts prove nothing about {missing}"
     assert gpus.num_steps > 10_000

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from flexkv_core.metrics import Recorder
 from flexkv_core.types import JobId
 
 __all__ = ["StagingRoom"]
@@ -13,7 +14,8 @@ class StagingRoom:
     Without a ring, on a CPU, there is no bound. Thread: the scheduler's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._num_places: int | None = None
         self._held: dict[JobId, int] = {}
 
@@ -21,17 +23,27 @@ class StagingRoom:
         """Take in how many blocks the rings of some ranks hold."""
         known = [] if self._num_places is None else [self._num_places]
         self._num_places = min([*known, *capacities], default=None)
+        if self._num_places is not None:
+            self._recorder.set("staging_capacity_blocks", self._num_places)
 
     def clip(self, num_blocks: int) -> int:
-        """Return how many of `num_blocks` may be saved now."""
+        """Return how many of `num_blocks` may be saved now; the others are counted as delayed."""
         if self._num_places is None:
             return num_blocks
-        return min(num_blocks, self._num_places - sum(self._held.values()))
+        num_now = min(num_blocks, self._num_places - sum(self._held.values()))
+        self._recorder.add("save_delayed_blocks", num_blocks - num_now)
+        return num_now
 
     def take(self, job_id: JobId, num_blocks: int) -> None:
         """Note that a plan saves `num_blocks`, no more than `clip` allowed."""
         self._held[job_id] = num_blocks
+        self._record_use()
 
     def give_back(self, job_id: JobId) -> None:
         """Note that the last rank has reported on a plan."""
         self._held.pop(job_id, None)
+        self._record_use()
+
+    def _record_use(self) -> None:
+        if self._num_places is not None:
+            self._recorder.set("staging_used_blocks", sum(self._held.values()))

@@ -103,7 +103,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         """Promised to vLLM and not handed to the workers yet; kept here, where nothing fails."""
 
         self._page_allocator: BlockPool | None = None
-        if reason := why_not(vllm_config, kv_cache_config):
+        if reason := why_not(vllm_config, kv_cache_config, cache):
             if role is KVConnectorRole.SCHEDULER:
                 self._barrier.switch_off(reason)
             else:
@@ -185,7 +185,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _fail_loads(self) -> None:
         """End open loads as failed, unless a copy may still write: then in a later step."""
-        if self._worker.is_idle:
+        if self._ledger.has_promises and self._worker.is_idle:
             self._ledger.settle_all_as_failed()
 
     # Scheduler, in the order of one step.

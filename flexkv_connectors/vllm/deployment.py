@@ -142,10 +142,12 @@ class Deployment:
         return None if total_bytes is None else total_bytes // len(self.owners)
 
 
-def why_not(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:
+def why_not(
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", cache: CacheConfig
+) -> str | None:
     """Name what keeps this deployment from being cached, if anything does."""
     reason = (
-        why_not_device(vllm_config)
+        why_not_device(vllm_config, enable_gpu=cache.enable_gpu)
         or why_not_group(kv_cache_config)
         or why_not_parallel(vllm_config)
     )

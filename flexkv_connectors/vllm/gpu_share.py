@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_core.errors import ConfigError
+from flexkv_core.errors import ConfigError, LayoutError
 from flexkv_core.layout import PagePool
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.pinning import PinnedPool, find_cuda_runtime
@@ -16,15 +16,17 @@ from flexkv_core.transfer.segments import Limits
 
 __all__ = ["GpuShare", "Places", "staging_places"]
 
-_SAVE_BYTES = 256 << 20
-"""What a step may save: 2048 tokens of an 8B model with 8 KV heads. Not tuned on a GPU."""
+_STAGING_BYTES = 320 << 20
+"""Room to save 2048 tokens of an 8B model with 8 KV heads, and a quarter of that for loads. Not
+tuned on a GPU."""
 
-_LOAD_BYTES = 64 << 20
-"""What a load has in device memory at once. Not tuned on a GPU."""
+_SHARE_OF_LOADS = 5
+"""One block in five is for loads, which go through in rounds."""
 
 _MOST_OF_FREE = 4
-"""Staging takes no more than a quarter of the device memory that vLLM has left: it asks for ours
-only after it has measured what the model needs and has taken the rest for KV."""
+"""Unless told, staging takes no more than a quarter of what is free. vLLM gives no hook before it
+has measured what the model needs and has taken the rest of `gpu_memory_utilization` for KV; its
+graphs are captured later and need room, too."""
 
 
 class Places(NamedTuple):
@@ -34,22 +36,29 @@ class Places(NamedTuple):
     load: int
 
 
-def staging_places(block_bytes: int, free_bytes: int) -> Places:
-    """Divide staging on a device with `free_bytes` free.
+def staging_places(block_bytes: int, free_bytes: int, asked_bytes: int | None) -> Places:
+    """Divide the staging area of a device.
+
+    Args:
+        block_bytes: A rank's share of a block.
+        free_bytes: What the device has free.
+        asked_bytes: What the user wants it to be; None for the default.
 
     Raises:
-        ConfigError: Not even a block fits for each direction.
+        ConfigError: Not even a block fits for each direction, or not what was asked for.
     """
-    budget = free_bytes // _MOST_OF_FREE
-    load = max(1, min(_LOAD_BYTES, budget // 2) // block_bytes)
-    save = min(max(1, _SAVE_BYTES // block_bytes), budget // block_bytes - load)
-    if save < 1:
+    most_bytes = free_bytes if asked_bytes else free_bytes // _MOST_OF_FREE
+    wanted_bytes = asked_bytes or min(max(_STAGING_BYTES, 2 * block_bytes), most_bytes)
+    num_places = wanted_bytes // block_bytes
+    if num_places < 2 or wanted_bytes > most_bytes:  # noqa: PLR2004 one for each direction
         msg = (
-            f"the GPU has {free_bytes} bytes free, of which staging may take {budget}, but a block "
-            f"takes {block_bytes} and two are needed: lower gpu_memory_utilization or block_tokens"
+            f"staging on the GPU gets {wanted_bytes} bytes of {free_bytes} free, but a block takes "
+            f"{block_bytes} and two are needed: lower gpu_memory_utilization or block_tokens, or "
+            "set gpu_staging_mb to what there is room for"
         )
         raise ConfigError(msg)
-    return Places(save, load)
+    num_load_places = max(1, num_places // _SHARE_OF_LOADS)
+    return Places(num_places - num_load_places, num_load_places)
 
 
 class GpuShare:
@@ -68,17 +77,17 @@ class GpuShare:
         """Pin `pool` and take staging memory on the device of `layers`.
 
         Raises:
-            ConfigError: `load_async` is false, or the device is full.
+            ConfigError: The device is full.
+            LayoutError: A page does not hold all of a token in one place.
             TierError: The host pool cannot be pinned.
         """
-        if not deployment.cache.load_async:
-            msg = "load_async is false, but a GPU loads beside the engine's steps: leave it out"
-            raise ConfigError(msg)
+        if pages.behind is not None:
+            raise LayoutError("K and V lie apart in a page: no GPU kernel is known to keep them so")
         cuda = find_cuda_runtime()
         assert cuda is not None, "the engine's KV is on a GPU"
         fmt = deployment.block_format
         free_bytes, _ = torch.cuda.mem_get_info(layers[0].device)
-        places = staging_places(fmt.block_bytes, free_bytes)
+        places = staging_places(fmt.block_bytes, free_bytes, deployment.cache.gpu_staging_bytes)
         self._pinned = PinnedPool(pool, cuda)
         device = CudaDevice(layers, fmt, pool, num_places=places.save + places.load)
         limits = Limits(

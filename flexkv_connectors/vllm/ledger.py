@@ -25,6 +25,11 @@ class LoadLedger:
         self._finished: set[str] = set()
         self._failed_pages: set[int] = set()
 
+    @property
+    def has_promises(self) -> bool:
+        """Whether a load has not ended."""
+        return bool(self._promised)
+
     def promise(self, request_id: str, page_ids: Sequence[int]) -> None:
         """Note that `page_ids` are to be filled for `request_id`."""
         self._promised[request_id] = page_ids

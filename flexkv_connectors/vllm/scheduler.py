@@ -10,6 +10,7 @@ from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.common.replicas import ReplicaPools
 from flexkv_connectors.common.staging_room import StagingRoom
 from flexkv_connectors.common.tier_use import TierUse
+from flexkv_connectors.common.transfer_record import record_transfer
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
@@ -54,7 +55,7 @@ class SchedulerHalf:
 
         self._replicas = ReplicaPools(deployment.owners, deployment.replicas)
         self._patience = Patience(limit_s=30.0)
-        self._staging = StagingRoom()
+        self._staging = StagingRoom(counters)
         self._orders = StepOrders()
         self._manager: CacheManager | None = None
         self._ssd: LowerTier | None = None
@@ -362,7 +363,7 @@ class SchedulerHalf:
 
     def _conclude_load(self, completion: Completion) -> None:
         """A request whose load failed does not try again."""
-        self._count(completion, "load_bytes", "load_seconds", "load_failed_blocks")
+        record_transfer(completion, self._counters)
         state = self._states.get(completion.request_id)
         if state is None:
             return
@@ -375,7 +376,7 @@ class SchedulerHalf:
 
     def _conclude_save(self, completion: Completion) -> None:
         """A request whose save failed does not try again; else its blocks go on to SSD."""
-        self._count(completion, "save_bytes", "save_seconds", "save_failed_blocks")
+        record_transfer(completion, self._counters)
         self._counters.add("save_tokens", completion.num_published * self._deployment.block_tokens)
         state = self._states.get(completion.request_id)
         if state is not None and completion.status is not Status.OK:
@@ -384,17 +385,3 @@ class SchedulerHalf:
         saved = self._saving.pop(completion.job_id, None)
         if saved is not None and saved.ssd_use is not None:
             saved.ssd_use.offer(saved.keys())
-
-    def _count(self, completion: Completion, moved: str, took: str, lost: str) -> None:
-        """Add a transfer to the metrics named."""
-        self._counters.add(moved, completion.num_bytes)
-        self._counters.add(took, completion.seconds)
-        self._counters.add(lost, completion.num_lost)
-        if completion.num_lost:
-            logger.warning(
-                "transfer.failed kind=%s request=%s blocks=%d status=%s",
-                completion.kind.value,
-                completion.request_id,
-                completion.num_lost,
-                completion.status.name,
-            )

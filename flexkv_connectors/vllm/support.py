@@ -12,16 +12,21 @@ if TYPE_CHECKING:
 __all__ = ["why_not_device", "why_not_group", "why_not_parallel", "why_not_request"]
 
 
-def why_not_device(vllm_config: "VllmConfig") -> str | None:
-    """Name the device whose memory this release does not touch, if the KV is on one.
+def why_not_device(vllm_config: "VllmConfig", *, enable_gpu: bool) -> str | None:
+    """Name the device whose memory is not touched, if the KV is on one.
 
-    The lane to a GPU is written, but no GPU has run it yet: what has never been seen to keep its
-    order on real streams must not hand out bytes.
+    No GPU has run the lane to it yet. What has never been seen to keep its order on real streams
+    hands out bytes only to who has asked for it.
     """
-    device = vllm_config.device_config.device_type
-    if device == "cpu":
+    from vllm.platforms import current_platform  # noqa: PLC0415 vLLM is loaded by its own processes
+
+    # torch calls the devices of ROCm cuda, too; nobody has looked at its pages.
+    device = "rocm" if current_platform.is_rocm() else vllm_config.device_config.device_type
+    if device == "cpu" or (device == "cuda" and enable_gpu):
         return None
-    return f"its KV is in {device} memory, and the lane to it has not been proven on a device yet"
+    if device == "cuda":
+        return "its KV is on a GPU, where FlexKV has never run: set enable_gpu to true to try it"
+    return f"its KV is in {device} memory, and there is no lane to it"
 
 
 def why_not_parallel(vllm_config: "VllmConfig") -> str | None:

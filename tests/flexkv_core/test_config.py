@@ -121,6 +121,9 @@ def test_values_are_read_as_environments_and_files_write_them(written, option, v
         ("min_load_tokens", -1),
         ("copy_threads", 0),
         ("copy_threads", 10_000),
+        ("enable_gpu", "perhaps"),
+        ("gpu_staging_mb", 0),
+        ("gpu_staging_mb", 100_000),
     ],
 )
 def test_a_value_out_of_range_names_what_was_got_and_expected(option, value):
@@ -128,6 +131,16 @@ def test_a_value_out_of_range_names_what_was_got_and_expected(option, value):
         error_of({option: value})
         == f"{option} is {value!r}: expected " + (config._EXPECTED[option])
     )
+
+
+def test_a_gpu_that_is_to_load_within_the_step_is_refused():
+    assert error_of({"enable_gpu": True, "load_async": False}) == (
+        "load_async is false, but a GPU loads beside the engine's steps: remove it"
+    )
+
+
+def test_the_size_of_staging_is_in_mib():
+    assert parse_config({"gpu_staging_mb": 1.5}).gpu_staging_bytes == 3 << 19
 
 
 def test_a_long_value_does_not_flood_the_error():

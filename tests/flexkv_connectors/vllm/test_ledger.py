@@ -16,6 +16,14 @@ def test_pages_behind_the_last_good_one_are_reported():
     assert ledger.take_failed_pages() == {5, 6}
 
 
+def test_a_load_is_promised_until_it_ends():
+    ledger = LoadLedger(report_finished=True)
+    ledger.promise("a", [4])
+    assert ledger.has_promises
+    ledger.settle("a", 0)
+    assert not ledger.has_promises
+
+
 def test_a_load_is_reported_once():
     ledger = LoadLedger(report_finished=True)
     ledger.promise("a", [4])

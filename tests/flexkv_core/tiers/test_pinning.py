@@ -8,29 +8,10 @@ import numpy as np
 import pytest
 
 from flexkv_core.errors import TierError
+from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.tiers import pinning
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.pinning import CudaRuntime, PinnedPool, find_cuda_runtime
-
-
-class FakeCuda:
-    """Remembers what is registered; refuses the registration number `refuses`."""
-
-    def __init__(self, refuses=-1):
-        self.pinned = {}
-        self.refuses = refuses
-        self.runtime = CudaRuntime(self.register, self.unregister)
-
-    def register(self, address, size, flags):
-        if len(self.pinned) == self.refuses:
-            return SimpleNamespace(value=2)
-        self.pinned[address] = size
-        self.flags = flags
-        return SimpleNamespace(value=0)
-
-    def unregister(self, address):
-        del self.pinned[address]
-        return SimpleNamespace(value=0)
 
 
 @pytest.fixture
