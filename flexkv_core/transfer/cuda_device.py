@@ -15,6 +15,7 @@ from typing_extensions import override
 from flexkv_core.layout import BlockFormat
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.transfer.device import Device, Event, Ids, Stream
+from flexkv_core.transfer.row_copies import find_row_copy
 
 __all__ = ["CudaDevice"]
 
@@ -26,8 +27,7 @@ class CudaDevice(Device):
     """One rank's pages on its GPU, staging beside them, and its pinned host pool.
 
     A block lies in one piece in staging and in its slot, so each is one copy of the copy engine,
-    0.25 to 8 MiB: large enough to need no batching. A copy never crosses from one slot into the
-    next, as those may be pinned apart.
+    0.25 to 8 MiB. A copy never crosses from one slot into the next, as those may be pinned apart.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class CudaDevice(Device):
         memory = np.frombuffer(host.buffer, np.uint8)[: host.num_slots * host.slot_stride]
         slots = torch.from_numpy(memory).view(host.num_slots, host.slot_stride)
         self._slots = slots[:, : fmt.block_bytes]
+        self._copy_rows = find_row_copy()
         self._side_streams = {
             stream: torch.cuda.Stream(pages.device) for stream in (Stream.OUT, Stream.IN)
         }
@@ -74,15 +75,11 @@ class CudaDevice(Device):
 
     @override
     def copy_out(self, places: Ids, slots: Ids) -> None:
-        with torch.cuda.stream(self._on(Stream.OUT)):
-            for place, slot in zip(places.tolist(), slots.tolist(), strict=True):
-                self._slots[slot].copy_(self._staging[place], non_blocking=True)
+        self._copy_rows(self._slots, slots, self._staging, places, self._on(Stream.OUT))
 
     @override
     def copy_in(self, slots: Ids, places: Ids) -> None:
-        with torch.cuda.stream(self._on(Stream.IN)):
-            for slot, place in zip(slots.tolist(), places.tolist(), strict=True):
-                self._staging[place].copy_(self._slots[slot], non_blocking=True)
+        self._copy_rows(self._staging, places, self._slots, slots, self._on(Stream.IN))
 
     @override
     def scatter(self, part_ids: Ids, page_ids: Ids) -> None:
