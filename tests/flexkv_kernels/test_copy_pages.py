@@ -1,5 +1,7 @@
 """Any layout into any other, exactly the named bytes; everything that does not fit is refused."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from flexkv_kernels import PageViews, copy_pages, copy_pages_torch
@@ -150,6 +152,15 @@ def pools():
     return Pool("LBHNC", seed=9, **SIZES), Pool("LBNHC", **SIZES)
 
 
+@contextmanager
+def refused(target, error, sentence):
+    """Expect an error that says `sentence`, and not a byte written to the pool `target`."""
+    before = target.bytes()
+    with pytest.raises(error, match=sentence):
+        yield
+    assert torch.equal(target.bytes(), before)
+
+
 @pytest.mark.parametrize("copy", COPIES)
 def test_no_pages_are_no_work(copy, pools):
     before = pools[1].bytes()
@@ -162,12 +173,10 @@ def test_no_pages_are_no_work(copy, pools):
 @pytest.mark.parametrize("page_id", [-1, SIZES["B"]])
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_page_of_another_pool_is_refused(copy, pools, page_id, side):
-    before = pools[1].bytes()
     ids = [torch.tensor([0, 1]), torch.tensor([0, 1])]
     ids[side][1] = page_id
-    with pytest.raises(IndexError, match=r"do not lie in \[0, 7\)"):
+    with refused(pools[1], IndexError, r"do not lie in \[0, 7\)"):
         copy(pools[0].views, ids[0], pools[1].views, ids[1])
-    assert torch.equal(pools[1].bytes(), before)
 
 
 @pytest.mark.parametrize("copy", COPIES)
@@ -177,11 +186,13 @@ def test_a_page_of_another_pool_is_refused(copy, pools, page_id, side):
         (torch.tensor([0, 1]), torch.tensor([2, 2]), "named twice in 2 target ids"),
         (torch.tensor([0, 1]), torch.tensor([2]), "one id for each page on both sides"),
         (torch.tensor([[0, 1]]), torch.tensor([[2, 3]]), "one id for each page"),
+        (torch.tensor(0), torch.tensor(2), "one id for each page"),
         (torch.tensor([0, 1]).int(), torch.tensor([2, 3]), r"torch\.int32 on cpu"),
+        (torch.tensor([0, 1]), torch.tensor([2, 3], device="meta"), r"torch\.int64 on meta"),
     ],
 )
 def test_ids_that_fit_nothing_are_refused(copy, pools, source_ids, target_ids, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with refused(pools[1], ValueError, sentence):
         copy(pools[0].views, source_ids, pools[1].views, target_ids)
 
 
@@ -197,25 +208,32 @@ def test_ids_that_fit_nothing_are_refused(copy, pools, source_ids, target_ids, s
 )
 def test_pages_of_another_model_are_refused(copy, pools, change, sentence):
     other = Pool("LBHNC", **{**SIZES, **change})
-    with pytest.raises(ValueError, match=sentence):
+    with refused(other, ValueError, sentence):
         copy(pools[0].views, torch.tensor([0]), other.views, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("copy", COPIES)
+def test_pages_of_another_device_are_refused(copy, pools):
+    elsewhere = PageViews([slab.to("meta") for slab in pools[0].views.slabs])
+    with refused(pools[1], ValueError, r"device\(type='meta'\)\) and .* the same on both sides"):
+        copy(elsewhere, torch.tensor([0]), pools[1].views, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_within_one_pool_is_refused(copy, pools):
-    with pytest.raises(ValueError, match="or the source"):
+    with refused(pools[0], ValueError, "or the source"):
         copy(pools[0].views, torch.tensor([0]), pools[0].views, torch.tensor([1]))
 
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_target_pages_that_overlap_are_refused(copy, pools):
     slabs = [slab[:1].expand(SIZES["B"], -1, -1, -1) for slab in pools[1].views.slabs]
-    with pytest.raises(ValueError, match="overlap one another"):
+    with refused(pools[1], ValueError, "overlap one another"):
         copy(pools[0].views, torch.tensor([0, 1]), PageViews(slabs), torch.tensor([0, 1]))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU runs the compiled kernel")
 def test_cpu_tensors_without_the_interpreter_are_refused(monkeypatch, pools):
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(ValueError, match="use a CUDA device"):
+    with refused(pools[1], ValueError, "use a CUDA device"):
         copy_pages(pools[0].views, torch.tensor([0]), pools[1].views, torch.tensor([0]))

@@ -82,8 +82,9 @@ def _offsets(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return where the pages begin in a slab, in bytes, once everything is checked."""
     _require_equal_sides(source, target)
+    expected = torch.int64, "cpu", (source_ids.numel(),)
     for ids in (source_ids, target_ids):
-        if ids.dtype != torch.int64 or ids.is_cuda or ids.shape != source_ids.shape[:1]:
+        if (ids.dtype, ids.device.type, ids.shape) != expected:
             msg = f"page ids are {tuple(ids.shape)} {ids.dtype} on {ids.device}, expected int64 on "
             msg += "cpu, one id for each page on both sides"
             raise ValueError(msg)
