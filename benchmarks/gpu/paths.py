@@ -6,7 +6,7 @@ from benchmarks.gpu.budget import compare
 from benchmarks.gpu.lane_rig import LaneRig
 from benchmarks.gpu.limits import COPY_BYTES, FlatCopies
 from benchmarks.gpu.machine import pinned, seconds
-from benchmarks.gpu.shapes import LAYOUTS, MODELS, Model, block_format
+from benchmarks.gpu.shapes import LAYOUTS, MODELS, Model, block_format, layouts_of
 from benchmarks.rows import Row
 
 PAGE_TOKENS = 16
@@ -14,7 +14,7 @@ PAGE_TOKENS = 16
 
 def lanes(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
     """Measure every model and layout in blocks of 64 tokens, and two more sizes for the first."""
-    cases = [(model, axes, 64) for model in MODELS for axes in LAYOUTS]
+    cases = [(model, axes, 64) for model in MODELS for axes in layouts_of(model)]
     cases += [(MODELS[0], LAYOUTS[0], block_tokens) for block_tokens in (16, 256)]
     for model, axes, block_tokens in cases:
         yield from lane(model, axes, block_tokens, payload, rounds)
