@@ -1,8 +1,10 @@
 """The GPU as benchmarks use it: memory on both sides, and time on the clock of the host."""
 
 import importlib.util
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.rows import Row
@@ -30,10 +32,17 @@ def circumstances() -> Row:
 
     return {
         "gpu": torch.cuda.get_device_name(),
+        "driver": driver_version(),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "triton": triton.__version__,
     }
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Return the version of the kernel's driver, or that it is not told here."""
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read_text()) if file.exists() else None
+    return found[0] if found else "unknown"
 
 
 def on_device(num_bytes: int) -> "torch.Tensor":

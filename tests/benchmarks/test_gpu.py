@@ -60,6 +60,22 @@ def test_without_a_gpu_it_says_so_in_one_line_and_writes_nothing(capsys, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module  580.95.05  Release", "580.95.05"),
+        ("NVRM version: none", "unknown"),
+    ],
+)
+def test_the_driver_is_told_by_its_version(tmp_path, text, version):
+    (tmp_path / "version").write_text(text)
+    assert machine.driver_version(tmp_path / "version") == version
+
+
+def test_a_machine_without_a_driver_has_none_that_is_known(tmp_path):
+    assert machine.driver_version(tmp_path / "version") == "unknown"
+
+
 class InstantTimer:
     """An event of a stream that runs at once; everything takes a millisecond."""
 
