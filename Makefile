@@ -7,10 +7,12 @@ DEV := $(VENV)/.dev-is-set-up
 ENGINE := $(VENV)/.engine-is-set-up
 SGLANG_VENV := .venv-sglang
 SGLANG := $(SGLANG_VENV)/.sglang-is-set-up
+GPU_VENV := .venv-gpu
+GPU := $(GPU_VENV)/.gpu-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
-.PHONY: help compat contract demo demo-cross test test-sglang check setup setup-engine \
-	setup-sglang bench wheel clean clean-all
+.PHONY: help compat contract demo demo-cross test test-sglang test-gpu check setup setup-engine \
+	setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +38,10 @@ test-sglang: $(ENGINE) $(SGLANG) ## Run what needs real SGLang, and both engines
 		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
 		"$(CURDIR)/compat_tests/cross"
 
+test-gpu: $(GPU) ## Run the kernel and the lane on the GPU of this machine; fails where there is none
+	$(GPU_VENV)/bin/python -c "import torch; torch.cuda.init()"
+	$(GPU_VENV)/bin/python -m pytest -m gpu tests/flexkv_kernels tests/benchmarks
+
 check: $(DEV) ## Lint, types, import rules, unit tests (under 3 minutes, no engine)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,15 +64,21 @@ setup-engine: $(ENGINE) ## Add real vLLM for CPU to .venv
 
 setup-sglang: $(SGLANG) ## Make .venv-sglang with real SGLang, to run on a CPU
 
+setup-gpu: $(GPU) ## Make .venv-gpu with real vLLM for CUDA
+
 bench: $(ENGINE) ## Measure; writes JSON rows and the table in benchmarks/README.md
 	@PYTHONSAFEPATH= $(BIN)/python -m benchmarks
+
+bench-gpu: $(GPU) ## Measure on the GPU of this machine: the lane, then real vLLM; writes JSON rows
+	$(GPU_VENV)/bin/python -m benchmarks.gpu
+	$(GPU_VENV)/bin/python -m benchmarks.gpu.vllm_serving --json benchmarks/results/gpu_vllm.jsonl
 
 clean: ## Remove caches, builds and the generated model
 	rm -rf .work dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-clean-all: clean ## Remove .venv and .venv-sglang, too
-	rm -rf $(VENV) $(SGLANG_VENV)
+clean-all: clean ## Remove .venv, .venv-sglang and .venv-gpu, too
+	rm -rf $(VENV) $(SGLANG_VENV) $(GPU_VENV)
 
 $(DEV): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
 	@sh scripts/create_venv.sh $(VENV) $(PYTHON)
@@ -80,4 +92,9 @@ $(ENGINE): $(DEV) scripts/setup_env.py
 $(SGLANG): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
 	@sh scripts/create_venv.sh $(SGLANG_VENV) $(PYTHON)
 	@$(SGLANG_VENV)/bin/python scripts/setup_env.py sglang
+	@touch $@
+
+$(GPU): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
+	@sh scripts/create_venv.sh $(GPU_VENV) $(PYTHON)
+	@$(GPU_VENV)/bin/python scripts/setup_env.py gpu
 	@touch $@

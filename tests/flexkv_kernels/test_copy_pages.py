@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import DEVICE, LAYOUTS, PACKED_LAYOUTS, Pool, copy_by_hand
 
+pytestmark = pytest.mark.gpu
+
 SIZES = {"L": 2, "B": 7, "H": 2, "N": 4, "C": 32}
 CONTENTS = {
     "16 bytes": 32,

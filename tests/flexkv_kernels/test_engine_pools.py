@@ -6,6 +6,8 @@ from engine_pools import BLOCKS, DTYPES, ENGINE_POOLS, LAYERS, TOKENS
 from flexkv_kernels import PageViews, copy_pages, copy_pages_torch
 from layouts import DEVICE, POISON, copy_by_hand
 
+pytestmark = pytest.mark.gpu
+
 BLOCK_IDS = [3, 0, 4]
 COPIES = [copy_pages, copy_pages_torch]
 

@@ -81,3 +81,13 @@ def test_what_has_no_cpu_build_is_left_out(setup_env, monkeypatch):
 )
 def test_an_installed_version_must_satisfy_what_is_required(setup_env, line, expected):
     assert setup_env.is_installed(line) is expected
+
+
+def test_vllm_for_cuda_brings_the_torch_that_the_package_is_installed_beside(
+    setup_env, monkeypatch
+):
+    asked_for = []
+    monkeypatch.setattr(setup_env, "CUDA_BYTES", 0)
+    monkeypatch.setattr(setup_env, "pip_install", lambda what, line: asked_for.append(line[-1]))
+    assert setup_env.main(["gpu"]) == 0
+    assert asked_for == [setup_env.VLLM_FOR_CUDA, f"{setup_env.ROOT}[dev,cuda]"]
