@@ -14,8 +14,8 @@ for GPUs is left out.
 
 `gpu`: real vLLM for CUDA with the torch that it names, cuda-bindings, the package and its tools.
 
-Run by `make setup`, `make setup-engine`, `make setup-sglang` and `make setup-gpu`. A second run only checks versions.
-pip's output goes to a log; what a person must know is one line.
+Run by `make setup`, `make setup-engine`, `make setup-sglang` and `make setup-gpu`. A second run
+only checks versions. pip's output goes to a log; what a person must know is one line.
 """
 
 import os

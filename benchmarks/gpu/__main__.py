@@ -30,7 +30,9 @@ def steps(rounds: int, num_transfers: int) -> dict[str, Callable[[], Iterable[Ro
         "baselines": partial(paths.baselines, 3),
         "slowdown of compute": partial(interference.slowdowns, rounds),
         "kernel": partial(kernel.grids, rounds),
-        "small copies": partial(limits.small_copies, rounds),
+        "small transfers": partial(paths.small_transfers, rounds),
+        "rows": partial(limits.row_copies, rounds),
+        "kernel on pinned memory": partial(kernel.direct, rounds),
         "pinning": partial(limits.registering, 3),
     }
 
@@ -60,8 +62,11 @@ def main() -> None:
         return
     around = {**rows.circumstances(), **machine.circumstances()}
     plan = steps(*((1, 100) if arguments.quick else (7, NUM_TRANSFERS)))
-    measured = [{**row, **around} for row in measure(plan, Budget(BUDGET_S))]
-    rows.write(arguments.json, measured)
+    measured: list[Row] = []
+    try:
+        measured.extend({**row, **around} for row in measure(plan, Budget(BUDGET_S)))
+    finally:  # a step that fails takes nothing from those before it
+        rows.write(arguments.json, measured)
     for name in dict.fromkeys(row["benchmark"] for row in measured):
         print(f"\n{name}\n{rows.render(rows.select(measured, {'benchmark': name}))}")
 

@@ -1,13 +1,17 @@
 """How much slower a forward pass is while the lane copies."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from benchmarks.gpu import machine
+from benchmarks.gpu.kernel import grid
 from benchmarks.gpu.lane_rig import LaneRig
 from benchmarks.gpu.limits import COPY_BYTES
-from benchmarks.gpu.machine import seconds
 from benchmarks.gpu.shapes import LAYOUTS, MODELS, block_format
 from benchmarks.rows import Row, spread
+
+PROGRAMS = (4, 16, 132)
+"""Multiprocessors that the kernel takes at most."""
 
 
 def slowdowns(rounds: int, payload: int = COPY_BYTES, width: int = 8192) -> Iterator[Row]:
@@ -16,33 +20,39 @@ def slowdowns(rounds: int, payload: int = COPY_BYTES, width: int = 8192) -> Iter
     num_blocks = max(1, payload // block_format(model, 64).block_bytes)
     rig = LaneRig(model, LAYOUTS[0], 64, 16, num_blocks)
     transfers = {"save": rig.save, "load": rig.load, "both": rig.both}
-    for name, compute in loops(width).items():
-        for kind, queue in transfers.items():
-            ratios = [ratio for ratio, counts in rounds_of(compute, rig, queue, rounds) if counts]
-            figures = spread("slowdown", ratios)
-            yield {"benchmark": "gpu_slowdown", "loop": name, "kind": kind, **figures}
+    cases = itertools.product(loops(width).items(), PROGRAMS, transfers.items())
+    for (name, compute), programs, (kind, queue) in cases:
+        with grid(_num_programs=lambda _, programs=programs: programs):
+            ratios = list(rounds_of(compute, rig, queue, rounds))[1:]
+        case = {"loop": name, "programs": programs, "kind": kind}
+        yield {"benchmark": "gpu_slowdown", **case, **spread("slowdown", ratios), "rounds": rounds}
     rig.close()
 
 
 def rounds_of(
     compute: Callable[[], None], rig: LaneRig, queue: Callable[[], None], rounds: int
-) -> Iterator[tuple[float, bool]]:
-    """Yield time beside a transfer over time alone, and whether the round counts."""
-    for index in range(rounds + 1):
-        alone = seconds(compute)
-        queue()
-        beside = compute_seconds(compute)
+) -> Iterator[float]:
+    """Yield time with a transfer over time alone; the first of `rounds` + 1 does not count."""
+
+    def compute_beside() -> None:
+        queue()  # what a save gathers is gathered on the compute stream, so it is in this time
+        compute()
+
+    for _ in range(rounds + 1):
+        alone = compute_seconds(compute)
+        beside = compute_seconds(compute_beside)
         rig.finish()
-        yield beside / alone, index > 0
+        yield beside / alone
 
 
-def compute_seconds(compute: Callable[[], None]) -> float:
-    """Return how long the compute stream is busy with `compute`, whatever other streams do."""
+def compute_seconds(run: Callable[[], None]) -> float:
+    """Return how long the compute stream takes for what `run` queues, whatever others do."""
     import torch  # noqa: PLC0415 not there everywhere
 
+    machine.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    compute()
+    run()
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3
@@ -58,11 +68,11 @@ def loops(width: int) -> dict[str, Callable[[], None]]:
     )
 
     def decode() -> None:
-        for _ in range(200):
+        for _ in range(100):
             few @ weights
 
     def prefill() -> None:
-        for _ in range(10):
+        for _ in range(5):
             many @ weights
 
     return {"decode-like": decode, "prefill-like": prefill}

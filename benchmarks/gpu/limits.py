@@ -1,14 +1,25 @@
-"""What the machine can do at best: flat pinned copies, small copies, and registering memory."""
+"""What the machine can do at best: flat pinned copies, many rows, and registering memory."""
 
+import itertools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from benchmarks.gpu.budget import compare
 from benchmarks.gpu.machine import on_device, pinned, seconds
 from benchmarks.rows import Row, spread
+from flexkv_core.errors import TierError
 from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.pinning import PinnedPool, find_cuda_runtime
+from flexkv_core.tiers.pinning import CudaRuntime, PinnedPool, find_cuda_runtime
+
+if TYPE_CHECKING:
+    import torch
 
 COPY_BYTES = 256 << 20
+FLAT_BYTES = (1 << 20, 16 << 20, COPY_BYTES, 1 << 30)
+ROW_BYTES = tuple(kib << 10 for kib in (4, 16, 28, 64, 256, 1024, 2048))
+ROW_COUNTS = (16, 256, 4096, 32768)
 
 
 class FlatCopies:
@@ -39,7 +50,7 @@ class FlatCopies:
         self.into()
 
 
-def flat(rounds: int, sizes: tuple[int, ...] = (1 << 20, 16 << 20, COPY_BYTES)) -> Iterator[Row]:
+def flat(rounds: int, sizes: tuple[int, ...] = FLAT_BYTES) -> Iterator[Row]:
     """Measure flat copies of several sizes."""
     for size in sizes:
         copies = FlatCopies(size)
@@ -53,35 +64,56 @@ def flat(rounds: int, sizes: tuple[int, ...] = (1 << 20, 16 << 20, COPY_BYTES)) 
             yield {"benchmark": "gpu_flat", "mib": size / 2**20, **row}
 
 
-def small_copies(rounds: int, total: int = 64 << 20) -> Iterator[Row]:
-    """Measure the same bytes in pieces: from which size on is one call a piece good enough?"""
-    device, host = on_device(total), pinned(total)
+def row_copies(rounds: int, most: int = COPY_BYTES) -> Iterator[Row]:
+    """Measure rows of many sizes and numbers: from where on does one call for all of them pay?"""
+    memory = on_device(most), pinned(most)
+    for row_bytes, num_rows in itertools.product(ROW_BYTES, ROW_COUNTS):
+        if row_bytes * num_rows <= most:
+            device, host = (m[: row_bytes * num_rows].view(num_rows, row_bytes) for m in memory)
+            case = {"benchmark": "gpu_rows", "row_kib": row_bytes / 1024, "rows": num_rows}
+            for kind, sides in {"out": (host, device), "in": (device, host)}.items():
+                for row in compare_row_copies(*sides, rounds):
+                    yield {**case, "kind": kind, **row}
 
-    def copy(piece: int) -> None:
-        for begin in range(0, total, piece):
-            span = slice(begin, begin + piece)
-            host[span].copy_(device[span], non_blocking=True)
 
-    pieces = [total] + [kib << 10 for kib in (16, 64, 256, 1024, 4096) if kib << 10 < total]
-    runs = {
-        f"pieces of {piece >> 10} KiB": lambda piece=piece: seconds(lambda: copy(piece))
-        for piece in pieces
-    }
-    for row in compare(runs, dict.fromkeys(runs, total), rounds):
-        yield {"benchmark": "gpu_small_copies", **row}
+def compare_row_copies(target: "torch.Tensor", source: "torch.Tensor", rounds: int) -> list[Row]:
+    """Compare one copy of everything with copies of shuffled rows."""
+    import torch  # noqa: PLC0415 not there everywhere
+
+    from flexkv_core.transfer.row_copies import copy_one_by_one, find_row_copy  # noqa: PLC0415
+
+    stream = torch.cuda.Stream()
+    ids = np.random.default_rng(0).permutation(len(source)), np.arange(len(source))
+    copies = {"one by one": copy_one_by_one, "one call": find_row_copy()}
+    if copies["one call"] is copy_one_by_one:
+        del copies["one call"]
+    runs = {"flat": lambda: seconds(lambda: target.copy_(source, non_blocking=True))}
+    for name, copy in copies.items():
+        runs[name] = lambda copy=copy: seconds(lambda: copy(target, ids[0], source, ids[1], stream))
+    return compare(runs, dict.fromkeys(runs, source.numel()), rounds)
 
 
 def registering(rounds: int, num_bytes: int = 2 << 30) -> Iterator[Row]:
-    """Measure how long pinning takes, fresh memory included."""
+    """Measure how long pinning takes, fresh memory included, where there are such pages."""
     cuda = find_cuda_runtime()
+    for huge_pages in (False, True):
+        try:
+            taken = [pinning_seconds(cuda, num_bytes, huge_pages=huge_pages) for _ in range(rounds)]
+        except TierError as error:
+            print(f"left out: {error}", flush=True)
+            continue
+        figures = spread("seconds_per_gib", (s / (num_bytes / 2**30) for s in taken))
+        case = {"gib": num_bytes / 2**30, "huge_pages": huge_pages}
+        yield {"benchmark": "gpu_pinning", **case, **figures, "rounds": rounds}
+
+
+def pinning_seconds(cuda: CudaRuntime | None, num_bytes: int, *, huge_pages: bool) -> float:
+    """Return how long it takes to pin a new pool."""
     if cuda is None:
-        return
-    taken = []
-    for _ in range(rounds):
-        pool = HostPool.create(num_bytes >> 20, 1 << 20)
-        pins: list[PinnedPool] = []
-        taken.append(seconds(lambda pins=pins, pool=pool: pins.append(PinnedPool(pool, cuda))))
-        pins.pop().close()
-        pool.close()
-    figures = spread("seconds_per_gib", (s / (num_bytes / 2**30) for s in taken))
-    yield {"benchmark": "gpu_pinning", "gib": num_bytes / 2**30, **figures, "rounds": rounds}
+        raise TierError("host", "no CUDA runtime")
+    pool = HostPool.create(num_bytes >> 20, 1 << 20, huge_pages=huge_pages)
+    pins: list[PinnedPool] = []
+    taken_s = seconds(lambda: pins.append(PinnedPool(pool, cuda)))
+    pins.pop().close()
+    pool.close()
+    return taken_s

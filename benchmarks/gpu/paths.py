@@ -7,9 +7,10 @@ from benchmarks.gpu.lane_rig import LaneRig
 from benchmarks.gpu.limits import COPY_BYTES, FlatCopies
 from benchmarks.gpu.machine import pinned, seconds
 from benchmarks.gpu.shapes import LAYOUTS, MODELS, Model, block_format, layouts_of
-from benchmarks.rows import Row
+from benchmarks.rows import Row, spread
 
 PAGE_TOKENS = 16
+SMALL_TRANSFERS = (1, 4, 16, 64)
 
 
 def lanes(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
@@ -53,6 +54,19 @@ def finished(rig: LaneRig, queue: Callable[[], None]) -> Callable[[], None]:
         rig.finish()
 
     return run
+
+
+def small_transfers(rounds: int) -> Iterator[Row]:
+    """Measure one save and one load of a few blocks, from its plan to its report."""
+    model = MODELS[0]
+    for num_blocks in SMALL_TRANSFERS:
+        rig = LaneRig(model, LAYOUTS[0], 64, PAGE_TOKENS, num_blocks)
+        for kind, queue in {"save": rig.save, "load": rig.load}.items():
+            run = finished(rig, queue)
+            taken_us = [1e6 * seconds(run) for _ in range(rounds + 1)][1:]
+            case = {"model": model.name, "blocks": num_blocks, "kind": kind}
+            yield {"benchmark": "gpu_small", **case, **spread("us", taken_us), "rounds": rounds}
+        rig.close()
 
 
 def baselines(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:

@@ -3,15 +3,18 @@
 import importlib
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import rows
 from benchmarks.gpu import __main__ as plan
 from benchmarks.gpu import exactness, interference, kernel, limits, machine, paths
 from benchmarks.gpu.budget import Budget, compare
 from benchmarks.gpu.shapes import LAYOUTS, MODELS
+from flexkv_core.errors import TierError
 from flexkv_core.testing.doubles import ManualClock
-from flexkv_core.testing.instant_streams import use_instant_streams
+from flexkv_core.tiers.host import HostPool
 
 MIB = 1 << 20
 needs_torch = pytest.mark.skipif(
@@ -23,12 +26,12 @@ needs_torch = pytest.mark.skipif(
 def test_a_ratio_is_taken_within_a_round_and_the_first_round_does_not_count():
     flat, lane = iter([9.0, 1.0, 2.0, 4.0]), iter([1.0, 2.0, 4.0, 4.0])
     runs = {"flat": lambda: next(flat), "lane": lambda: next(lane)}
-    rows = compare(runs, {"flat": 10**9, "lane": 10**9}, rounds=3)
-    assert [(row["path"], row["gb_s"], row["ratio"]) for row in rows] == [
+    found = compare(runs, {"flat": 10**9, "lane": 10**9}, rounds=3)
+    assert [(row["path"], row["gb_s"], row["ratio"]) for row in found] == [
         ("flat", 0.5, 1.0),
         ("lane", 0.25, 0.5),
     ]
-    assert rows[1]["ratio_min_max"] == [0.5, 1.0]
+    assert found[1]["ratio_min_max"] == [0.5, 1.0]
 
 
 def test_a_budget_is_spent_when_its_time_is_over():
@@ -60,6 +63,20 @@ def test_without_a_gpu_it_says_so_in_one_line_and_writes_nothing(capsys, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_step_that_fails_keeps_the_rows_of_those_before_it(monkeypatch, tmp_path, capsys):
+    def failing():
+        yield {"benchmark": "a", "us": 1}
+        raise TierError("host", "refused")
+
+    monkeypatch.setattr(machine, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(machine, "circumstances", dict)
+    monkeypatch.setattr(plan, "steps", lambda *_: {"first": failing})
+    monkeypatch.setattr(sys, "argv", ["gpu", "--json", str(tmp_path / "gpu.jsonl")])
+    with pytest.raises(TierError):
+        plan.main()
+    assert [row["us"] for row in rows.read(tmp_path)] == [1]
+
+
 @pytest.mark.parametrize(
     ("text", "version"),
     [
@@ -76,34 +93,19 @@ def test_a_machine_without_a_driver_has_none_that_is_known(tmp_path):
     assert machine.driver_version(tmp_path / "version") == "unknown"
 
 
-class InstantTimer:
-    """An event of a stream that runs at once; everything takes a millisecond."""
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        pass
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, end):
-        return 1.0
-
-
 @pytest.fixture
 def cpu_as_gpu(monkeypatch):
-    """Run the plan on the CPU: streams at once, the kernel's reference, nothing pinned."""
+    """Run the plan on the CPU."""
     import flexkv_kernels
     import torch
 
-    use_instant_streams(monkeypatch, flexkv_kernels.copy_pages_torch)
-    monkeypatch.setattr(machine, "DEVICE", "cpu")
-    monkeypatch.setattr(flexkv_kernels, "copy_pages", flexkv_kernels.copy_pages_torch)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Event", InstantTimer)
+    from benchmarks.gpu import on_cpu
+
+    on_cpu.stand_in(monkeypatch, flexkv_kernels.copy_pages_torch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # they would wait for one another, copy by small copy
+    yield
+    torch.set_num_threads(threads)
 
 
 @needs_torch
@@ -111,24 +113,24 @@ def cpu_as_gpu(monkeypatch):
     ("model", "axes"), [*((MODELS[1], axes) for axes in LAYOUTS), (MODELS[2], LAYOUTS[0])]
 )
 def test_every_shape_goes_through_the_lane(cpu_as_gpu, model, axes):
-    rows = list(paths.lane(model, axes, 16, MIB, rounds=1))
-    kinds = [(row["kind"], row["path"]) for row in rows]
+    found = list(paths.lane(model, axes, 16, MIB, rounds=1))
+    kinds = [(row["kind"], row["path"]) for row in found]
     assert kinds == [(kind, path) for kind in ("save", "load", "both") for path in ("flat", "lane")]
 
 
 @needs_torch
 def test_random_transfers_have_no_wrong_byte(cpu_as_gpu):
-    rows = list(exactness.exactness(32, Budget(60.0)))
-    assert [(row["layout"], row["wrong_bytes"]) for row in rows] == [(axes, 0) for axes in LAYOUTS]
-    assert all(row["transfers"] >= 32 for row in rows)
+    found = list(exactness.exactness(32, Budget(60.0)))
+    assert [(row["layout"], row["wrong_bytes"]) for row in found] == [(axes, 0) for axes in LAYOUTS]
+    assert all(row["transfers"] >= 32 for row in found)
 
 
 @pytest.mark.gpu
 def test_random_transfers_on_real_streams_have_no_wrong_byte():
     if reason := machine.why_no_gpu():
         pytest.skip(reason)
-    rows = list(exactness.exactness(500, Budget(60.0)))
-    assert [(row["layout"], row["wrong_bytes"]) for row in rows] == [(axes, 0) for axes in LAYOUTS]
+    found = list(exactness.exactness(500, Budget(60.0)))
+    assert [(row["layout"], row["wrong_bytes"]) for row in found] == [(axes, 0) for axes in LAYOUTS]
 
 
 @pytest.fixture
@@ -162,16 +164,44 @@ def test_a_save_that_comes_after_the_next_pass_is_counted_as_wrong(trial, monkey
     ("step", "num_rows"),
     [
         (lambda: limits.flat(1, (MIB,)), 3),
-        (lambda: limits.small_copies(1, MIB), 4),
+        (lambda: limits.row_copies(1, MIB), 12),
+        (lambda: paths.small_transfers(1), 4),
+        (lambda: kernel.direct(1, MIB), 6),
         (lambda: paths.baselines(1, MIB), 4),
-        (lambda: interference.slowdowns(1, MIB, width=64), 6),
+        (lambda: interference.slowdowns(1, MIB, width=64), 12),
         (lambda: kernel.grids(1, MIB), 5),
     ],
 )
 def test_every_other_step_runs(cpu_as_gpu, monkeypatch, step, num_rows):
     monkeypatch.setattr(kernel, "PROGRAMS", (1, 2))
     monkeypatch.setattr(kernel, "TILES", (64,))
+    monkeypatch.setattr(kernel, "DIRECT_PROGRAMS", (1, 2))
+    monkeypatch.setattr(kernel, "DIRECT_WARPS", (4,))
+    monkeypatch.setattr(interference, "PROGRAMS", (1, 2))
+    monkeypatch.setattr(paths, "SMALL_TRANSFERS", (1, 2))
+    monkeypatch.setattr(limits, "ROW_BYTES", (1 << 10, 64 << 10))
     assert len(list(step())) == num_rows
+
+
+class NoPins:
+    """A CUDA runtime that has nothing to do."""
+
+    def __init__(self):
+        self.register = self.unregister = lambda *_: SimpleNamespace(value=0)
+
+
+@needs_torch
+def test_pinning_is_measured_for_the_pages_that_there_are(cpu_as_gpu, monkeypatch, capsys):
+    def create(num_slots, slot_bytes, *, huge_pages, create=HostPool.create):
+        if huge_pages:
+            raise TierError("host", "none reserved")
+        return create(num_slots, slot_bytes)
+
+    monkeypatch.setattr(limits, "find_cuda_runtime", NoPins)
+    monkeypatch.setattr(limits.HostPool, "create", create)
+    found = list(limits.registering(1, 4 * MIB))
+    assert [row["huge_pages"] for row in found] == [False]
+    assert capsys.readouterr().out == "left out: tier host: none reserved\n"
 
 
 @needs_torch
