@@ -39,7 +39,8 @@ class Engine:
             "s": taken_s,
             "first_token_s": [output.metrics.first_token_latency for output in outputs],
             "next_token_s": [
-                (output.metrics.last_token_ts - output.metrics.first_token_ts) / (max_tokens - 1)
+                (output.metrics.last_token_ts - output.metrics.first_token_ts)
+                / max(1, max_tokens - 1)
                 for output in outputs
             ],
             "cached_tokens": [output.num_cached_tokens for output in outputs],

@@ -73,9 +73,9 @@ def baselines(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
     """Measure what a connector without a kernel does, to save the same pages."""
     import torch  # noqa: PLC0415 not there everywhere
 
-    model = MODELS[0]
+    model, axes = MODELS[0], "LBHNC"  # a page of a layer is one piece, as they need it
     num_blocks = max(1, payload // block_format(model, PAGE_TOKENS).block_bytes)
-    rig = LaneRig(model, LAYOUTS[0], PAGE_TOKENS, PAGE_TOKENS, num_blocks)
+    rig = LaneRig(model, axes, PAGE_TOKENS, PAGE_TOKENS, num_blocks)
     pages = torch.randperm(2 * num_blocks)[:num_blocks].to(rig.slabs[0].device)
     host = pinned(rig.num_bytes).view(num_blocks, model.num_layers, -1)
 
@@ -92,5 +92,5 @@ def baselines(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
     copies |= {"torch index operations": index_ops, "one copy a page and layer": page_copies}
     runs = {name: lambda run=run: seconds(run) for name, run in copies.items()}
     for row in compare(runs, dict.fromkeys(runs, rig.num_bytes), rounds):
-        yield {"benchmark": "gpu_baselines", "model": model.name, "layout": LAYOUTS[0], **row}
+        yield {"benchmark": "gpu_baselines", "model": model.name, "layout": axes, **row}
     rig.close()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-CAPABILITIES = [80, 90]
+CAPABILITIES = [80, 90, 100]
 # Bytes of a word, and words that a thread may move at once: all that the launcher may ask for.
 WORDS = [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)]
 VARIANTS = list(itertools.product(CAPABILITIES, WORDS))

@@ -135,9 +135,10 @@ def test_a_nan_keeps_its_payload():
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_geometry_is_copied_exactly(data):
-    axes = data.draw(st.permutations("LBHN").map(lambda order: "".join(order) + "C"), "layout")
+    axes = data.draw(st.permutations("LPBHN").map(lambda order: "".join(order) + "C"), "layout")
     size = st.integers(1, 5)
-    sizes = {axis: data.draw(size, axis) for axis in "LBHN"} | {"C": data.draw(st.integers(1, 40))}
+    sizes = {axis: data.draw(size, axis) for axis in "LBHN"}
+    sizes |= {"P": data.draw(st.integers(1, 2)), "C": data.draw(st.integers(1, 40))}
     block_pages = data.draw(size, "pages in a block")
     num_ids = data.draw(st.integers(1, sizes["B"]), "pages")
     pool = Pool(axes, seed=8, padding=data.draw(st.sampled_from([1, 2, 4, 8, 16])), **sizes)
