@@ -89,7 +89,8 @@ def contenders(size: Size, *, has_gpu: bool) -> list[Contender]:
         "max_model_len": size.prompt_tokens + size.new_tokens,
     }
     host_gib = 2 * size.kv_gib
-    flexkv = {"kv_connector": "flexkv", "kv_connector_extra_config": {"cpu_cache_gb": host_gib}}
+    options = {"cpu_cache_gb": host_gib, "enable_gpu": has_gpu}
+    flexkv = {"kv_connector": "flexkv", "kv_connector_extra_config": options}
     vllm = {
         "kv_connector": "OffloadingConnector",
         "kv_connector_extra_config": {"cpu_bytes_to_use": host_gib << 30},

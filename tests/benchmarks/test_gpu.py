@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +12,7 @@ from benchmarks.gpu import exactness, interference, kernel, limits, machine, pat
 from benchmarks.gpu.budget import Budget, compare
 from benchmarks.gpu.shapes import LAYOUTS, MODELS
 from flexkv_core.errors import TierError
+from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.testing.doubles import ManualClock
 from flexkv_core.tiers.host import HostPool
 
@@ -183,13 +183,6 @@ def test_every_other_step_runs(cpu_as_gpu, monkeypatch, step, num_rows):
     assert len(list(step())) == num_rows
 
 
-class NoPins:
-    """A CUDA runtime that has nothing to do."""
-
-    def __init__(self):
-        self.register = self.unregister = lambda *_: SimpleNamespace(value=0)
-
-
 @needs_torch
 def test_pinning_is_measured_for_the_pages_that_there_are(cpu_as_gpu, monkeypatch, capsys):
     def create(num_slots, slot_bytes, *, huge_pages, create=HostPool.create):
@@ -197,7 +190,7 @@ def test_pinning_is_measured_for_the_pages_that_there_are(cpu_as_gpu, monkeypatc
             raise TierError("host", "none reserved")
         return create(num_slots, slot_bytes)
 
-    monkeypatch.setattr(limits, "find_cuda_runtime", NoPins)
+    monkeypatch.setattr(limits, "find_cuda_runtime", lambda: FakeCuda().runtime)
     monkeypatch.setattr(limits.HostPool, "create", create)
     found = list(limits.registering(1, 4 * MIB))
     assert [row["huge_pages"] for row in found] == [False]

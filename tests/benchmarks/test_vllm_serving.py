@@ -49,6 +49,12 @@ def test_vllm_s_own_connector_is_compared_where_there_is_a_gpu():
     assert names == {0: ["none", "FlexKV"], 1: ["none", "FlexKV", "OffloadingConnector"]}
 
 
+def test_flexkv_is_asked_to_use_the_gpu_that_there_is():
+    for has_gpu in (False, True):
+        flexkv = vllm_serving.contenders(FULL, has_gpu=has_gpu)[1]
+        assert flexkv.connector["kv_connector_extra_config"]["enable_gpu"] is has_gpu
+
+
 def test_without_a_gpu_it_says_so_in_one_line_and_starts_nothing(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "why_no_gpu", lambda: "torch sees no CUDA device")
     monkeypatch.setattr(sys, "argv", ["vllm_serving", "--work", str(tmp_path / "work")])
