@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import rows
 from benchmarks.gpu import exactness, interference, kernel, limits, machine, paths
@@ -17,23 +18,40 @@ BUDGET_S = 450.0
 EXACTNESS_S = 120.0
 """Part of the budget that transfers which are compared byte for byte may take."""
 
-NUM_TRANSFERS = 20_000
-"""In each of five layouts: 10^5 together."""
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    transfers: int
+    """Random ones, in each layout."""
+
+    payload: int
+    """Bytes of one transfer, of those that are not swept."""
+
+    width: int
+    """Of the matrices beside which transfers run."""
 
 
-def steps(rounds: int, num_transfers: int) -> dict[str, Callable[[], Iterable[Row]]]:
+FULL = Size(rounds=7, transfers=20_000, payload=256 << 20, width=8192)
+QUICK = Size(rounds=1, transfers=100, payload=16 << 20, width=1024)
+
+
+def steps(size: Size) -> dict[str, Callable[[], Iterable[Row]]]:
     """Return the plan, in order: what cannot be right is not worth measuring."""
+    rounds, payload = size.rounds, size.payload
+    few = min(rounds, 3)
     return {
-        "exactness": lambda: exactness.exactness(num_transfers, Budget(EXACTNESS_S)),
-        "flat copies": partial(limits.flat, rounds),
-        "lane": partial(paths.lanes, rounds),
-        "baselines": partial(paths.baselines, 3),
-        "slowdown of compute": partial(interference.slowdowns, rounds),
-        "kernel": partial(kernel.grids, rounds),
+        "exactness": lambda: exactness.exactness(size.transfers, Budget(EXACTNESS_S)),
+        "flat copies": partial(limits.flat, rounds, payload),
+        "lane": partial(paths.lanes, rounds, payload),
+        "baselines": partial(paths.baselines, few, payload),
+        "slowdown of compute": partial(interference.slowdowns, rounds, payload, size.width),
+        "kernel": partial(kernel.grids, rounds, payload),
         "small transfers": partial(paths.small_transfers, rounds),
-        "rows": partial(limits.row_copies, rounds),
-        "kernel on pinned memory": partial(kernel.direct, rounds),
-        "pinning": partial(limits.registering, 3),
+        "rows": partial(limits.row_copies, rounds, payload),
+        "kernel on pinned memory": partial(kernel.direct, rounds, payload // 4),
+        "pinning": partial(limits.registering, few, 8 * payload),
     }
 
 
@@ -61,7 +79,7 @@ def main() -> None:
         print(f"not run: no GPU ({reason})")
         return
     around = {**rows.circumstances(), **machine.circumstances()}
-    plan = steps(*((1, 100) if arguments.quick else (7, NUM_TRANSFERS)))
+    plan = steps(QUICK if arguments.quick else FULL)
     measured: list[Row] = []
     try:
         measured.extend({**row, **around} for row in measure(plan, Budget(BUDGET_S)))

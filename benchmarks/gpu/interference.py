@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from benchmarks.gpu import machine
 from benchmarks.gpu.kernel import grid
 from benchmarks.gpu.lane_rig import LaneRig
-from benchmarks.gpu.limits import COPY_BYTES
 from benchmarks.gpu.shapes import LAYOUTS, MODELS, block_format
 from benchmarks.rows import Row, spread
 
@@ -14,7 +13,7 @@ PROGRAMS = (4, 16, 132)
 """Multiprocessors that the kernel takes at most."""
 
 
-def slowdowns(rounds: int, payload: int = COPY_BYTES, width: int = 8192) -> Iterator[Row]:
+def slowdowns(rounds: int, payload: int, width: int) -> Iterator[Row]:
     """Compare a decode-like and a prefill-like loop with and without a transfer beside it."""
     model = MODELS[0]
     num_blocks = max(1, payload // block_format(model, 64).block_bytes)

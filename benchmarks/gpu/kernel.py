@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from benchmarks.gpu.budget import compare
-from benchmarks.gpu.limits import COPY_BYTES, FlatCopies
+from benchmarks.gpu.limits import FlatCopies
 from benchmarks.gpu.machine import on_device, pinned, seconds
 from benchmarks.gpu.shapes import LAYOUTS, MODELS, Model, block_format, make_slabs
 from benchmarks.rows import Row
@@ -25,7 +25,7 @@ DIRECT_WARPS = (4, 8, 16)
 """With the largest tile: what is in flight over PCIe is programs times tile."""
 
 
-def grids(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
+def grids(rounds: int, payload: int) -> Iterator[Row]:
     """Gather into blocks in device memory, for programs, words of a tile, and warps."""
     copier = Copier(MODELS[0], LAYOUTS[0], payload, on_device)
     flat = on_device(copier.num_bytes), on_device(copier.num_bytes)
@@ -36,7 +36,7 @@ def grids(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
         yield {"benchmark": "gpu_kernel", "model": MODELS[0].name, "layout": LAYOUTS[0], **row}
 
 
-def direct(rounds: int, payload: int = 64 << 20) -> Iterator[Row]:
+def direct(rounds: int, payload: int) -> Iterator[Row]:
     """Let the kernel itself read and write pinned memory: no staging, but programs that wait."""
     copier = Copier(MODELS[0], LAYOUTS[0], payload, pinned)
     copies = FlatCopies(copier.num_bytes)

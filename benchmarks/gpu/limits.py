@@ -16,8 +16,6 @@ from flexkv_core.tiers.pinning import CudaRuntime, PinnedPool, find_cuda_runtime
 if TYPE_CHECKING:
     import torch
 
-COPY_BYTES = 256 << 20
-FLAT_BYTES = (1 << 20, 16 << 20, COPY_BYTES, 1 << 30)
 ROW_BYTES = tuple(kib << 10 for kib in (4, 16, 28, 64, 256, 1024, 2048))
 ROW_COUNTS = (16, 256, 4096, 32768)
 
@@ -50,9 +48,9 @@ class FlatCopies:
         self.into()
 
 
-def flat(rounds: int, sizes: tuple[int, ...] = FLAT_BYTES) -> Iterator[Row]:
-    """Measure flat copies of several sizes."""
-    for size in sizes:
+def flat(rounds: int, payload: int) -> Iterator[Row]:
+    """Measure flat copies, from a small part of `payload` to several of it."""
+    for size in (payload // 256, payload // 16, payload, 4 * payload):
         copies = FlatCopies(size)
         runs: dict[str, Callable[[], float]] = {
             "out": lambda copies=copies: seconds(copies.out),
@@ -64,7 +62,7 @@ def flat(rounds: int, sizes: tuple[int, ...] = FLAT_BYTES) -> Iterator[Row]:
             yield {"benchmark": "gpu_flat", "mib": size / 2**20, **row}
 
 
-def row_copies(rounds: int, most: int = COPY_BYTES) -> Iterator[Row]:
+def row_copies(rounds: int, most: int) -> Iterator[Row]:
     """Measure rows of many sizes and numbers: from where on does one call for all of them pay?"""
     memory = on_device(most), pinned(most)
     for row_bytes, num_rows in itertools.product(ROW_BYTES, ROW_COUNTS):
@@ -93,7 +91,7 @@ def compare_row_copies(target: "torch.Tensor", source: "torch.Tensor", rounds: i
     return compare(runs, dict.fromkeys(runs, source.numel()), rounds)
 
 
-def registering(rounds: int, num_bytes: int = 2 << 30) -> Iterator[Row]:
+def registering(rounds: int, num_bytes: int) -> Iterator[Row]:
     """Measure how long pinning takes, fresh memory included, where there are such pages."""
     cuda = find_cuda_runtime()
     for huge_pages in (False, True):

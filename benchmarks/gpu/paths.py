@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.gpu.budget import compare
 from benchmarks.gpu.lane_rig import LaneRig
-from benchmarks.gpu.limits import COPY_BYTES, FlatCopies
+from benchmarks.gpu.limits import FlatCopies
 from benchmarks.gpu.machine import pinned, seconds
 from benchmarks.gpu.shapes import LAYOUTS, MODELS, Model, block_format, layouts_of
 from benchmarks.rows import Row, spread
@@ -13,7 +13,7 @@ PAGE_TOKENS = 16
 SMALL_TRANSFERS = (1, 4, 16, 64)
 
 
-def lanes(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
+def lanes(rounds: int, payload: int) -> Iterator[Row]:
     """Measure every model and layout in blocks of 64 tokens, and two more sizes for the first."""
     cases = [(model, axes, 64) for model in MODELS for axes in layouts_of(model)]
     cases += [(MODELS[0], LAYOUTS[0], block_tokens) for block_tokens in (16, 256)]
@@ -69,7 +69,7 @@ def small_transfers(rounds: int) -> Iterator[Row]:
         rig.close()
 
 
-def baselines(rounds: int, payload: int = COPY_BYTES) -> Iterator[Row]:
+def baselines(rounds: int, payload: int) -> Iterator[Row]:
     """Measure what a connector without a kernel does, to save the same pages."""
     import torch  # noqa: PLC0415 not there everywhere
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import rows
 from benchmarks.gpu import __main__ as plan
-from benchmarks.gpu import exactness, interference, kernel, limits, machine, paths
+from benchmarks.gpu import exactness, interference, kernel, lane_rig, limits, machine, paths
 from benchmarks.gpu.budget import Budget, compare
 from benchmarks.gpu.shapes import LAYOUTS, MODELS
 from flexkv_core.errors import TierError
@@ -109,11 +109,8 @@ def cpu_as_gpu(monkeypatch):
 
 
 @needs_torch
-@pytest.mark.parametrize(
-    ("model", "axes"), [*((MODELS[1], axes) for axes in LAYOUTS), (MODELS[2], LAYOUTS[0])]
-)
-def test_every_shape_goes_through_the_lane(cpu_as_gpu, model, axes):
-    found = list(paths.lane(model, axes, 16, MIB, rounds=1))
+def test_a_lane_is_measured_saving_loading_and_both(cpu_as_gpu):
+    found = list(paths.lane(MODELS[2], LAYOUTS[0], 16, MIB, rounds=1))
     kinds = [(row["kind"], row["path"]) for row in found]
     assert kinds == [(kind, path) for kind in ("save", "load", "both") for path in ("flat", "lane")]
 
@@ -159,28 +156,39 @@ def test_a_save_that_comes_after_the_next_pass_is_counted_as_wrong(trial, monkey
     assert trial.num_wrong_bytes > 0
 
 
-@needs_torch
-@pytest.mark.parametrize(
-    ("step", "num_rows"),
-    [
-        (lambda: limits.flat(1, (MIB,)), 3),
-        (lambda: limits.row_copies(1, MIB), 12),
-        (lambda: paths.small_transfers(1), 4),
-        (lambda: kernel.direct(1, MIB), 6),
-        (lambda: paths.baselines(1, MIB), 4),
-        (lambda: interference.slowdowns(1, MIB, width=64), 12),
-        (lambda: kernel.grids(1, MIB), 5),
-    ],
-)
-def test_every_other_step_runs(cpu_as_gpu, monkeypatch, step, num_rows):
+@pytest.fixture
+def short_lists(cpu_as_gpu, monkeypatch):
+    """Measure few of the grids and sizes."""
     monkeypatch.setattr(kernel, "PROGRAMS", (1, 2))
     monkeypatch.setattr(kernel, "TILES", (64,))
     monkeypatch.setattr(kernel, "DIRECT_PROGRAMS", (1, 2))
     monkeypatch.setattr(kernel, "DIRECT_WARPS", (4,))
     monkeypatch.setattr(interference, "PROGRAMS", (1, 2))
+    monkeypatch.setattr(paths, "MODELS", MODELS[1:3])
     monkeypatch.setattr(paths, "SMALL_TRANSFERS", (1, 2))
     monkeypatch.setattr(limits, "ROW_BYTES", (1 << 10, 64 << 10))
-    assert len(list(step())) == num_rows
+    monkeypatch.setattr(limits, "find_cuda_runtime", lambda: FakeCuda().runtime)
+    monkeypatch.setattr(lane_rig, "find_cuda_runtime", lambda: FakeCuda().runtime)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("name", "num_rows"),
+    [
+        ("exactness", 5),
+        ("flat copies", 12),
+        ("lane", 60),
+        ("baselines", 4),
+        ("slowdown of compute", 12),
+        ("kernel", 5),
+        ("small transfers", 4),
+        ("rows", 12),
+        ("kernel on pinned memory", 6),
+    ],
+)
+def test_every_step_of_the_plan_runs(short_lists, name, num_rows):
+    tiny = plan.Size(rounds=1, transfers=1, payload=MIB, width=64)
+    assert len(list(plan.steps(tiny)[name]())) == num_rows
 
 
 @needs_torch
