@@ -7,11 +7,12 @@ tensor-parallel degree owns whole, contiguous cells. No torch and no numpy here:
 strings and sizes are bytes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexkv_core.errors import LayoutError
 
-__all__ = ["BlockFormat", "Column", "LayerRun", "PagePool"]
+__all__ = ["BlockFormat", "Column", "LayerRun", "PagePool", "layer_runs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,20 @@ class LayerRun:
     num_layers: int
     layer_stride: int
     """Bytes from a layer to the next of the run; any value where `num_layers` is 1."""
+
+
+def layer_runs(addresses: Sequence[int]) -> tuple[LayerRun, ...]:
+    """Cut the addresses of layers, in model order, into runs of constant stride."""
+    runs: list[LayerRun] = []
+    for address in addresses:
+        last = runs[-1] if runs else None
+        if last is not None and last.num_layers == 1:
+            runs[-1] = LayerRun(last.address, 2, address - last.address)
+        elif last is not None and address == last.address + last.num_layers * last.layer_stride:
+            runs[-1] = LayerRun(last.address, last.num_layers + 1, last.layer_stride)
+        else:
+            runs.append(LayerRun(address, 1, 0))
+    return tuple(runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

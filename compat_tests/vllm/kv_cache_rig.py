@@ -21,9 +21,9 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
 
+from flexkv_connectors.common.deployment import PageShape
 from flexkv_connectors.vllm.cpu_pages import PLAIN
 from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders
 from flexkv_connectors.vllm.worker import WorkerHalf

@@ -5,8 +5,9 @@ import pytest
 import torch
 from vllm import _custom_ops as ops
 
+from flexkv_connectors.common.deployment import PageShape
 from flexkv_connectors.vllm.cpu_pages import split_vec
-from flexkv_connectors.vllm.kv_caches import PageShape, page_pool
+from flexkv_connectors.vllm.kv_caches import page_pool
 from flexkv_core.testing.geometry import read_block
 
 NUM_PAGES, HEADS, TOKENS, HEAD_SIZE = 3, 2, 32, 64

@@ -4,9 +4,9 @@ from hashlib import sha256
 
 import pytest
 
+from flexkv_connectors.common.deployment import PageShape
 from flexkv_connectors.vllm.cpu_pages import PLAIN
 from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_connectors.vllm.kv_caches import PageShape
 from flexkv_core.config import parse_config
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import StoredKey, TierReport

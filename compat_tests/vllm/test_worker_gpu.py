@@ -67,7 +67,7 @@ def test_shutdown_leaves_a_stuck_device_its_memory_after_a_time(gpus, rig, waits
 def test_pages_that_keep_k_and_v_apart_are_refused(rig):
     from dataclasses import replace
 
-    from flexkv_connectors.vllm.gpu_share import GpuShare
+    from flexkv_connectors.common.gpu_share import GpuShare
 
     worker = rig.worker
     apart = replace(worker._pages, behind=worker._pages)

@@ -7,24 +7,16 @@ Source: `create_kv_cache_views` in vllm/v1/kv_cache_interface.py @ 0.32.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from flexkv_connectors.common.deployment import PageShape
 from flexkv_core.errors import LayoutError
-from flexkv_core.layout import LayerRun, PagePool
+from flexkv_core.layout import PagePool, layer_runs
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PageShape", "layers_of", "page_pool"]
-
-
-class PageShape(NamedTuple):
-    """What the engine declared about one layer's page, to hold its tensors against."""
-
-    num_heads: int
-    page_tokens: int
-    token_bytes: int
-    """Content of one token and head."""
+__all__ = ["layers_of", "page_pool"]
 
 
 def page_pool(kv_caches: Mapping[str, "torch.Tensor"], declared: PageShape) -> PagePool:
@@ -56,7 +48,7 @@ def page_pool(kv_caches: Mapping[str, "torch.Tensor"], declared: PageShape) -> P
     page_stride, head_stride, token_stride = (step * item for step in first.stride()[:3])
     start, end = _allocation(tensors)
     return PagePool(
-        runs=_runs([tensor.data_ptr() for tensor in tensors]),
+        runs=layer_runs([tensor.data_ptr() for tensor in tensors]),
         num_pages=first.shape[0],
         num_heads=first.shape[1],
         page_tokens=first.shape[2],
@@ -116,20 +108,6 @@ def _require_declared(tensor: "torch.Tensor", declared: PageShape) -> None:
             "version and attention backend"
         )
         raise LayoutError(msg)
-
-
-def _runs(addresses: Sequence[int]) -> tuple[LayerRun, ...]:
-    """Cut the layers' addresses, in model order, into runs of constant stride."""
-    runs: list[LayerRun] = []
-    for address in addresses:
-        last = runs[-1] if runs else None
-        if last is not None and last.num_layers == 1:
-            runs[-1] = LayerRun(last.address, 2, address - last.address)
-        elif last is not None and address == last.address + last.num_layers * last.layer_stride:
-            runs[-1] = LayerRun(last.address, last.num_layers + 1, last.layer_stride)
-        else:
-            runs.append(LayerRun(address, 1, 0))
-    return tuple(runs)
 
 
 def _allocation(tensors: Sequence["torch.Tensor"]) -> tuple[int, int]:

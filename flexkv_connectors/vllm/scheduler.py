@@ -9,6 +9,7 @@ from flexkv_connectors.common.patience import Patience
 from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.common.replicas import ReplicaPools
 from flexkv_connectors.common.staging_room import StagingRoom
+from flexkv_connectors.common.stores import open_stores, record_use
 from flexkv_connectors.common.tier_use import TierUse
 from flexkv_connectors.common.transfer_record import record_transfer
 from flexkv_connectors.vllm.deployment import Deployment
@@ -16,7 +17,6 @@ from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.request_keys import RequestKeys
 from flexkv_connectors.vllm.requests import RequestState, follow, read_switches
-from flexkv_connectors.vllm.stores import open_stores, record_use
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flexkv_connectors.common.host_pool import host_budget_bytes, open_host_pool
+from flexkv_connectors.common.ssd_share import SsdShare
 from flexkv_connectors.vllm.cpu_pages import VEC, split_vec
 from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_connectors.vllm.host_pool import host_budget_bytes, open_host_pool
 from flexkv_connectors.vllm.kv_caches import layers_of, page_pool
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
-from flexkv_connectors.vllm.ssd_share import SsdShare
 from flexkv_core.layout import PagePool
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import EnginePages, Place, TierOrders, TransferPlan, TransferResult
@@ -25,7 +25,7 @@ from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
 if TYPE_CHECKING:
     import torch
 
-    from flexkv_connectors.vllm.gpu_share import GpuShare
+    from flexkv_connectors.common.gpu_share import GpuShare
 
 __all__ = ["WorkerHalf"]
 
@@ -153,7 +153,7 @@ class WorkerHalf:
         """Open the lane to where the engine's tensors lie."""
         deployment = self._deployment
         if _are_on_gpu(self._layers):
-            from flexkv_connectors.vllm.gpu_share import (  # noqa: PLC0415 it imports Triton
+            from flexkv_connectors.common.gpu_share import (  # noqa: PLC0415 it imports Triton
                 GpuShare,
             )
 

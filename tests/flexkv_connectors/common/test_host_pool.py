@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from flexkv_connectors.vllm import host_pool
-from flexkv_connectors.vllm.host_pool import host_budget_bytes
+from flexkv_connectors.common import host_pool
+from flexkv_connectors.common.host_pool import host_budget_bytes
 from flexkv_core.config import parse_config
 from flexkv_core.errors import ConfigError
 

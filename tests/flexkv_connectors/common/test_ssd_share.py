@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flexkv_connectors.vllm.ssd_share import SsdShare
+from flexkv_connectors.common.ssd_share import SsdShare
 from flexkv_core.config import parse_config
 from flexkv_core.layout import BlockFormat, Column
 from flexkv_core.testing.namespaces import make_namespace

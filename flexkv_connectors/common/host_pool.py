@@ -1,6 +1,6 @@
 """How much host memory one rank takes."""
 
-from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.common.deployment import Deployment
 from flexkv_core.errors import ConfigError
 from flexkv_core.host_memory import check_host_bytes, default_cache_bytes
 from flexkv_core.tiers.host import HostPool, num_slots_in, slot_stride

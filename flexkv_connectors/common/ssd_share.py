@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from flexkv_connectors.common.deployment import Deployment
 from flexkv_connectors.common.ssd_files import open_ssd_tier
-from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import TierOrders, TierReport
 from flexkv_core.tiers.host import HostPool

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.common.deployment import Deployment
 from flexkv_core.errors import ConfigError, LayoutError
 from flexkv_core.layout import PagePool
 from flexkv_core.tiers.host import HostPool

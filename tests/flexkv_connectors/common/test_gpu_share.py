@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     ],
 )
 def test_staging_is_divided_in_whole_blocks(block_mib, free_mib, places):
-    from flexkv_connectors.vllm.gpu_share import staging_places
+    from flexkv_connectors.common.gpu_share import staging_places
 
     got = staging_places(block_mib * MIB, free_mib * MIB, None)
     assert got == places
@@ -34,14 +34,14 @@ def test_staging_is_divided_in_whole_blocks(block_mib, free_mib, places):
 
 
 def test_a_device_without_room_for_two_blocks_is_refused():
-    from flexkv_connectors.vllm.gpu_share import staging_places
+    from flexkv_connectors.common.gpu_share import staging_places
 
     with pytest.raises(ConfigError, match="lower gpu_memory_utilization or block_tokens"):
         staging_places(8 * MIB, 63 * MIB, None)
 
 
 def test_who_asks_for_more_gets_it_as_long_as_it_is_free():
-    from flexkv_connectors.vllm.gpu_share import staging_places
+    from flexkv_connectors.common.gpu_share import staging_places
 
     assert staging_places(8 * MIB, 1024 * MIB, 1024 * MIB) == (103, 25)
     with pytest.raises(ConfigError, match="gpu_staging_mb"):
@@ -49,7 +49,7 @@ def test_who_asks_for_more_gets_it_as_long_as_it_is_free():
 
 
 def test_staging_that_holds_one_block_only_is_refused():
-    from flexkv_connectors.vllm.gpu_share import staging_places
+    from flexkv_connectors.common.gpu_share import staging_places
 
     with pytest.raises(ConfigError, match="two are needed"):
         staging_places(8 * MIB, 1024 * MIB, 15 * MIB)

@@ -3,7 +3,7 @@
 import logging
 from typing import NamedTuple
 
-from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.common.deployment import Deployment
 from flexkv_core.events import EventLog
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.manager import CacheManager, TierSpec
