@@ -5,6 +5,7 @@
       LayoutError(ValueError)             tensors do not have the promised geometry
       TokenError(ValueError)              token ids that no block key can be made of
       UnsupportedEngineError(ImportError) an engine that is missing, too old or too new
+      BrokenPromiseError(RuntimeError)    an engine counts on a load and cannot be told it failed
       LeaseError(RuntimeError)            a lease or reservation used after its end
       IntegrityError(RuntimeError)        `check_integrity` found a broken invariant: a bug of ours
       TierError(OSError)                  a tier that cannot serve; carries `tier`
@@ -16,6 +17,7 @@ that failed its checksum, a read that came too late.
 from typing_extensions import override
 
 __all__ = [
+    "BrokenPromiseError",
     "ConfigError",
     "FlexKVError",
     "IntegrityError",
@@ -45,6 +47,10 @@ class TokenError(FlexKVError, ValueError):
 
 class UnsupportedEngineError(FlexKVError, ImportError):
     """An engine that is not installed, or whose version has never been checked."""
+
+
+class BrokenPromiseError(FlexKVError, RuntimeError):
+    """Pages that an engine counts on cannot be filled, and it has no way to be told."""
 
 
 class LeaseError(FlexKVError, RuntimeError):

@@ -19,7 +19,7 @@ import msgspec
 
 from flexkv_core.errors import ConfigError
 
-__all__ = ["identify_adapter", "identify_model"]
+__all__ = ["find_checkpoint", "identify_adapter", "identify_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +88,20 @@ def identify_model(model: str, revision: str | None = None, *, hub_cache: Path) 
     Cost: at most 4 KiB a tensor and 512 bytes a tensor of very large models; 0.3 s for 91280
     tensors in the page cache.
     """
-    path = Path(model)
+    path, commit = _locate(model, revision, hub_cache)
     if not path.exists():
-        commit = _commit_of(model, revision or "main", hub_cache)
-        path = _repository(hub_cache, model) / "snapshots" / commit
-        if not path.exists():
-            return f"hub:{model}@{commit}"
+        return f"hub:{model}@{commit}"
     try:
         return _hub_name(path) or f"local:{_digest(path).hex()}"
     except OSError as error:
         msg = f"model {path} cannot be read, so its blocks cannot be told from others': {error}"
         raise ConfigError(msg) from error
+
+
+def find_checkpoint(model: str, revision: str | None = None, *, hub_cache: Path) -> Path | None:
+    """Return where the files of `model` lie on this machine, None if they do not; as above."""
+    path, _ = _locate(model, revision, hub_cache)
+    return path if path.exists() else None
 
 
 def identify_adapter(folder: str) -> bytes | None:
@@ -113,6 +116,15 @@ def identify_adapter(folder: str) -> bytes | None:
     except OSError as error:
         logger.warning("adapter.unreadable folder=%s error=%s", folder, error)
         return None
+
+
+def _locate(model: str, revision: str | None, hub_cache: Path) -> tuple[Path, str]:
+    """Return where a model is, or would be; and its commit if it is one from the hub."""
+    path = Path(model)
+    if path.exists():
+        return path, ""
+    commit = _commit_of(model, revision or "main", hub_cache)
+    return _repository(hub_cache, model) / "snapshots" / commit, commit
 
 
 def _commit_of(model: str, revision: str, hub_cache: Path) -> str:

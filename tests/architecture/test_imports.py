@@ -38,7 +38,15 @@ def imported_by(tree):
             yield node.module.partition(".")[0]
 
 
-@pytest.mark.parametrize("package", ["flexkv_core", "flexkv_connectors", "flexkv_connectors.vllm"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "flexkv_core",
+        "flexkv_connectors",
+        "flexkv_connectors.tensorrt_llm",
+        "flexkv_connectors.vllm",
+    ],
+)
 def test_import_loads_no_engine_and_no_tensors(root, package):
     command = [sys.executable, "-c", PROGRAM, package]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)

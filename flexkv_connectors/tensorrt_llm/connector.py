@@ -1,0 +1,263 @@
+"""The classes that TensorRT-LLM calls. They only delegate, each hook through a fault barrier."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from typing_extensions import override
+
+from flexkv_connectors.common.deployment import Deployment
+from flexkv_connectors.common.fault_barrier import FaultBarrier
+from flexkv_connectors.tensorrt_llm.deployment import num_planes_of, read_cache_config, translate
+from flexkv_connectors.tensorrt_llm.exchange import Exchange
+from flexkv_connectors.tensorrt_llm.identity import namespace_of, why_no_identity
+from flexkv_connectors.tensorrt_llm.interface import (
+    connector_interface,
+    gather_reports,
+    own_rank,
+    require_engine,
+)
+from flexkv_connectors.tensorrt_llm.mailbox import mailbox_of
+from flexkv_connectors.tensorrt_llm.messages import StepOrders, StepReport
+from flexkv_connectors.tensorrt_llm.pages import page_pool_of, slabs_of_layout, slabs_of_pool
+from flexkv_connectors.tensorrt_llm.promises import Promises
+from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
+from flexkv_connectors.tensorrt_llm.settings import EngineSettings, read_settings
+from flexkv_connectors.tensorrt_llm.worker import WorkerHalf
+from flexkv_core.errors import ConfigError, FlexKVError
+from flexkv_core.namespace import Namespace
+
+if TYPE_CHECKING:
+    import torch
+    from tensorrt_llm._torch.pyexecutor.connectors.kv_cache_connector import (
+        KvCacheConnectorScheduler,
+        KvCacheConnectorWorker,
+    )
+else:
+    KvCacheConnectorScheduler = connector_interface().KvCacheConnectorScheduler
+    KvCacheConnectorWorker = connector_interface().KvCacheConnectorWorker
+
+__all__ = ["FlexKVScheduler", "FlexKVWorker", "Setup"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Setup(NamedTuple):
+    """What both halves of one rank read from the engine's arguments, with the same result."""
+
+    settings: EngineSettings
+    deployment: Deployment
+    namespace: Namespace | None
+    """What the blocks on SSD are blocks of; None where there is no SSD tier."""
+
+
+@contextmanager
+def _refusals_in_one_line() -> Iterator[None]:
+    """Log why the engine does not start in a line of its own."""
+    try:
+        yield
+    except FlexKVError as error:
+        logger.critical("connector.refused: %s", error)
+        raise
+
+
+def _set_up(arguments: object) -> Setup:
+    require_engine(arguments)
+    cache, settings = read_cache_config(), read_settings(arguments)
+    deployment = translate(settings, cache, own_rank())
+    if cache.ssd_cache_bytes is None:
+        return Setup(settings, deployment, None)
+    if reason := why_no_identity(settings, cache.weight_version):
+        logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
+        return Setup(settings, deployment, None)
+    return Setup(settings, deployment, namespace_of(settings, deployment))
+
+
+def _alone(report: StepReport) -> list[StepReport]:
+    """Gather the reports of one rank."""
+    return [report]
+
+
+def _nothing() -> None:
+    """Answer a hook that expects no answer."""
+
+
+class FlexKVScheduler(KvCacheConnectorScheduler):
+    """FlexKV behind TensorRT-LLM, on the rank that schedules.
+
+    Thread: that of the engine's executor, but for the constructor.
+    """
+
+    supports_attention_dp = True
+
+    @_refusals_in_one_line()
+    def __init__(self, llm_args: Any = None) -> None:  # noqa: ANN401 TorchLlmArgs
+        """Read what the engine serves.
+
+        Raises:
+            ConfigError: An option or the deployment cannot be used.
+            UnsupportedEngineError: This TensorRT-LLM has never been checked.
+        """
+        setup = _set_up(llm_args)
+        super().__init__(llm_args)
+        self._barrier = FaultBarrier()
+        self._mailbox = mailbox_of(llm_args)
+        self._load_async = setup.deployment.cache.load_async
+        self._half = SchedulerHalf(setup.deployment, self._mailbox)
+        self._offered: set[int] = set()
+        """Requests that were offered something and have not ended."""
+
+    @override
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int, bool]:
+        num_tokens = self._run(lambda: self._half.match(request, num_computed_tokens), int)
+        if num_tokens:
+            self._offered.add(request.request_id)
+        return num_tokens, self._load_async and num_tokens > 0
+
+    @override
+    def update_state_after_alloc(self, request: Any, block_ids: list[int]) -> None:
+        self._run(lambda: self._half.accept(request.request_id, block_ids), _nothing)
+
+    @override
+    def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
+        return self._run(lambda: self._half.build_orders(scheduler_output), self._no_orders)
+
+    @override
+    def request_finished(self, request: Any, cache_block_ids: list[int]) -> bool:
+        """Keep the pages while a load writes to them; saves need them no longer than their step."""
+        number = request.request_id
+        was_offered = number in self._offered
+        self._offered.discard(number)
+        return self._run(lambda: self._half.finish(number), lambda: was_offered)
+
+    def request_reset(self, request: Any) -> None:  # noqa: ANN401 LlmRequest
+        """Forget a request whose pages were taken away; it is matched anew. Newer engines call."""
+        self._run(lambda: self._half.finish(request.request_id), lambda: False)
+
+    def cancel_load(self, request: Any, start: int, end: int) -> None:  # noqa: ANN401 LlmRequest
+        """Take tokens [start, end) off an offer. Newer engines call."""
+        self._run(lambda: self._half.shorten(request.request_id, range(start, end)), _nothing)
+
+    def _run(self, hook: Callable[[], T], instead: Callable[[], T]) -> T:
+        if self._mailbox.refusal:
+            self._barrier.switch_off(self._mailbox.refusal)
+        return self._barrier.run(hook, instead)
+
+    def _no_orders(self) -> StepOrders:
+        self._half.require_planned()
+        return StepOrders()
+
+
+class FlexKVWorker(KvCacheConnectorWorker):
+    """FlexKV behind TensorRT-LLM, on every rank.
+
+    Thread: that of the engine's executor, but for the constructor.
+    """
+
+    supports_attention_dp = True
+
+    @_refusals_in_one_line()
+    def __init__(self, llm_args: Any = None) -> None:  # noqa: ANN401 TorchLlmArgs
+        """Read what the engine serves.
+
+        Raises:
+            ConfigError: An option or the deployment cannot be used.
+            UnsupportedEngineError: This TensorRT-LLM has never been checked.
+        """
+        setup = _set_up(llm_args)
+        super().__init__(llm_args)
+        self._settings, self._deployment = setup.settings, setup.deployment
+        self._barrier = FaultBarrier()
+        self._mailbox = mailbox_of(llm_args)
+        self._promises = Promises(tells_loads=setup.deployment.cache.load_async)
+        self._half = WorkerHalf(setup.deployment, setup.namespace)
+        self._unloaded = self._unsaved = StepOrders()
+        """What of the engine's metadata is not done yet: it may show them more than once."""
+
+        gather = gather_reports if setup.deployment.num_ranks > 1 else _alone
+        self._exchange = Exchange(setup.deployment.num_ranks, setup.deployment.owners, gather)
+
+    @override
+    def register_kv_caches(self, kv_cache_tensor: "torch.Tensor") -> None:
+        self._register(slabs_of_pool, kv_cache_tensor)
+
+    def register_kv_cache_layout(self, layout: Any) -> None:  # noqa: ANN401 KvCacheLayout
+        """Take the pools of the second cache manager."""
+        self._register(slabs_of_layout, layout)
+
+    @override
+    def bind_connector_meta(self, metadata: object) -> None:
+        assert isinstance(metadata, StepOrders)
+        super().bind_connector_meta(metadata)
+        never_computed = self._unsaved.saves
+        self._barrier.run(lambda: self._half.skip(never_computed), _nothing)
+        self._unloaded = self._unsaved = metadata
+        self._promises.make(load.request_id for load in metadata.loads)
+        self._exchange.expect(metadata)
+
+    @override
+    def start_load_kv(self, stream: "torch.cuda.Stream") -> None:
+        orders, self._unloaded = self._unloaded, StepOrders()
+        self._barrier.run(lambda: self._load(orders), self._promises.require_kept)
+
+    @override
+    def wait_for_layer_load(self, layer_idx: int, stream: "torch.cuda.Stream") -> None:
+        """Do nothing: loads of a synchronous step are complete before its forward pass."""
+
+    @override
+    def save_kv_layer(self, layer_idx: int, stream: "torch.cuda.Stream") -> None:
+        """Do nothing: blocks are saved for all layers at once, after the forward pass."""
+
+    @override
+    def wait_for_save(self, stream: "torch.cuda.Stream") -> None:
+        orders, self._unsaved = self._unsaved, StepOrders()
+        self._barrier.run(lambda: self._half.save(orders), _nothing)
+
+    @override
+    def get_finished(
+        self, finished_gen_req_ids: list[int], started_loading_req_ids: list[int]
+    ) -> tuple[list[int], list[int]]:
+        self._promises.ask(started_loading_req_ids, finished_gen_req_ids)
+        self._barrier.run(self._collect, self._promises.require_kept)
+        self._mailbox.post(self._exchange.all_reports(self._report))
+        return self._promises.answer()
+
+    def shutdown(self) -> None:
+        """Let go of everything; the engine has no call for it and ends its processes."""
+        self._barrier.run(self._half.shutdown, _nothing)
+
+    @_refusals_in_one_line()
+    def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
+        """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
+        settings, deployment = self._settings, self._deployment
+        try:
+            num_planes = num_planes_of(settings)
+            slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
+            report = self._half.open()
+        except FlexKVError as error:
+            report = StepReport(rank=deployment.rank, refusal=str(error))
+        reports = self._exchange.introduce(report)
+        if refusal := next((told.refusal for told in reports if told.refusal), ""):
+            raise ConfigError(refusal)
+        self._half.start(page_pool_of(slabs, num_planes), reports)
+        self._mailbox.post(reports)
+
+    def _load(self, orders: StepOrders) -> None:
+        self._promises.keep(self._half.load(orders))
+        self._collect()
+        if not self._deployment.cache.load_async:
+            self._promises.require_kept()
+
+    def _collect(self) -> None:
+        self._promises.keep(self._half.take_loaded())
+
+    def _report(self) -> StepReport:
+        rank, barrier = self._deployment.rank, self._barrier
+        return barrier.run(
+            self._half.take_report, lambda: StepReport(rank=rank, refusal=barrier.reason)
+        )

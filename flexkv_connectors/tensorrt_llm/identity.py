@@ -1,0 +1,71 @@
+"""What TensorRT-LLM's stored KV is: the namespace of its blocks, equal to the other engines'.
+
+Fields and names of `overrides` are those of `flexkv_connectors.vllm.identity`.
+"""
+
+from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
+from flexkv_connectors.common.deployment import Deployment
+from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
+from flexkv_connectors.tensorrt_llm.deployment import num_planes_of
+from flexkv_connectors.tensorrt_llm.settings import EngineSettings
+from flexkv_core.env import hub_cache_folder
+from flexkv_core.model_identity import identify_model
+from flexkv_core.namespace import Namespace, settings_digest
+
+__all__ = ["namespace_of", "why_no_identity"]
+
+
+def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None:
+    """Name what keeps blocks from being recognised after a restart, if anything does."""
+    if weight_version:
+        return None
+    if settings.load_format not in FROM_THE_CHECKPOINT:
+        return f"load_format={settings.load_format} does not say which weights: set weight_version"
+    if not has_version(settings.model, settings.revision, hub_cache_folder()):
+        return f"the commit of {settings.model} is not known: set revision or weight_version"
+    return None
+
+
+def namespace_of(settings: EngineSettings, deployment: Deployment) -> Namespace:
+    """Describe the blocks of an engine; every rank comes to the same answer.
+
+    Raises:
+        ConfigError: A setting has no form that could be compared, or the model cannot be read.
+
+    Cost: `identify_model`: seconds for a large local model whose files are not in memory.
+    """
+    model = identify_model(settings.model, settings.revision, hub_cache=hub_cache_folder())
+    return Namespace(
+        model=model,
+        weight_version=deployment.cache.weight_version,
+        weight_quantization=settings.quantization,
+        kv_cache_dtype=settings.kv_dtype,
+        kv_scales="",
+        overrides=settings_digest(_overrides(settings)),
+        num_layers=settings.num_layers,
+        num_kv_heads=deployment.total_heads,
+        key_head_size=settings.head_size,
+        value_head_size=settings.head_size if num_planes_of(settings) > 1 else 0,
+        draft_model="",
+        num_draft_layers=0,
+        block_tokens=deployment.block_tokens,
+        block_format=BLOCK_FORMAT,
+        block_format_version=BLOCK_FORMAT_VERSION,
+        cell_heads=deployment.cell_heads,
+        cell_layers=settings.num_layers,
+        user=deployment.cache.namespace,
+    )
+
+
+def _overrides(settings: EngineSettings) -> dict[str, object]:
+    """Collect what differs from the model as its checkpoint describes it; empty for nothing."""
+    rope = settings.config.get("rope_parameters") or settings.config.get("rope_scaling")
+    found = {
+        "compute_dtype": "" if settings.dtype == settings.kv_dtype else settings.dtype,
+        "hf_overrides": dict(settings.overrides),
+        "load_format": "" if settings.load_format == "auto" else settings.load_format,
+        "max_model_len": settings.max_length if "longrope" in str(rope) else 0,
+        # Whether engines scale and round alike when they quantise KV was not looked into.
+        "quantised_by": "tensorrt_llm" if settings.kv_dtype.startswith("fp8") else "",
+    }
+    return {name: value for name, value in found.items() if value}

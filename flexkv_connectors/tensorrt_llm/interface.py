@@ -1,0 +1,75 @@
+"""What this connector takes from TensorRT-LLM when it runs: found here, and nowhere else.
+
+The interface moved from `pyexecutor/` to `pyexecutor/connectors/` between 1.2 and 1.3.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any, cast
+
+from flexkv_connectors.common.versions import require_supported
+from flexkv_connectors.tensorrt_llm.messages import StepReport
+from flexkv_core.errors import UnsupportedEngineError
+
+__all__ = ["connector_interface", "gather_reports", "own_rank", "require_engine"]
+
+_PYEXECUTOR = "tensorrt_llm._torch.pyexecutor"
+_PLACES = (f"{_PYEXECUTOR}.connectors.kv_cache_connector", f"{_PYEXECUTOR}.kv_cache_connector")
+
+
+def connector_interface() -> ModuleType:
+    """Return the module with the base classes of connectors.
+
+    Raises:
+        UnsupportedEngineError: There is none.
+    """
+    found = [module for place in _PLACES if (module := _module_at(place)) is not None]
+    if found:
+        return found[0]
+    msg = (
+        "TensorRT-LLM with a KV cache connector interface is not installed here: install "
+        "tensorrt-llm 1.1 or newer into this environment"
+    )
+    raise UnsupportedEngineError(msg)
+
+
+def _module_at(place: str) -> ModuleType | None:
+    """Return a module; None if it is not there, which is not what its own imports lack."""
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{place}.".startswith(f"{error.name}."):
+            return None
+        raise
+
+
+def require_engine(arguments: object) -> None:
+    """Refuse an engine that was not checked, or that does not say what it serves.
+
+    Args:
+        arguments: What the engine gave to the constructor of a connector.
+
+    Raises:
+        UnsupportedEngineError: One sentence.
+    """
+    require_supported("tensorrt_llm", str(importlib.import_module("tensorrt_llm").__version__))
+    if not hasattr(arguments, "kv_cache_config"):
+        msg = (
+            f"this TensorRT-LLM gives {type(arguments).__name__} to connectors instead of the "
+            "arguments of its LLM API, so that nobody knows what it serves: install 1.1 or newer"
+        )
+        raise UnsupportedEngineError(msg)
+
+
+def own_rank() -> int:
+    """Return this process's rank among those of the engine."""
+    return int(_utils().mpi_rank())
+
+
+def gather_reports(report: StepReport) -> list[StepReport]:
+    """Return what every rank reports. A collective: every rank calls it, or none."""
+    return cast("list[StepReport]", _utils().mpi_allgather(report))
+
+
+def _utils() -> Any:  # noqa: ANN401 a module without types
+    return importlib.import_module("tensorrt_llm._utils")

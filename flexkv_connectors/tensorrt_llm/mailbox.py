@@ -1,0 +1,41 @@
+"""How the two halves in one process meet: the engine builds both at once and introduces neither."""
+
+from flexkv_connectors.tensorrt_llm.messages import StepReport
+
+__all__ = ["Mailbox", "mailbox_of"]
+
+
+class Mailbox:
+    """Reports on their way to the scheduler half of the same process.
+
+    Thread: that of the engine's executor, which calls both halves.
+    """
+
+    def __init__(self, arguments: object) -> None:
+        self._arguments = arguments  # while this lives, nothing else gets their id
+        self._reports: list[StepReport] = []
+        self.refusal = ""
+        """Why a rank takes no part any more, in one clause; empty while all do."""
+
+    def post(self, reports: list[StepReport]) -> None:
+        """Add reports."""
+        self._reports += reports
+        refusals = (report.refusal for report in reports if report.refusal)
+        self.refusal = self.refusal or next(refusals, "")
+
+    def take(self) -> list[StepReport]:
+        """Return all reports since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+
+_mailboxes: dict[int, Mailbox] = {}
+
+
+def mailbox_of(arguments: object) -> Mailbox:
+    """Return the one mailbox of the engine that has these arguments.
+
+    The engine gives the same object to both halves, each in a thread of its own; whichever comes
+    first makes the mailbox, and neither waits for the other.
+    """
+    return _mailboxes.setdefault(id(arguments), Mailbox(arguments))

@@ -1,0 +1,177 @@
+"""TensorRT-LLM's configuration as the cache sees it: the only place that reads its arguments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from flexkv_core.env import hub_cache_folder
+from flexkv_core.errors import ConfigError
+from flexkv_core.model_identity import find_checkpoint
+from flexkv_core.namespace import canonical_dtype
+
+__all__ = ["EngineSettings", "read_settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What decides which KV an engine computes and how it keeps it, with the engine's values."""
+
+    model: str
+    revision: str | None
+    load_format: str
+    dtype: str
+    kv_dtype: str
+    quantization: str
+    overrides: Mapping[str, Any]
+    """What the user changed of the model's configuration."""
+
+    config: Mapping[str, Any]
+    """The language model's part of the checkpoint's config.json."""
+
+    max_length: int
+    tokens_per_block: int
+    degree: int
+    """Tensor-parallel ranks that share the KV heads of a request."""
+
+    num_nodes: int
+    num_engines: int
+    """Ranks that schedule for themselves, under attention data parallelism."""
+
+    unsupported: str
+    """What of this deployment no connector here can serve, in one clause; "" for nothing."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def is_mla(self) -> bool:
+        """Whether a latent is kept in the place of K and V."""
+        return bool(self.config.get("kv_lora_rank"))
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of the whole model; 1 for MLA."""
+        if self.is_mla:
+            return 1
+        heads = self.config.get("num_key_value_heads") or self.config["num_attention_heads"]
+        return int(heads)
+
+    @property
+    def head_size(self) -> int:
+        """Elements of a head's K, which V has as well; of the latent for MLA."""
+        config = self.config
+        if self.is_mla:
+            return int(config["kv_lora_rank"]) + int(config["qk_rope_head_dim"])
+        return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+    @property
+    def element_bytes(self) -> int:
+        """Size of one element of the KV."""
+        return 1 if self.kv_dtype.startswith("fp8") else _SIZES[self.kv_dtype]
+
+
+_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArgs
+    """Read the settings of the engine that gave these arguments to its connector.
+
+    Raises:
+        ConfigError: The checkpoint's configuration is not on this machine, or the KV's dtype is
+            none that we know.
+    """
+    model, revision = str(arguments.model), getattr(arguments, "revision", None)
+    config = _read_json(model, revision, "config.json")
+    text = config.get("text_config") or config
+    quantization = _read_json(model, revision, "hf_quant_config.json").get("quantization", {})
+    dtype = _own_or(arguments.dtype, text.get("torch_dtype") or text.get("dtype") or "")
+    kv_cache = arguments.kv_cache_config
+    ranks = int(arguments.tensor_parallel_size)
+    is_alone = bool(arguments.enable_attention_dp)
+    return EngineSettings(
+        model=model,
+        revision=revision,
+        load_format=str(getattr(arguments.load_format, "name", arguments.load_format)).lower(),
+        dtype=canonical_dtype(dtype),
+        kv_dtype=_kv_dtype(kv_cache.dtype, quantization.get("kv_cache_quant_algo") or dtype),
+        quantization=str(quantization.get("quant_algo") or "").lower(),
+        overrides=getattr(arguments, "model_kwargs", None) or {},
+        config=text,
+        max_length=int(arguments.max_seq_len or 0),
+        tokens_per_block=int(kv_cache.tokens_per_block),
+        degree=1 if is_alone else ranks,
+        num_nodes=-(-ranks // int(arguments.gpus_per_node or ranks)),
+        num_engines=ranks if is_alone else 1,
+        unsupported=_unsupported(arguments) or _unsupported_model(text),
+    )
+
+
+def _own_or(option: object, default: str) -> str:
+    return default if option in (None, "auto") else str(option)
+
+
+def _kv_dtype(option: object, default: str) -> str:
+    """Return what an element of KV is.
+
+    Raises:
+        ConfigError: It is packed in a way that only TensorRT-LLM knows.
+    """
+    dtype = canonical_dtype(_own_or(option, default))
+    if dtype not in _SIZES and not dtype.startswith("fp8"):
+        msg = (
+            f"the KV cache's dtype is {dtype}, which FlexKV cannot keep: set "
+            "kv_cache_config.dtype to auto or fp8"
+        )
+        raise ConfigError(msg)
+    return dtype
+
+
+def _unsupported(arguments: Any) -> str:  # noqa: ANN401 TorchLlmArgs
+    """Name what keeps an engine's arguments from being served."""
+    cases = {
+        "pipeline_parallel_size above 1": int(arguments.pipeline_parallel_size) > 1,
+        "context_parallel_size above 1": int(arguments.context_parallel_size) > 1,
+        "max_beam_width above 1": int(arguments.max_beam_width or 1) > 1,
+        "speculative_config": arguments.speculative_config is not None,
+        "sparse_attention_config": getattr(arguments, "sparse_attention_config", None) is not None,
+        "kv_cache_config.max_attention_window": bool(
+            arguments.kv_cache_config.max_attention_window
+        ),
+        f"attn_backend {arguments.attn_backend}": arguments.attn_backend != "TRTLLM",
+    }
+    return next((name for name, applies in cases.items() if applies), "")
+
+
+def _unsupported_model(config: Mapping[str, Any]) -> str:
+    """Name what keeps a model's KV from being restored from blocks."""
+    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        return f"a model with {', '.join(sorted(kinds))}"
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        return "a model with a sliding window"
+    return "a model with an index beside its KV" if config.get("index_head_dim") else ""
+
+
+def _read_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
+    """Return one of the checkpoint's files; empty if it has none of that name.
+
+    Raises:
+        ConfigError: The checkpoint is not on this machine, or the file cannot be read.
+    """
+    folder = find_checkpoint(model, revision, hub_cache=hub_cache_folder())
+    if folder is None:
+        msg = (
+            f"the configuration of {model} is not on this machine: give a local folder as model, "
+            "or set HF_HUB_CACHE to where it was downloaded"
+        )
+        raise ConfigError(msg)
+    path = folder / name
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else {}
+    except (OSError, msgspec.DecodeError) as error:
+        msg = f"{path} cannot be read, so nobody knows which KV this engine has: {error}"
+        raise ConfigError(msg) from error
