@@ -119,10 +119,10 @@ class Ranks:
     def gather(self, item):
         rank = self.rank()
         self._items[rank] = pickle.dumps(item)
-        self._meeting.wait()
-        items = [pickle.loads(item) for item in self._items]
         if self._meeting.wait() == 0:
             self.num_gathers += 1
+        items = [pickle.loads(item) for item in self._items]
+        self._meeting.wait()
         return items
 
     def run(self, work):

@@ -1,0 +1,78 @@
+"""Blocks on SSD outlive the engine, and are never waited for."""
+
+import pytest
+from engine_double import PAGE, Engine, Request
+
+
+@pytest.fixture(autouse=True)
+def options(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", "0.01")
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_GB", "0.1")
+    monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", str(tmp_path / "ssd"))
+    monkeypatch.setenv("FLEXKV_BLOCK_TOKENS", str(2 * PAGE))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start engines one after the other, each with what the last one left behind."""
+    engines = []
+
+    def start(**settings):
+        while engines:
+            engines.pop().close()
+        (tmp_path / "model").mkdir(exist_ok=True)
+        engines.append(Engine(tmp_path / "model", **settings).register())
+        for worker in engines[-1].workers:
+            worker._half._ssd._tier.wait_recovered()
+        return engines[-1]
+
+    yield start
+    engines.pop().close()
+
+
+def prompt(num_tokens, first=0):
+    return list(range(first, first + num_tokens))
+
+
+def settle(engine, number):
+    """Run a request of no importance, with which orders reach the workers, until they are done."""
+    for offset in range(3):
+        engine.run(Request(100 * number + offset, prompt(2, 500)))
+        for worker in engine.workers:
+            assert worker._half._worker.drain(30)
+        engine.iterate()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_first_question_after_a_restart_brings_blocks_for_the_second(start, ranks):
+    engine = start(ranks=ranks)
+    engine.run(Request(1, prompt(20)))
+    settle(engine, 1)
+    engine = start(ranks=ranks)
+    settle(engine, 1)
+    engine.run(Request(2, prompt(20)))
+    settle(engine, 2)
+    engine.run(Request(3, prompt(20)))
+    assert (engine.offers[2], engine.offers[3]) == (0, 16)
+
+
+def test_other_weights_at_the_same_path_miss(start, tmp_path, monkeypatch):
+    engine = start()
+    engine.run(Request(1, prompt(20)))
+    settle(engine, 1)
+    engine = start(config={"rope_theta": 7})
+    settle(engine, 1)
+    engine.run(Request(2, prompt(20)))
+    settle(engine, 2)
+    engine.run(Request(3, prompt(21, 0)[:20]))
+    [worker] = engine.workers
+    assert worker._half._ssd._tier.take_counts().get("restored_blocks") is None
+    assert engine.offers[2] == 0
+
+
+def test_without_a_name_for_the_weights_there_is_no_ssd_tier(start, tmp_path):
+    (tmp_path / "model").mkdir()
+    engine = Engine(tmp_path / "model", load_format="dummy").register()
+    assert engine.workers[0]._half._ssd is None
+    engine.close()
+    start()
