@@ -26,6 +26,7 @@ LAYERS = 2
 HEADS = 2
 SIZE = 8
 POISON = -1.0
+MANY_LOOPS = 500
 
 CONFIG = {
     "num_hidden_layers": LAYERS,
@@ -216,9 +217,16 @@ class Engine:
         """Serve requests to their ends."""
         for request in requests:
             self.submit(request)
-        while self.active or self.loading or self.ending:
+        for _ in range(MANY_LOOPS):
+            if self.is_idle:
+                break
             self.iterate()
+        assert self.is_idle, "a request waits for ever"
         return requests[0] if requests else None
+
+    @property
+    def is_idle(self):
+        return not (self.active or self.loading or self.ending)
 
     def _place(self, request):
         """Give a request its pages; return whether it loads beside the batch."""

@@ -1,7 +1,7 @@
 """Ranks that are done in any order, in different loops: nothing is lost, torn or answered twice."""
 
 import pytest
-from engine_double import PAGE, Engine, Request
+from engine_double import MANY_LOOPS, PAGE, Engine, Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,11 +77,12 @@ class Rig:
     def finish(self):
         """Let everything end, one copy of each rank a loop."""
         ends = [(rank, 0) for rank in range(NUM_RANKS)]
-        while self.engine.active or self.engine.loading or self.engine.ending:
+        for _ in range(MANY_LOOPS):
             self.loop(ends)
-        while any(slow._running for slow in self.slow):
-            self.loop(ends)
+            if self.engine.is_idle and not any(slow._running for slow in self.slow):
+                break
         self.loop([])
+        assert self.engine.is_idle
         self.engine.close()
 
 

@@ -1,0 +1,167 @@
+"""The scheduler half, and what its workers tell it, without an engine."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from flexkv_connectors.common.deployment import Deployment, PageShape
+from flexkv_connectors.tensorrt_llm.mailbox import mailbox_of
+from flexkv_connectors.tensorrt_llm.messages import StepReport
+from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
+from flexkv_core.config import parse_config
+from flexkv_core.plan import Status, TransferResult
+from flexkv_core.tiers.host import PoolAddress
+
+ARGUMENTS = SimpleNamespace()
+
+
+@pytest.fixture
+def half():
+    """The scheduler half of two ranks, that have 8 and 5 slots; pages are half a block."""
+    deployment = Deployment(
+        cache=parse_config({}),
+        rank=0,
+        num_ranks=2,
+        num_replicas=1,
+        num_engines=1,
+        num_nodes=1,
+        page_shape=PageShape(num_heads=1, page_tokens=4, token_bytes=64),
+        num_layers=2,
+        first_layer=0,
+        total_heads=2,
+        cell_heads=1,
+        block_tokens=8,
+        engine_id="engine",
+    )
+    mailbox = mailbox_of(ARGUMENTS)
+    mailbox.take()
+    pools = {0: PoolAddress(1, 1, 1, 1, 8, 64), 1: PoolAddress(1, 1, 1, 1, 5, 64)}
+    mailbox.post([StepReport(rank=rank, pool=pool) for rank, pool in pools.items()])
+    half = SchedulerHalf(deployment, mailbox)
+    half.digest()
+    return half
+
+
+def request(number, num_tokens):
+    tokens = list(range(num_tokens))
+    return SimpleNamespace(request_id=number, get_tokens=lambda beam: tokens)
+
+
+def step(half, number, num_tokens, pages=(), **output):
+    """Schedule a whole new prompt, and return the orders."""
+    data = SimpleNamespace(
+        request_id=number,
+        new_tokens=list(range(num_tokens)),
+        new_block_ids=list(pages),
+        computed_position=0,
+        num_scheduled_tokens=num_tokens,
+        **output,
+    )
+    return half.build_orders(SimpleNamespace(new_requests=[data], cached_requests=[]))
+
+
+def nothing():
+    return SimpleNamespace(new_requests=[], cached_requests=[])
+
+
+def finish(plan, half, ranks=(0, 1)):
+    results = {
+        rank: TransferResult(
+            job_id=plan.job_id, rank=rank, status=Status.OK, num_blocks=plan.num_blocks
+        )
+        for rank in ranks
+    }
+    mailbox_of(ARGUMENTS).post(
+        [StepReport(rank=rank, results=[result]) for rank, result in results.items()]
+    )
+
+
+def save(half, number=1, num_tokens=24):
+    half.match(request(number, num_tokens), 0)
+    orders = step(half, number, num_tokens, range(num_tokens // 4))
+    [plan] = orders.saves
+    finish(plan, half)
+    half.finish(number)
+
+
+def test_there_are_as_many_blocks_as_every_rank_has_slots(half):
+    assert half.manager.num_free_blocks() == 5
+
+
+def test_blocks_are_findable_when_every_rank_has_reported(half):
+    half.match(request(1, 24), 0)
+    [plan] = step(half, 1, 24, range(6)).saves
+    finish(plan, half, ranks=[0])
+    assert half.match(request(2, 25), 0) == 0
+    finish(plan, half, ranks=[1])
+    assert half.match(request(3, 25), 0) == 24
+
+
+def test_a_page_that_is_not_there_ends_what_is_saved(half):
+    """The second cache manager names it -1: the last page of the pool, as an index."""
+    half.match(request(1, 24), 0)
+    [plan] = step(half, 1, 24, [], new_block_ids_by_layer_group=[[0, 1, 2, -1, 4, 5]]).saves
+    assert plan.source.page_ids == [0, 1]
+
+
+def test_a_load_is_clipped_to_the_pages_that_the_engine_has_reserved(half):
+    save(half)
+    assert half.match(request(2, 25), 0) == 24
+    half.accept(2, [7, 8, 9])
+    [load] = half.build_orders(nothing()).loads
+    assert list(load.plan.target.page_ids) == [7, 8, 9]
+    assert load.plan.num_blocks == 2
+
+
+def test_an_offer_waits_for_its_pages(half):
+    save(half)
+    half.match(request(2, 25), 0)
+    assert half.build_orders(nothing()).loads == []
+    half.accept(2, list(range(7)))
+    assert len(half.build_orders(nothing()).loads) == 1
+
+
+@pytest.mark.parametrize(
+    ("dropped", "pages"), [(range(8), [12, 13, 14, 15]), (range(12, 24), [10, 11, 12])]
+)
+def test_an_offer_is_shortened_at_either_end(half, dropped, pages):
+    save(half)
+    half.match(request(2, 25), 0)
+    half.accept(2, list(range(10, 17)))
+    half.shorten(2, dropped)
+    [load] = half.build_orders(nothing()).loads
+    assert list(load.plan.target.page_ids) == pages
+
+
+def test_an_offer_that_is_taken_back_whole_lets_go_of_its_blocks(half):
+    save(half)
+    half.match(request(2, 25), 0)
+    half.accept(2, list(range(7)))
+    half.shorten(2, range(24))
+    [load] = half.build_orders(nothing()).loads
+    assert load.plan is None
+    half.manager.check_integrity()
+    assert half.manager._claims == {}
+
+
+def test_a_request_that_ends_with_an_offer_lets_go_of_its_blocks(half):
+    save(half)
+    half.match(request(2, 25), 0)
+    assert half.finish(2) is False
+    assert half.manager._claims == {}
+    half.require_planned()
+
+
+def test_short_hits_are_not_worth_a_load(half, monkeypatch):
+    save(half)
+    cache = parse_config({"min_load_tokens": 25})
+    deployment = half._deployment
+    monkeypatch.setattr(half, "_deployment", replace(deployment, cache=cache))
+    assert half.match(request(2, 25), 0) == 0
+
+
+def test_both_halves_of_an_engine_get_one_mailbox_whoever_comes_first():
+    one, other = SimpleNamespace(), SimpleNamespace()
+    assert mailbox_of(one) is mailbox_of(one)
+    assert mailbox_of(one) is not mailbox_of(other)
