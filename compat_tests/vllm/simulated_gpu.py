@@ -14,9 +14,10 @@ import torch
 from typing_extensions import override
 from vllm.config import VllmConfig
 
-from flexkv_connectors.common import gpu_share, worker
+from flexkv_connectors.common import gpu_share
 from flexkv_connectors.common.deployment import PageShape
 from flexkv_connectors.common.gpu_share import Places
+from flexkv_connectors.vllm import worker
 from flexkv_connectors.vllm.kv_caches import page_pool
 from flexkv_core.layout import BlockFormat
 from flexkv_core.testing.cuda_runtime import FakeCuda

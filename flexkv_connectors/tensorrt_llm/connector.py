@@ -24,7 +24,7 @@ from flexkv_connectors.tensorrt_llm.pages import page_pool_of, slabs_of_layout, 
 from flexkv_connectors.tensorrt_llm.promises import Promises
 from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings, read_settings
-from flexkv_connectors.tensorrt_llm.worker import WorkerHalf
+from flexkv_connectors.tensorrt_llm.worker import WorkerHalf, are_on_gpu
 from flexkv_core.errors import ConfigError, FlexKVError
 from flexkv_core.namespace import Namespace
 
@@ -41,6 +41,8 @@ else:
 __all__ = ["FlexKVScheduler", "FlexKVWorker", "Setup"]
 
 T = TypeVar("T")
+
+_NO_GPU = "its KV is on a GPU, where FlexKV has never run: set FLEXKV_ENABLE_GPU=true to try it"
 
 logger = logging.getLogger(__name__)
 
@@ -235,16 +237,19 @@ class FlexKVWorker(KvCacheConnectorWorker):
     def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
         """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
         settings, deployment = self._settings, self._deployment
+        num_planes = num_planes_of(settings)
         try:
-            num_planes = num_planes_of(settings)
             slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
-            report = self._half.open()
+            if are_on_gpu(slabs) and not deployment.cache.enable_gpu:
+                self._barrier.switch_off(_NO_GPU)  # every rank comes to this, and none exchanges
+                return
+            report = self._half.open(slabs, page_pool_of(slabs, num_planes))
         except FlexKVError as error:
             report = StepReport(rank=deployment.rank, refusal=str(error))
         reports = self._exchange.introduce(report)
         if refusal := next((told.refusal for told in reports if told.refusal), ""):
             raise ConfigError(refusal)
-        self._half.start(page_pool_of(slabs, num_planes), reports)
+        self._half.attach(reports)
         self._mailbox.post(reports)
 
     def _load(self, orders: StepOrders) -> None:

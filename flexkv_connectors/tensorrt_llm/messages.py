@@ -44,6 +44,9 @@ class StepReport(msgspec.Struct, kw_only=True):
     pool: PoolAddress | None = None
     """Its host pool, once, if it owns one."""
 
+    staging: int | None = None
+    """Blocks that saves can have under way in its device memory, once, if its pages are there."""
+
     tiers: list[TierReport] = []
     """What it says of its share of the SSD tier."""
 

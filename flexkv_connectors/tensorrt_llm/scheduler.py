@@ -1,13 +1,14 @@
 """The scheduler half: turns the engine's calls into verbs of `CacheManager`."""
 
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from flexkv_connectors.common.deployment import Deployment
+from flexkv_connectors.common.staging_room import StagingRoom
 from flexkv_connectors.common.stores import open_stores, record_use
 from flexkv_connectors.common.tier_use import TierUse
+from flexkv_connectors.common.transfer_record import record_transfer
 from flexkv_connectors.tensorrt_llm.mailbox import Mailbox
 from flexkv_connectors.tensorrt_llm.messages import Load, StepOrders, StepReport
 from flexkv_connectors.tensorrt_llm.requests import RequestState, chain_of
@@ -22,8 +23,6 @@ from flexkv_core.types import JobId
 
 __all__ = ["SchedulerHalf"]
 
-logger = logging.getLogger(__name__)
-
 
 class SchedulerHalf:
     """Decides for one engine what is loaded and saved.
@@ -36,6 +35,7 @@ class SchedulerHalf:
         self._deployment = deployment
         self._mailbox = mailbox
         self._counters = Counters()
+        self._staging = StagingRoom(self._counters)
         self._manager: CacheManager | None = None
         self._ssd: LowerTier | None = None
         self._states: dict[int, RequestState] = {}
@@ -133,6 +133,7 @@ class SchedulerHalf:
         reports = self._mailbox.take()
         if self._manager is None and reports:
             self._open(reports)
+        self._staging.note(told.staging for told in reports if told.staging is not None)
         for report in reports:
             for told in report.tiers:
                 if self._ssd is not None:
@@ -220,23 +221,28 @@ class SchedulerHalf:
         return Load(state.id, plan)
 
     def _plan_save(self, state: RequestState, num_computed: int) -> TransferPlan | None:
-        """Plan the full blocks among the first `num_computed` tokens that nobody has saved yet."""
+        """Plan the full blocks among the first `num_computed` tokens that nobody has saved yet.
+
+        Where they are staged in device memory, what finds no place there is tried in a later step.
+        """
         per_block = self._deployment.pages_per_block
         num_tokens = min(num_computed, len(state.tokens))
-        num_blocks = len(state.pages_until(num_tokens, self._deployment.page_tokens)) // per_block
-        keys = state.keys()[:num_blocks]
+        num_pages = len(state.pages_until(num_tokens, self._deployment.page_tokens))
+        keys = state.keys()[: num_pages // per_block]
         if self._manager is None or not state.may_save or len(keys) <= state.num_tried_blocks:
             return None
-        state.num_tried_blocks = len(keys)
         if (use := self._use_of_ssd(state)) is not None:
             use.touch(state.keys())
-        reservation = self._manager.reserve(state.request_id, keys)
+        num_known = self._manager.look(keys, tier="host").num_known
+        state.num_tried_blocks = num_known + self._staging.clip(len(keys) - num_known)
+        reservation = self._manager.reserve(state.request_id, keys[: state.num_tried_blocks])
         if isinstance(reservation, Refusal):
             return None
         first = reservation.first_block * per_block
         pages = state.page_ids[first : first + reservation.num_blocks * per_block]
         plan = self._manager.plan_put(reservation, EnginePages(pages))
         assert plan is not None, "nothing happens between a reservation and its plan"
+        self._staging.take(plan.job_id, plan.num_blocks)
         self._saving[plan.job_id] = state
         return plan
 
@@ -258,19 +264,19 @@ class SchedulerHalf:
 
     def _conclude(self, ended: Completion) -> None:
         """Count an ended transfer, and see what it makes possible."""
-        if ended.num_lost:
-            logger.warning("transfer.failed kind=%s blocks=%d", ended.kind.value, ended.num_lost)
+        if ended.kind is JobKind.COPY:
+            if self._ssd is not None:
+                self._ssd.conclude(ended, time.monotonic())
+            return
+        record_transfer(ended, self._counters)
         if ended.kind is JobKind.GET:
             self._loading.pop(ended.job_id).is_loading = False
-            self._counters.add("load_bytes", ended.num_bytes)
-        elif ended.kind is JobKind.PUT:
+        else:
             self._conclude_save(ended)
-        elif self._ssd is not None:
-            self._ssd.conclude(ended, time.monotonic())
 
     def _conclude_save(self, ended: Completion) -> None:
         """A request whose save failed does not try again; else its blocks go on to SSD."""
-        self._counters.add("save_bytes", ended.num_bytes)
+        self._staging.give_back(ended.job_id)
         state = self._saving.pop(ended.job_id)
         state.may_save = state.may_save and ended.status is Status.OK
         if state.ssd_use is not None:

@@ -1,7 +1,7 @@
 """The worker half: turns a step's orders into verbs of `CacheWorker`, and results into a report."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.deployment import Deployment
@@ -18,10 +18,18 @@ from flexkv_core.types import JobId
 from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
 
 if TYPE_CHECKING:
+    import torch
+
+    from flexkv_connectors.common.gpu_share import GpuShare
     from flexkv_core.layout import PagePool
     from flexkv_core.transfer.lane import Lane
 
-__all__ = ["WorkerHalf"]
+__all__ = ["WorkerHalf", "are_on_gpu"]
+
+
+def are_on_gpu(slabs: "Sequence[torch.Tensor]") -> bool:
+    """Tell whether the engine's KV is in device memory; the first tensor speaks for all."""
+    return bool(slabs[0].is_cuda)
 
 
 class WorkerHalf:
@@ -44,45 +52,47 @@ class WorkerHalf:
         self._namespace = namespace
         # Asked here, before any rank has taken its part: later the others' would count as used.
         self._budget_bytes = host_budget_bytes(deployment) if deployment.is_owner else 0
+        self._slabs: Sequence[torch.Tensor] = ()
+        self._pages: PagePool | None = None
         self._pool: HostPool | None = None
+        self._gpu: GpuShare | None = None
         self._worker: CacheWorker | None = None
         self._ssd: SsdShare | None = None
         self._results: list[TransferResult] = []
         self._loading: dict[JobId, int] = {}
 
-    def open(self) -> StepReport:
+    def open(self, slabs: "Sequence[torch.Tensor]", pages: "PagePool") -> StepReport:
         """Open this rank's share of the tiers, if it owns one, and say what there is.
+
+        Args:
+            slabs: The engine's KV, `[blocks, heads, tokens, content]` for each layer and plane.
+            pages: The same, described.
 
         Raises:
             ConfigError: The host tier does not fit into this machine, or the SSD tier has no
-                directory.
+                directory, or the GPU is full.
+            TierError: Host memory cannot be had, or not be pinned.
         """
         deployment = self._deployment
+        self._slabs, self._pages = slabs, pages
         if not deployment.is_owner:
             return StepReport(rank=deployment.rank)
-        self._pool = open_host_pool(deployment, self._budget_bytes)
+        pool = open_host_pool(deployment, self._budget_bytes)
         quota_bytes = deployment.ssd_quota_bytes
         if self._namespace is not None and quota_bytes is not None:
-            self._ssd = SsdShare(deployment, self._namespace, self._pool, quota_bytes)
+            self._ssd = SsdShare(deployment, self._namespace, pool, quota_bytes)
+        self._start(pool)
         report = self.take_report()
-        report.pool = self._pool.address
+        report.pool = pool.address
+        report.staging = self._gpu.lane.save_places if self._gpu is not None else None
         return report
 
-    def start(self, pages: "PagePool", reports: Iterable[StepReport]) -> None:
-        """Begin to copy between `pages` and the pool of this rank's owner, who reports it."""
-        deployment = self._deployment
-        if self._pool is None:
-            owner = next(report for report in reports if report.rank == deployment.owner)
+    def attach(self, reports: Iterable[StepReport]) -> None:
+        """Read the pool of this rank's owner, who reports it, if this rank has none of its own."""
+        if self._worker is None:
+            owner = next(told for told in reports if told.rank == self._deployment.owner)
             assert owner.pool is not None, "owners report their pools"
-            self._pool = HostPool.attach(owner.pool)
-        threads = deployment.cache.copy_threads or min(2, len(os.sched_getaffinity(0)))
-        lane = CpuLane(
-            deployment.rank, pages, deployment.block_format, self._pool, num_threads=threads
-        )
-        lanes: Mapping[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
-        if self._ssd is not None:
-            lanes = {**lanes, **self._ssd.lanes}
-        self._worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
+            self._start(HostPool.attach(owner.pool))
 
     def load(self, orders: StepOrders) -> list[int]:
         """Begin this step's loads, and its copies between host memory and SSD.
@@ -136,10 +146,35 @@ class WorkerHalf:
     def shutdown(self) -> None:
         """Stop copying and give the host memory back."""
         drained = self._worker is None or self._worker.shutdown(timeout_s=2.0)
+        if self._gpu is not None and drained:
+            self._gpu.close()
         if self._ssd is not None and drained:
             self._ssd.close()
         if self._pool is not None:
             self._pool.close()
+
+    def _start(self, pool: HostPool) -> None:
+        """Begin to copy between the engine's pages and `pool`."""
+        deployment, lane = self._deployment, self._open_lane(pool)
+        lanes: Mapping[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
+        if self._ssd is not None:
+            lanes = {**lanes, **self._ssd.lanes}
+        self._pool = pool
+        self._worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
+
+    def _open_lane(self, pool: HostPool) -> "Lane":
+        """Open the lane to where the engine's pages lie."""
+        deployment, pages = self._deployment, self._pages
+        assert pages is not None
+        if are_on_gpu(self._slabs):
+            from flexkv_connectors.common.gpu_share import (  # noqa: PLC0415 it imports Triton
+                GpuShare,
+            )
+
+            self._gpu = GpuShare(deployment, self._slabs, pages, pool)
+            return self._gpu.lane
+        threads = deployment.cache.copy_threads or min(2, len(os.sched_getaffinity(0)))
+        return CpuLane(deployment.rank, pages, deployment.block_format, pool, num_threads=threads)
 
     def _submit(self, plans: Iterable[TransferPlan]) -> None:
         assert self._worker is not None
