@@ -87,7 +87,7 @@ class Request:
     num_loaded: int = 0
     num_prompt: int = 0
     pages: list = field(default_factory=list)
-    state: str = "new"
+    phase: str = "new"
     num_told_pages: int = 0
     num_told_tokens: int = 0
 
@@ -143,9 +143,7 @@ class Engine:
         self.arguments = arguments_for(folder, ranks, **changes)
         self.ranks = Ranks(ranks)
         forget_connector()
-        sys.modules.update(
-            stand_ins(GENERATIONS[generation], rank=self.ranks.rank, gather=self.ranks.gather)
-        )
+        self._install(GENERATIONS[generation])
         from flexkv_connectors.tensorrt_llm import FlexKVScheduler, FlexKVWorker
 
         # On rank 0 the engine builds both at the same time, in threads of their own.
@@ -166,6 +164,11 @@ class Engine:
         self.answered = [(set(), set()) for _ in range(ranks)]
         self.offers = {}
         self.num_computed_tokens = 0
+
+    def _install(self, generation):
+        """Put what the connector imports of the engine into `sys.modules`."""
+        ranks = self.ranks
+        sys.modules.update(stand_ins(generation, rank=ranks.rank, gather=ranks.gather))
 
     def register(self):
         self.ranks.run(lambda rank: self.workers[rank].register_kv_caches(self.pools[rank]))
@@ -206,11 +209,11 @@ class Engine:
 
     def iterate(self):
         """Run one loop; an idle one only asks what has finished."""
-        batch = [request for request in self.active if request.state in ("new", "run")]
-        started = [request for request in batch if request.state == "new" and self._place(request)]
-        batch = [request for request in batch if request.state == "run"]
+        batch = [request for request in self.active if request.phase in ("new", "run")]
+        started = [request for request in batch if request.phase == "new" and self._place(request)]
+        batch = [request for request in batch if request.phase == "run"]
         if batch or started:
-            self._step(batch)
+            self._step(batch, started)
         self._ask([request.request_id for request in started])
 
     def run(self, *requests):
@@ -230,21 +233,27 @@ class Engine:
 
     def _place(self, request):
         """Give a request its pages; return whether it loads beside the batch."""
-        number = self.scheduler.get_num_new_matched_tokens(request, request.num_local)
-        num_tokens, is_async = number
-        assert num_tokens or not is_async, "the engine raises on (0, True)"
+        num_tokens, is_async = self._match(request)
         assert request.num_local + num_tokens < request.num_prompt, "one token has to be computed"
         self.offers[request.request_id] = num_tokens
         self._grow(request, request.num_prompt)
         for position in range(request.num_local):
             self.write(request, position)
-        self.scheduler.update_state_after_alloc(request, list(request.pages))
+        self._accept(request)
         request.num_computed = request.num_local + num_tokens
         request.num_loaded = 0 if is_async else num_tokens
-        request.state = "loading" if is_async else "run"
+        request.phase = "loading" if is_async else "run"
         if is_async:
             self.loading[request.request_id] = request
         return is_async
+
+    def _match(self, request):
+        num_tokens, is_async = self.scheduler.get_num_new_matched_tokens(request, request.num_local)
+        assert num_tokens or not is_async, "the engine raises on (0, True)"
+        return num_tokens, is_async
+
+    def _accept(self, request):
+        self.scheduler.update_state_after_alloc(request, list(request.pages))
 
     def _grow(self, request, num_tokens):
         while len(request.pages) * PAGE < num_tokens:
@@ -253,19 +262,24 @@ class Engine:
                 pool[page] = POISON
             request.pages.append(page)
 
-    def _step(self, batch):
-        output = self._describe(batch)
-        metadata = pickle.dumps(self.scheduler.build_connector_meta(output))
-        self.ranks.run(lambda rank: self._before(self.workers[rank], pickle.loads(metadata)))
+    def _step(self, batch, started):
+        for request in batch:
+            self._grow(request, len(request.tokens))
+        self._announce(batch, started)
+        self.ranks.run(lambda rank: self._before(self.workers[rank]))
         for request in batch:
             self._forward(request)
         self.ranks.run(lambda rank: self.workers[rank].wait_for_save(None))
         for request in batch:
             self._sample(request)
 
+    def _announce(self, batch, started):
+        """Describe the batch to the scheduler, and bring its metadata to every worker."""
+        metadata = pickle.dumps(self.scheduler.build_connector_meta(self._describe(batch)))
+        self.ranks.run(lambda rank: self.workers[rank].bind_connector_meta(pickle.loads(metadata)))
+
     @staticmethod
-    def _before(worker, metadata):
-        worker.bind_connector_meta(metadata)
+    def _before(worker):
         worker.start_load_kv(None)
         for layer in range(LAYERS):
             worker.wait_for_layer_load(layer, None)
@@ -274,7 +288,6 @@ class Engine:
     def _describe(self, batch):
         output = SimpleNamespace(new_requests=[], cached_requests=[], attention_dp_rank=None)
         for request in batch:
-            self._grow(request, len(request.tokens))
             is_new = request.num_told_tokens == 0
             data = SimpleNamespace(
                 request_id=request.request_id,
@@ -312,12 +325,15 @@ class Engine:
     def end(self, request):
         """End a request, or abort it wherever it is."""
         self.active.remove(request)
-        request.state = "ended"
-        if self.scheduler.request_finished(request, list(request.pages)):
+        request.phase = "ended"
+        if self._is_saving(request):
             self.ending[request.request_id] = request
         else:
             assert request.request_id not in self.loading, "pages would be written to after this"
             self._free(request)
+
+    def _is_saving(self, request):
+        return self.scheduler.request_finished(request, list(request.pages))
 
     def _free(self, request):
         for page in request.pages:
@@ -339,7 +355,7 @@ class Engine:
                 answered[kind].update(numbers)
         for number in [n for n in self.loading if all(n in seen[1] for seen in self.answered)]:
             request = self.loading.pop(number)
-            if request.state == "loading":
-                request.state = "run"
+            if request.phase == "loading":
+                request.phase = "run"
         for number in [n for n in self.ending if all(n in seen[0] for seen in self.answered)]:
             self._free(self.ending.pop(number))

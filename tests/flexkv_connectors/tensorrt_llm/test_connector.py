@@ -175,7 +175,7 @@ def test_a_request_whose_pages_were_taken_away_is_matched_anew(start):
         engine.iterate()
     engine.scheduler.request_reset(request)
     engine._free(request)
-    request.pages, request.state = [], "new"
+    request.pages, request.phase = [], "new"
     request.num_told_pages = request.num_told_tokens = 0
     request.num_prompt = len(request.tokens)
     engine.answered[0][1].clear()
@@ -210,7 +210,7 @@ def test_metadata_that_the_engine_shows_again_is_not_done_again(start):
     assert not engine.pools[0].any()
     engine.pools[0].copy_(before)
     engine.run()
-    assert request.state == "ended"
+    assert request.phase == "ended"
 
 
 class Held:
