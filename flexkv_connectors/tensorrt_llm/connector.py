@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from flexkv_connectors.common.deployment import Deployment
 from flexkv_connectors.common.fault_barrier import FaultBarrier
-from flexkv_connectors.tensorrt_llm.deployment import num_planes_of, read_cache_config, translate
+from flexkv_connectors.tensorrt_llm.deployment import read_cache_config, translate
 from flexkv_connectors.tensorrt_llm.exchange import Exchange
 from flexkv_connectors.tensorrt_llm.identity import namespace_of, why_no_identity
 from flexkv_connectors.tensorrt_llm.interface import (
@@ -236,8 +236,7 @@ class FlexKVWorker(KvCacheConnectorWorker):
     @_refusals_in_one_line()
     def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
         """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
-        settings, deployment = self._settings, self._deployment
-        num_planes = num_planes_of(settings)
+        deployment, num_planes = self._deployment, self._settings.num_planes
         try:
             slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
             if are_on_gpu(slabs) and not deployment.cache.enable_gpu:

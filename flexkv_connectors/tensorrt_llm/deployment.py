@@ -9,7 +9,7 @@ from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
 
-__all__ = ["num_planes_of", "read_cache_config", "translate"]
+__all__ = ["read_cache_config", "translate"]
 
 
 def read_cache_config() -> CacheConfig:
@@ -19,11 +19,6 @@ def read_cache_config() -> CacheConfig:
         ConfigError: One sentence about the first option that cannot be used.
     """
     return parse_config(read_environment())
-
-
-def num_planes_of(settings: EngineSettings) -> int:
-    """Return how many rows a page has in each layer: K and V, or a latent."""
-    return 1 if settings.is_mla else 2
 
 
 def translate(settings: EngineSettings, cache: CacheConfig, rank: int) -> Deployment:
@@ -42,7 +37,7 @@ def translate(settings: EngineSettings, cache: CacheConfig, rank: int) -> Deploy
     if max(num_heads, degree) % min(num_heads, degree):
         msg = f"{num_heads} KV heads cannot be spread evenly over {degree} ranks"
         raise ConfigError(msg)
-    token_bytes = num_planes_of(settings) * settings.head_size * settings.element_bytes
+    token_bytes = settings.num_planes * settings.head_size * settings.element_bytes
     return Deployment(
         cache=cache,
         rank=rank % degree,

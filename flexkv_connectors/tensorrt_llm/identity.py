@@ -6,7 +6,6 @@ Fields and names of `overrides` are those of `flexkv_connectors.vllm.identity`.
 from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.deployment import Deployment
 from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
-from flexkv_connectors.tensorrt_llm.deployment import num_planes_of
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.model_identity import identify_model
@@ -45,7 +44,7 @@ def namespace_of(settings: EngineSettings, deployment: Deployment) -> Namespace:
         num_layers=settings.num_layers,
         num_kv_heads=deployment.total_heads,
         key_head_size=settings.head_size,
-        value_head_size=settings.head_size if num_planes_of(settings) > 1 else 0,
+        value_head_size=settings.head_size if settings.num_planes > 1 else 0,
         draft_model="",
         num_draft_layers=0,
         block_tokens=deployment.block_tokens,

@@ -1,10 +1,9 @@
 """TensorRT-LLM's KV pools as page geometry.
 
-Both cache managers keep K, and V, of one page and layer as one flat row. Its order is
-`[heads, tokens, head size]`: the kernels place element `channel` of a head's token at
-`head * tokens_per_block * head_size + token * head_size + channel` (`getKVLocalIdx` in
-cpp/tensorrt_llm/kernels/kvCacheUtils.h @ 1.0 to 1.4). FlashInfer's backend has kept tokens
-outermost in some versions, so only the default backend is accepted (`deployment`).
+Both cache managers keep K, and V, of one page and layer as one flat row, in the order that the
+kernels of the default attention backend like: `[heads, tokens, head size]`. Source: `getKVLocalIdx`
+in cpp/tensorrt_llm/kernels/kvCacheUtils.h @ 0ccf903. FlashInfer's backend has kept tokens outermost
+in some versions, so no other backend is served (`settings`).
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """The scheduler half: turns the engine's calls into verbs of `CacheManager`."""
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,11 @@ from flexkv_core.types import JobId
 
 __all__ = ["SchedulerHalf"]
 
+logger = logging.getLogger(__name__)
+
+_LOG_INTERVAL_S = 60.0
+"""The engine has no metrics of connectors: what was counted goes to the log."""
+
 
 class SchedulerHalf:
     """Decides for one engine what is loaded and saved.
@@ -42,6 +48,7 @@ class SchedulerHalf:
         self._offered: dict[int, RequestState] = {}
         """Requests whose load is promised and not planned."""
 
+        self._logged_s = time.monotonic()
         self._loading: dict[JobId, RequestState] = {}
         self._saving: dict[JobId, RequestState] = {}
 
@@ -49,11 +56,6 @@ class SchedulerHalf:
     def manager(self) -> CacheManager | None:
         """The control plane; None until the workers have opened the host tier."""
         return self._manager
-
-    @property
-    def counters(self) -> Counters:
-        """What has been counted; the engine has no place for it."""
-        return self._counters
 
     def match(self, request: Any, num_local_tokens: int) -> int:  # noqa: ANN401 LlmRequest
         """Return how many tokens beyond the engine's own hit are offered; whole pages.
@@ -100,6 +102,9 @@ class SchedulerHalf:
             BrokenPromiseError: A load that the engine waits for cannot be planned.
         """
         self.digest()
+        if time.monotonic() - self._logged_s > _LOG_INTERVAL_S:
+            self._logged_s = time.monotonic()
+            logger.info("cache.counts %s", self.take_counts())
         computed = list(self._scheduled(output))
         placed = [state for state in self._offered.values() if state.page_ids]
         saves = [self._plan_save(state, num_tokens) for state, num_tokens in computed]

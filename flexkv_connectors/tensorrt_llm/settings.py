@@ -53,6 +53,11 @@ class EngineSettings:
         return bool(self.config.get("kv_lora_rank"))
 
     @property
+    def num_planes(self) -> int:
+        """Rows of a page in each layer: K and V, or a latent."""
+        return 1 if self.is_mla else 2
+
+    @property
     def num_kv_heads(self) -> int:
         """KV heads of the whole model; 1 for MLA."""
         if self.is_mla:
@@ -73,6 +78,10 @@ class EngineSettings:
         """Size of one element of the KV."""
         return 1 if self.kv_dtype.startswith("fp8") else _SIZES[self.kv_dtype]
 
+
+_NOT_PLAIN = ("disk_cache_size", "host_cache_size", "max_attention_window", "sink_token_length")
+"""Options of the KV cache under which a block is not a page of the pool by its number, or not all
+of its tokens are kept: with a host cache of its own, blocks of the engine change their places."""
 
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -132,16 +141,15 @@ def _kv_dtype(option: object, default: str) -> str:
 
 def _unsupported(arguments: Any) -> str:  # noqa: ANN401 TorchLlmArgs
     """Name what keeps an engine's arguments from being served."""
+    kv_cache = arguments.kv_cache_config
     cases = {
         "pipeline_parallel_size above 1": int(arguments.pipeline_parallel_size) > 1,
         "context_parallel_size above 1": int(arguments.context_parallel_size) > 1,
         "max_beam_width above 1": int(arguments.max_beam_width or 1) > 1,
         "speculative_config": arguments.speculative_config is not None,
         "sparse_attention_config": getattr(arguments, "sparse_attention_config", None) is not None,
-        "kv_cache_config.max_attention_window": bool(
-            arguments.kv_cache_config.max_attention_window
-        ),
         f"attn_backend {arguments.attn_backend}": arguments.attn_backend != "TRTLLM",
+        **{f"kv_cache_config.{name}": bool(getattr(kv_cache, name, None)) for name in _NOT_PLAIN},
     }
     return next((name for name, applies in cases.items() if applies), "")
 
@@ -151,6 +159,8 @@ def _unsupported_model(config: Mapping[str, Any]) -> str:
     kinds = set(config.get("layer_types") or ()) - {"full_attention"}
     if kinds:
         return f"a model with {', '.join(sorted(kinds))}"
+    if config.get("is_encoder_decoder"):
+        return "an encoder-decoder model"
     if config.get("sliding_window") and config.get("use_sliding_window", True):
         return "a model with a sliding window"
     return "a model with an index beside its KV" if config.get("index_head_dim") else ""

@@ -184,6 +184,15 @@ def test_a_request_whose_pages_were_taken_away_is_matched_anew(start):
     assert engine.offers[2] == 24
 
 
+def test_pages_that_were_taken_away_before_their_load_are_not_written_to(start):
+    engine = start()
+    engine.run(Request(1, prompt(20)))
+    request = Request(2, prompt(20))
+    engine._place(request)
+    engine.scheduler.request_reset(request)
+    assert engine.scheduler.build_connector_meta(engine._describe([])).loads == []
+
+
 def test_a_forward_pass_that_did_not_take_place_saves_nothing(start):
     """Under attention data parallelism another rank can call a step off."""
     engine = start()
