@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
 
-__all__ = ["GENERATIONS", "Generation", "Method", "stand_ins"]
+__all__ = [
+    "GENERATIONS",
+    "Generation",
+    "Method",
+    "RequestState",
+    "forget_connector",
+    "stand_ins",
+    "stand_ins_for_the_manager",
+]
 
 
 class Method(NamedTuple):

@@ -119,6 +119,11 @@ class ManagedEngine(Engine):
     def commit_and_get_block_hashes(self, request):
         return []
 
+    @property
+    def kv_cache_manager(self):
+        """What the real manager asks for the pages of requests."""
+        return self
+
     def _match(self, request):
         num_tokens = self.manager.get_num_new_matched_tokens(request, request.num_local)
         return num_tokens, request.request_id in self.manager.new_async_requests.loading
@@ -137,7 +142,7 @@ class ManagedEngine(Engine):
             context_requests_last_chunk=prompts + started,
             generation_requests=answers,
         )
-        self.manager.build_scheduler_output(scheduled, self)
+        self.manager.build_scheduler_output(scheduled, self.kv_cache_manager)
         if hasattr(self.manager, "take_scheduled_requests_pending_load"):
             self.manager.take_scheduled_requests_pending_load(scheduled)
             assert scheduled.context_requests_last_chunk == prompts
@@ -159,6 +164,23 @@ class ManagedEngine(Engine):
             request = self.loading.pop(number)
             if request.phase == "loading":
                 request.phase = "run"
+
+
+class GroupedEngine(ManagedEngine):
+    """One with the second cache manager, which speaks of layer groups."""
+
+    @property
+    def kv_cache_manager(self):
+        module = sys.modules["tensorrt_llm._torch.pyexecutor.kv_cache.kv_cache_manager_v2"]
+        manager = module.KVCacheManagerV2()
+        manager.get_page_indices_by_layer_group = lambda request: [list(request.pages)]
+        return manager
+
+    def _accept(self, request):
+        self.manager.update_state_after_alloc(request, [], [list(request.pages)])
+
+    def _is_saving(self, request):
+        return self.manager.request_finished(request, [], [list(request.pages)])
 
 
 @pytest.fixture(params=range(len(contract.GENERATIONS)))
@@ -207,3 +229,12 @@ def test_loads_within_the_step_pass_the_real_manager(engine, tmp_path, monkeypat
     assert other.offers[2] == 16
     assert not other.loading
     other.close()
+
+
+@pytest.mark.skipif(contract.GENERATIONS[1] not in THERE, reason="the checkout is of another time")
+def test_the_real_manager_speaks_of_layer_groups(tmp_path):
+    engine = GroupedEngine(tmp_path, generation=1).register()
+    engine.run(EngineRequest(1, prompt(20), num_new=14))
+    engine.run(EngineRequest(2, prompt(30)))
+    assert engine.offers == {1: 0, 2: 16}
+    engine.close()

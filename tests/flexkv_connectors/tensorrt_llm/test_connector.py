@@ -1,5 +1,7 @@
 """The connector under an engine that plays TensorRT-LLM's call order."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engine_double import HEADS, LAYERS, PAGE, SIZE, Engine, Request, kv_of
@@ -123,6 +125,29 @@ def test_a_token_that_no_key_can_be_made_of_costs_its_request_the_cache(start):
     engine.run(Request(1, [*prompt(12), -1, *prompt(12)]))
     engine.run(Request(2, prompt(12)))
     assert engine.offers == {1: 0, 2: 0}
+
+
+def test_the_second_cache_manager_is_served_too(tmp_path):
+    """It describes the same memory by regions."""
+    engine = Engine(tmp_path)
+    pool = engine.pools[0]
+    region = SimpleNamespace(
+        size=pool[0].nbytes,
+        buffers=[
+            SimpleNamespace(layer_id=layer, role=role, expansion=1)
+            for layer in range(LAYERS)
+            for role in ("key", "value")
+        ],
+        as_tensor=lambda: pool.view(len(pool), -1).view(torch.uint8),
+    )
+    group = SimpleNamespace(
+        layer_ids=range(LAYERS), window_size=None, regions=[region], replicated_regions=()
+    )
+    engine.workers[0].register_kv_cache_layout(SimpleNamespace(groups=[group]))
+    engine.run(Request(1, prompt(20)))
+    engine.run(Request(2, prompt(20)))
+    assert engine.offers[2] == 16
+    engine.close()
 
 
 def test_many_requests_at_once_in_chunks(start):
