@@ -53,10 +53,10 @@ def require_engine(arguments: object) -> None:
         UnsupportedEngineError: One sentence.
     """
     require_supported("tensorrt_llm", str(importlib.import_module("tensorrt_llm").__version__))
-    if not hasattr(arguments, "kv_cache_config"):
+    if not hasattr(getattr(arguments, "kv_cache_config", None), "tokens_per_block"):
         msg = (
-            f"this TensorRT-LLM gives {type(arguments).__name__} to connectors instead of the "
-            "arguments of its LLM API, so that nobody knows what it serves: install 1.1 or newer"
+            f"this TensorRT-LLM gives a {type(arguments).__name__} to connectors that does not say "
+            "how it keeps KV, as the arguments of its LLM API do from 1.1 on: install a newer one"
         )
         raise UnsupportedEngineError(msg)
 

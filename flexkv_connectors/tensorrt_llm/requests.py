@@ -17,7 +17,6 @@ _THIS_PROCESS = secrets.token_bytes(16)
 """What the engine calls a LoRA is a number of the user's; it means nothing to other processes."""
 
 _MORE_THAN_TOKENS = (
-    "encoder_tokens",
     "mrope_rotary_cos_sin",
     "multimodal_embedding",
     "multimodal_hashes",

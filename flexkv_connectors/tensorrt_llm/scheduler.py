@@ -85,15 +85,22 @@ class SchedulerHalf:
             state.page_ids = list(page_ids)
 
     def shorten(self, number: int, dropped: range) -> None:
-        """Take tokens off the begin or the end of an offer: the engine has them, or no room."""
+        """Take tokens off the begin or the end of an offer: the engine has them, or no room.
+
+        Pages that it still counts on in part stay whole.
+        """
         state = self._offered.get(number)
         if state is None:
             return
-        offer = state.offer
-        if dropped.start <= offer.start:
-            state.offer = range(max(offer.start, dropped.stop), offer.stop)
+        start, stop = state.offer.start, state.offer.stop
+        if dropped.start <= start:
+            start = max(start, dropped.stop)
         else:
-            state.offer = range(offer.start, min(offer.stop, dropped.start))
+            stop = min(stop, dropped.start)
+        page_tokens = self._deployment.page_tokens
+        state.offer = range(
+            start // page_tokens * page_tokens, -(-stop // page_tokens) * page_tokens
+        )
 
     def build_orders(self, output: Any) -> StepOrders:  # noqa: ANN401 SchedulerOutput
         """Decide this step's saves and plan what was promised.

@@ -104,7 +104,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
     return EngineSettings(
         model=model,
         revision=revision,
-        load_format=str(getattr(arguments.load_format, "name", arguments.load_format)).lower(),
+        load_format=_load_format(arguments),
         dtype=canonical_dtype(dtype),
         kv_dtype=_kv_dtype(kv_cache.dtype, quantization.get("kv_cache_quant_algo") or dtype),
         quantization=str(quantization.get("quant_algo") or "").lower(),
@@ -117,6 +117,16 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
         num_engines=ranks if is_alone else 1,
         unsupported=_unsupported(arguments) or _unsupported_model(text),
     )
+
+
+def _load_format(arguments: Any) -> str:  # noqa: ANN401 TorchLlmArgs
+    """Name how weights are found; code of the user's own may take them from anywhere."""
+    if getattr(arguments, "checkpoint_loader", None) is not None:
+        return "checkpoint_loader"
+    checkpoint_format = getattr(arguments, "checkpoint_format", None)
+    if checkpoint_format not in (None, "HF"):
+        return str(checkpoint_format)
+    return str(getattr(arguments.load_format, "name", arguments.load_format)).lower()
 
 
 def _own_or(option: object, default: str) -> str:

@@ -69,7 +69,7 @@ def test_an_engine_that_does_not_say_what_it_serves_is_refused(given):
     sys.modules.update(stand_ins(GENERATIONS[0]))
     from flexkv_connectors.tensorrt_llm import FlexKVScheduler
 
-    with pytest.raises(UnsupportedEngineError, match=r"install 1\.1 or newer") as refused:
+    with pytest.raises(UnsupportedEngineError, match="install a newer one") as refused:
         FlexKVScheduler(*given)
     assert one_sentence(refused)
 

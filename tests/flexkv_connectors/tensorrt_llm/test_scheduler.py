@@ -123,7 +123,13 @@ def test_an_offer_waits_for_its_pages(half):
 
 
 @pytest.mark.parametrize(
-    ("dropped", "pages"), [(range(8), [12, 13, 14, 15]), (range(12, 24), [10, 11, 12])]
+    ("dropped", "pages"),
+    [
+        (range(8), [12, 13, 14, 15]),
+        (range(6), [11, 12, 13, 14, 15]),
+        (range(12, 24), [10, 11, 12]),
+        (range(10, 24), [10, 11, 12]),
+    ],
 )
 def test_an_offer_is_shortened_at_either_end(half, dropped, pages):
     save(half)

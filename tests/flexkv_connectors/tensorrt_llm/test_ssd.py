@@ -69,9 +69,12 @@ def test_other_weights_at_the_same_path_miss(start):
     assert not {"restored_blocks", "promoted_blocks"} & counts.keys()
 
 
-def test_without_a_name_for_the_weights_there_is_no_ssd_tier(start, tmp_path):
-    (tmp_path / "model").mkdir()
-    engine = Engine(tmp_path / "model", load_format="dummy").register()
+@pytest.mark.parametrize(
+    "change",
+    [{"load_format": "dummy"}, {"checkpoint_loader": object()}, {"checkpoint_format": "MX"}],
+)
+def test_without_a_name_for_the_weights_there_is_no_ssd_tier(tmp_path, caplog, change):
+    engine = Engine(tmp_path, **change).register()
     assert engine.workers[0]._half._ssd is None
+    assert "set weight_version" in caplog.text
     engine.close()
-    start()
