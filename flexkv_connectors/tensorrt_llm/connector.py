@@ -25,7 +25,7 @@ from flexkv_connectors.tensorrt_llm.promises import Promises
 from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings, read_settings
 from flexkv_connectors.tensorrt_llm.worker import WorkerHalf, are_on_gpu
-from flexkv_core.errors import ConfigError, FlexKVError
+from flexkv_core.errors import BrokenPromiseError, ConfigError, FlexKVError
 from flexkv_core.namespace import Namespace
 
 if TYPE_CHECKING:
@@ -205,7 +205,10 @@ class FlexKVWorker(KvCacheConnectorWorker):
     @override
     def start_load_kv(self, stream: "torch.cuda.Stream") -> None:
         orders, self._unloaded = self._unloaded, StepOrders()
-        self._barrier.run(lambda: self._load(orders), self._promises.require_kept)
+        is_late = self._deployment.cache.load_async
+        self._barrier.run(
+            lambda: self._load(orders), _nothing if is_late else self._promises.require_kept
+        )
 
     @override
     def wait_for_layer_load(self, layer_idx: int, stream: "torch.cuda.Stream") -> None:
@@ -225,8 +228,14 @@ class FlexKVWorker(KvCacheConnectorWorker):
         self, finished_gen_req_ids: list[int], started_loading_req_ids: list[int]
     ) -> tuple[list[int], list[int]]:
         self._promises.ask(started_loading_req_ids, finished_gen_req_ids)
-        self._barrier.run(self._collect, self._promises.require_kept)
-        self._mailbox.post(self._exchange.all_reports(self._report))
+        self._barrier.run(self._collect, _nothing)
+        reports = self._exchange.all_reports(self._report)
+        if broken := next((told for told in reports if told.must_stop), None):
+            msg = (
+                f"rank {broken.rank} cannot fill pages that the engine counts on: {broken.refusal}"
+            )
+            raise BrokenPromiseError(msg)  # on every rank: the others would wait for this one
+        self._mailbox.post(reports)
         return self._promises.answer()
 
     def shutdown(self) -> None:
@@ -261,7 +270,11 @@ class FlexKVWorker(KvCacheConnectorWorker):
         self._promises.keep(self._half.take_loaded())
 
     def _report(self) -> StepReport:
-        rank, barrier = self._deployment.rank, self._barrier
-        return barrier.run(
-            self._half.take_report, lambda: StepReport(rank=rank, refusal=barrier.reason)
+        return self._barrier.run(self._half.take_report, self._refuse)
+
+    def _refuse(self) -> StepReport:
+        return StepReport(
+            rank=self._deployment.rank,
+            refusal=self._barrier.reason,
+            must_stop=not self._promises.are_kept,
         )

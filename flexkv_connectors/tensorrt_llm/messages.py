@@ -52,3 +52,6 @@ class StepReport(msgspec.Struct, kw_only=True):
 
     refusal: str = ""
     """Why it cannot take part, in one clause; the engine is then served without caching."""
+
+    must_stop: bool = False
+    """The engine counts on pages that this rank will not fill: every rank stops with it."""

@@ -59,6 +59,11 @@ class Promises:
         self._kept -= loaded
         return sorted(ended), sorted(loaded)
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether the engine counts on nothing that is not there."""
+        return not self._open
+
     def require_kept(self) -> None:
         """Stop the engine if it counts on pages that nobody will fill.
 

@@ -41,11 +41,32 @@ def fail(engine, rank, *, loads):
     worker.submit = submit_or_fail
 
 
-def test_a_load_that_fails_stops_the_engine_and_is_never_reported_as_done(engine):
+def test_a_load_that_fails_stops_every_rank_and_is_never_reported_as_done(engine):
     fail(engine, 1, loads=True)
+    engine.submit(Request(2, prompt(20)))
+    stopped = []
+
+    def ask(rank):
+        with pytest.raises(BrokenPromiseError, match=r"rank 1 cannot fill .*: planted"):
+            engine.workers[rank].get_finished([], [2])
+        stopped.append(rank)
+
+    engine._ask = lambda started: engine.ranks.run(ask)
+    engine.iterate()
+    assert sorted(stopped) == [0, 1]
+
+
+def test_a_load_within_the_step_that_fails_stops_before_the_forward_pass(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXKV_LOAD_ASYNC", "false")
+    engine = Engine(tmp_path).register()
+    engine.run(Request(1, prompt(20)))
+    fail(engine, 0, loads=True)
+    computed = engine.num_computed_tokens
     engine.submit(Request(2, prompt(20)))
     with pytest.raises(BrokenPromiseError, match="requests \\[2\\] was promised"):
         engine.iterate()
+    assert engine.num_computed_tokens == computed
+    engine.close()
 
 
 def test_a_save_that_fails_on_one_rank_is_a_miss_for_all(engine):
