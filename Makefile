@@ -67,7 +67,7 @@ setup-sglang: $(SGLANG) ## Make .venv-sglang with real SGLang, to run on a CPU
 
 setup-gpu: $(GPU) ## Make .venv-gpu with real vLLM for CUDA
 
-bench: $(ENGINE) ## Measure; writes JSON rows and the table in benchmarks/README.md
+bench: $(ENGINE) $(SGLANG) ## Measure; writes JSON rows and the table in benchmarks/README.md
 	@PYTHONSAFEPATH= $(BIN)/python -m benchmarks
 
 bench-gpu: $(GPU) ## Measure on the GPU of this machine: the lane, then real vLLM; writes JSON rows

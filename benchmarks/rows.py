@@ -32,6 +32,7 @@ CIRCUMSTANCES = (
     "torch",
     "triton",
     "vllm",
+    "sglang",
     "lmcache",
     "model",
     "load_at_start",
