@@ -101,7 +101,12 @@ class Contender:
             MODEL["num_hidden_layers"], heads, size, torch.bfloat16, case.page_tokens
         )
         self._rig = ControllerRig(
-            folder / "model", case.layout, options, NUM_PAGES, geometry, backend
+            folder / "model",
+            case.layout,
+            options,
+            backend=backend,
+            num_pages=NUM_PAGES,
+            geometry=geometry,
         )
         self._rig.fill(1)
         self._pages = self._rig.pool.kv_buffer.clone()
