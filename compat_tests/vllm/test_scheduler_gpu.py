@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from test_scheduler_contract import CONNECTOR, INTERESTING, play
 
+from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_core.metrics import Counters
 from flexkv_core.transfer.gpu_lane import GpuLane
 
@@ -58,6 +59,13 @@ def engine(bases, gpus):
     yield start
     for started in engines:
         started.close()
+
+
+@pytest.fixture
+def ssd(tmp_path, monkeypatch):
+    """Return the options of an SSD tier that is worth waiting for, however fast the model is."""
+    monkeypatch.setattr(PrefillSpeed, "seconds_for", lambda *_: None)
+    return {"ssd_cache_gb": 0.01, "ssd_cache_dir": str(tmp_path), "promotion_timeout_s": 60}
 
 
 def test_a_prompt_comes_back_from_the_host_tier(engine):
@@ -120,6 +128,16 @@ def test_a_fault_ends_a_load_only_after_its_last_write(engine, gpus, monkeypatch
 
 def broken(lane):
     raise RuntimeError("a bug of ours")
+
+
+def test_a_prompt_comes_back_from_ssd_through_the_host_tier(engine, counts, ssd):
+    engine = engine(options=ssd)
+    for prompt in [PROMPT, *([first, *PROMPT] for first in range(10)), PROMPT]:
+        engine.add(prompt, 4)
+        engine.drain()
+        assert engine.reset(running=False, connector=False)
+    engine.check_idle()
+    assert counts["ssd_load_tokens"] == engine.events["external tokens"] == 40
 
 
 def test_a_sleep_amid_copies_costs_hits_and_nothing_else(engine, gpus):
@@ -186,3 +204,13 @@ def test_scripts_end_with_right_tokens_and_nothing_left_over(bases, gpus):
     assert not missing - {"ended by error"}, f"these scripts prove nothing about {missing}"
     assert gpus.num_steps > 10_000
     assert events["external tokens"] > 1000
+
+
+def test_scripts_with_an_ssd_tier_end_with_right_tokens_and_nothing_left_over(
+    bases, gpus, counts, ssd, tmp_path
+):
+    for seed in range(40):
+        options = OPTIONS | ssd | {"ssd_cache_dir": str(tmp_path / str(seed))}
+        play(bases, GpuWeather(gpus), seed, load_async=True, options=options)
+    assert counts["ssd_load_tokens"] > 100
+    assert counts["ssd_corrupt_blocks"] == 0
