@@ -196,13 +196,15 @@ class GpuWeather:
         self._gpus.slowness = {1.0: 0.01, 0.5: 0.1, 0.2: 0.3}[chance]
 
 
-def test_scripts_end_with_right_tokens_and_nothing_left_over(bases, gpus):
+def test_scripts_end_with_right_tokens_and_nothing_left_over(bases, gpus, counts):
     events = Counter()
     for seed in range(150):
         events += play(bases, GpuWeather(gpus), seed, load_async=True, options=OPTIONS).events
     missing = INTERESTING - set(events) - {"failed loads", "failed saves", "loads", "saves"}
     assert not missing - {"ended by error"}, f"these scripts prove nothing about {missing}"
     assert gpus.num_steps > 10_000
+    assert counts["save_delayed_blocks"] > 1000
+    assert counts["save_failed_blocks"] == 0, "more was under way than the ring holds"
     assert events["external tokens"] > 1000
 
 

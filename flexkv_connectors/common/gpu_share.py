@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_core.errors import ConfigError, LayoutError
+from flexkv_core.errors import ConfigError, LayoutError, TierError
 from flexkv_core.layout import PagePool
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.pinning import PinnedPool, find_cuda_runtime
 from flexkv_core.transfer.cuda_device import CudaDevice
+from flexkv_core.transfer.device import Device, Stream
 from flexkv_core.transfer.gpu_lane import GpuLane
 from flexkv_core.transfer.segments import Limits
 
@@ -27,6 +29,8 @@ _MOST_OF_FREE = 4
 """Unless told, staging takes no more than a quarter of what is free. vLLM gives no hook before it
 has measured what the model needs and has taken the rest of `gpu_memory_utilization` for KV; its
 graphs are captured later and need room, too."""
+
+_WARM_UP_S = 60
 
 
 class Places(NamedTuple):
@@ -79,7 +83,9 @@ class GpuShare:
         Raises:
             ConfigError: The device is full.
             LayoutError: A page does not hold all of a token in one place.
-            TierError: The host pool cannot be pinned.
+            TierError: The host pool cannot be pinned, or the device does not copy.
+
+        Cost: pins at some GiB a second, and compiles the kernel.
         """
         if pages.behind is not None:
             raise LayoutError("K and V lie apart in a page: no GPU kernel is known to keep them so")
@@ -90,6 +96,7 @@ class GpuShare:
         places = staging_places(fmt.block_bytes, free_bytes, deployment.cache.gpu_staging_bytes)
         self._pinned = PinnedPool(pool, cuda)
         device = CudaDevice(layers, fmt, pool, num_places=places.save + places.load)
+        _warm_up(device)
         limits = Limits(
             num_pages=pages.num_pages,
             num_layers=pages.num_layers,
@@ -107,3 +114,20 @@ class GpuShare:
     def close(self) -> None:
         """Unpin the host pool; no copy may be under way."""
         self._pinned.close()
+
+
+def _warm_up(device: Device) -> None:
+    """Copy one page, then two, out and back: Triton compiles now what would stall a step later.
+
+    It compiles once for tables of even and once for tables of odd length.
+
+    Raises:
+        TierError: Nothing has come back in time.
+    """
+    for num_pages in (1, 2):
+        ids = np.arange(num_pages)
+        device.gather(ids, ids)
+        device.wait(Stream.IN, device.record(Stream.COMPUTE))
+        device.scatter(ids, ids)
+        if not device.wait_for(device.record(Stream.IN), _WARM_UP_S):
+            raise TierError("host", f"the GPU has not copied a page in {_WARM_UP_S} s")
