@@ -26,10 +26,14 @@ class StagingRoom:
         if self._num_places is not None:
             self._recorder.set("staging_capacity_blocks", self._num_places)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a ring to keep to."""
+        return self._num_places is not None
+
     def clip(self, num_blocks: int) -> int:
         """Return how many of `num_blocks` may be saved now; the others are counted as delayed."""
-        if self._num_places is None:
-            return num_blocks
+        assert self._num_places is not None, "nothing is clipped where there is no bound"
         num_now = min(num_blocks, self._num_places - sum(self._held.values()))
         self._recorder.add("save_delayed_blocks", num_blocks - num_now)
         return num_now

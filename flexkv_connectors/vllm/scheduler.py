@@ -330,9 +330,11 @@ class SchedulerHalf:
         keys = state.keys()
         if (use := self._use_of_ssd(state)) is not None:
             use.touch(keys)
-        num_known = min(num_blocks, self._manager.look(keys, tier="host").num_known)
-        state.num_tried_blocks = num_known + self._staging.clip(num_blocks - num_known)
-        reservation = self._manager.reserve(state.request_id, keys[: state.num_tried_blocks])
+        if self._staging.is_bounded:
+            num_known = min(num_blocks, self._manager.look(keys, tier="host").num_known)
+            num_blocks = num_known + self._staging.clip(num_blocks - num_known)
+        state.num_tried_blocks = num_blocks
+        reservation = self._manager.reserve(state.request_id, keys[:num_blocks])
         if isinstance(reservation, Refusal):
             return None
         per_block = self._deployment.pages_per_block
