@@ -79,6 +79,18 @@ def test_a_prompt_comes_back_from_the_host_tier(engine):
     assert engine.events["external tokens"] == 40
 
 
+def test_staging_is_sized_for_what_a_step_computes_or_as_asked(engine, gpus, monkeypatch):
+    from flexkv_connectors.vllm import gpu_share
+
+    seen = []
+    monkeypatch.setattr(
+        gpu_share, "staging_places", lambda *sizes: seen.append(sizes) or gpus.places
+    )
+    engine(max_batched_tokens=44, options={"gpu_staging_mb": 3})
+    ((_, step_blocks, _, asked_bytes),) = seen
+    assert (step_blocks, asked_bytes) == (6, 3 << 20)
+
+
 def test_a_prompt_larger_than_the_ring_is_saved_over_several_steps(engine, gpus, counts):
     gpus.set_rings(save=1, load=1)
     engine = engine(max_batched_tokens=48)
