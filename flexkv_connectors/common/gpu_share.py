@@ -131,17 +131,14 @@ def _places_on(device: torch.device, deployment: Deployment) -> Places:
 
 
 def _warm_up(device: Device) -> None:
-    """Copy one page, then two, out and back: Triton compiles now what would stall a step later.
-
-    It compiles once for tables of even and once for tables of odd length.
+    """Copy a page out and back: Triton compiles now what would stall a step later.
 
     Raises:
-        TierError: Nothing has come back in time.
+        TierError: It has not come back in time.
     """
-    for num_pages in (1, 2):
-        ids = np.arange(num_pages)
-        device.gather(ids, ids)
-        device.wait(Stream.IN, device.record(Stream.COMPUTE))
-        device.scatter(ids, ids)
-        if not device.wait_for(device.record(Stream.IN), _WARM_UP_S):
-            raise TierError("host", f"the GPU has not copied a page in {_WARM_UP_S} s")
+    first = np.zeros(1, np.int64)
+    device.gather(first, first)
+    device.wait(Stream.IN, device.record(Stream.COMPUTE))
+    device.scatter(first, first)
+    if not device.wait_for(device.record(Stream.IN), _WARM_UP_S):
+        raise TierError("host", f"the GPU has not copied a page in {_WARM_UP_S} s")
