@@ -80,7 +80,7 @@ def test_a_prompt_comes_back_from_the_host_tier(engine):
 
 
 def test_staging_is_sized_for_what_a_step_computes_or_as_asked(engine, gpus, monkeypatch):
-    from flexkv_connectors.vllm import gpu_share
+    from flexkv_connectors.common import gpu_share
 
     seen = []
     monkeypatch.setattr(
