@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 
@@ -41,6 +42,18 @@ class Engine:
     def flush(self) -> None:
         """Drop SGLang's own caches, of device and host; the storage remembers."""
         self._engine.flush_cache()
+
+    def metrics(self) -> dict[str, float]:
+        """Add up the metrics of all of SGLang's processes, as its HTTP server would."""
+        from prometheus_client import CollectorRegistry, multiprocess
+
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        found: Counter[str] = Counter()
+        for family in registry.collect():
+            for sample in family.samples:
+                found[sample.name] += sample.value
+        return dict(found)
 
 
 def main() -> None:

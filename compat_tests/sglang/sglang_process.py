@@ -71,6 +71,10 @@ class SglangProcess(JsonChild):
         """Drop SGLang's own caches; the storage remembers."""
         self._call("flush")
 
+    def metrics(self) -> dict[str, float]:
+        """Return what SGLang's `/metrics` would say, summed over labels; to be switched on."""
+        return dict(self._call("metrics"))
+
 
 def flexkv(directory: Path, **options: Any) -> dict[str, Any]:
     """Return the extra config of the README, with an SSD tier in `directory`."""
@@ -87,10 +91,11 @@ def flexkv(directory: Path, **options: Any) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, made safe: no network, no imports from the checkout."""
+    """Return this process's environment, made safe: no network, no imports from the folder."""
+    paths = [str(HERE / "stand_ins"), os.environ.get("PYTHONPATH")]
     return os.environ | {
         "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": str(HERE / "stand_ins"),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }

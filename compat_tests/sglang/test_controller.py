@@ -5,7 +5,9 @@ import logging
 import pytest
 import torch
 from controller_rig import TOKENS, ControllerRig
+from prometheus_client import REGISTRY
 from sglang.srt.mem_cache.hicache_storage import PoolName
+from sglang.srt.observability.metrics_collector import StorageMetrics, StorageMetricsCollector
 from sglang_process import flexkv
 
 from flexkv_connectors.sglang import weight_updates
@@ -141,3 +143,41 @@ def test_a_detached_storage_answers_and_can_be_attached_again(start):
     assert storage.batch_exists([bytes(32).hex()]) == 0
     rig.attach()
     assert rig.prefetch(list(range(4 * TOKENS)), range(10, 14)) == 4 * TOKENS
+
+
+def sample(name, **labels):
+    labels = {"tp_rank": "0", "pp_rank": "0", "dp_rank": "0"} | labels
+    return REGISTRY.get_sample_value(name, labels) or 0
+
+
+def test_pages_and_speeds_are_reported_once_and_sglang_takes_them(start):
+    rig = start()
+    rig.backup(list(range(20 * TOKENS)), range(20))
+    rig.prefetch(list(range(20 * TOKENS)), range(30, 50))
+    stats = rig.storage.get_stats()
+    assert (stats.backup_pgs, stats.prefetch_pgs) == ([20], [20])
+    assert all(0 < speed < 1e3 for speed in stats.backup_bandwidth + stats.prefetch_bandwidth)
+    StorageMetricsCollector({"storage_backend": "flexkv"}).log_storage_metrics(stats)
+    assert REGISTRY.get_sample_value("sglang:prefetch_pgs_sum", {"storage_backend": "flexkv"}) == 20
+    assert rig.storage.get_stats() == StorageMetrics()
+
+
+def test_counts_are_among_the_metrics_of_the_process_also_after_a_new_attach(start):
+    before = sample("flexkv:save_bytes_total")
+    rig = start()
+    page_bytes = len(rig.page_bytes(0))
+    for first in (0, 10):
+        rig.backup(list(range(first, first + 4 * TOKENS)), range(4))
+        rig.storage.get_stats()
+        rig.controller.detach_storage_backend()
+        rig.attach()
+    assert sample("flexkv:save_bytes_total") - before == 8 * page_bytes
+    assert sample("flexkv:switched_off") == 0
+
+
+def test_a_storage_that_has_failed_says_so_in_its_metrics(start, monkeypatch):
+    rig = start()
+    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
+    rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0]))
+    assert rig.storage.get_stats() == StorageMetrics()
+    assert sample("flexkv:switched_off") == 1

@@ -22,12 +22,12 @@ def start(model, tmp_path, tmp_path_factory):
     """Start engines on one directory, each after the end of the one before."""
     engines = []
 
-    def start(env=None, **options):
+    def start(env=None, arguments=None, **options):
         for engine in engines:
             engine.close()
         folder = tmp_path_factory.mktemp("engine")
         storage = flexkv(tmp_path / "ssd", **options)
-        engines[:] = [SglangProcess(model("oracle"), folder, storage, env=env)]
+        engines[:] = [SglangProcess(model("oracle"), folder, storage, env=env, **(arguments or {}))]
         return engines[0]
 
     yield start
@@ -110,3 +110,14 @@ def test_pages_of_former_weights_are_never_found_again(start, model, tmp_path):
     again = engine.complete(prompt)
     assert again.num_from_storage == HIT_TOKENS
     assert again.tokens == former.tokens
+
+
+def test_what_the_storage_has_done_is_among_sglangs_metrics(start):
+    engine = start(arguments={"enable_metrics": True})
+    wait_until_stored(engine, prompt_of(1))
+    engine.complete(prompt_of(2), 1)  # SGLang asks the storage at the steps of its scheduler
+    metrics = engine.metrics()
+    assert metrics["flexkv:save_bytes_total"] >= metrics["flexkv:load_bytes_total"] > 0
+    assert metrics["flexkv:ssd_used_blocks"] >= HIT_TOKENS // PAGE_TOKENS
+    assert metrics["sglang:prefetch_pgs_sum"] >= HIT_TOKENS // PAGE_TOKENS
+    assert metrics["sglang:backup_bandwidth_count"] > 0

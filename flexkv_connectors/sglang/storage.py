@@ -14,7 +14,8 @@ from flexkv_connectors.sglang.deployment import read_cache_config, translate, wh
 from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
 from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.settings import read_settings
-from flexkv_connectors.sglang.ssd_store import SsdStore
+from flexkv_connectors.sglang.ssd_store import Copies, SsdStore
+from flexkv_connectors.sglang.stats import StorageStats
 from flexkv_connectors.sglang.weight_updates import listen, why_unheard
 from flexkv_core.errors import ConfigError
 from flexkv_core.types import BlockKey
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheStorageExtraInfo
     from sglang.srt.mem_cache.pool_host import HostKVCache
+    from sglang.srt.observability.metrics_collector import StorageMetrics
 
 __all__ = ["FlexKVHiCacheStorage"]
 
@@ -56,6 +58,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._cache = read_cache_config(storage_config.extra_config)
         self._barrier = FaultBarrier()
         self._store: SsdStore | None = None
+        self._stats = StorageStats(storage_config)
         self._is_warned = False
 
     @override
@@ -143,6 +146,14 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     def clear(self) -> None:
         """Delete every block of this model."""
         self._guarded(lambda store: store.reset(keeps_name=True), None)
+
+    @override
+    def get_stats(self) -> "StorageMetrics":
+        """Report what pages were moved since the last call, and count it in `/metrics`."""
+        nothing: dict[str, float] = {}
+        changes = self._guarded(lambda store: store.take_counts(), nothing)
+        self._stats.note(changes | {"switched_off": bool(self._barrier.reason)})
+        return self._stats.summary(self._guarded(lambda store: store.take_copies(), Copies([], [])))
 
     def forget_weights(self) -> None:
         """Note that SGLang serves other weights now."""
