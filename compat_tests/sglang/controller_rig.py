@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_context, get_parallel
 
 from flexkv_connectors.sglang import weight_updates
+from flexkv_connectors.sglang.storage import FlexKVHiCacheStorage
 
 LAYERS, HEADS, SIZE, TOKENS = 5, 2, 64, 16
 """Of the model `oracle`, in pages of 16 tokens."""
@@ -36,7 +37,12 @@ class ControllerRig:
     """A controller, its host pool, and the two verbs of its threads, each waited for."""
 
     def __init__(
-        self, model: Path, layout: str, storage: dict[str, Any], num_pages: int = 64
+        self,
+        model: Path,
+        layout: str,
+        storage: dict[str, Any],
+        backend: str = "dynamic",
+        num_pages: int = 64,
     ) -> None:
         self._undo = ExitStack()
         weight_updates.register()
@@ -65,8 +71,19 @@ class ControllerRig:
         allocator = PagedTokenToKVPoolAllocator(
             TOKENS * 4, TOKENS, torch.float32, "cpu", device, need_sort=False
         )
-        self.pool = MHATokenToKVPoolHost(
-            device.get_device_pool_infos()[0].buffer_info,
+        self._device = device
+        self.pool = self.make_pool(layout, num_pages)
+        options = {name: value for name, value in storage.items() if name not in _POPPED}
+        self._options, self._backend = options, backend
+        self.controller = HiCacheController(
+            allocator, self.pool, TOKENS, None, None, io_backend="direct"
+        )
+        self.attach()
+
+    def make_pool(self, layout: str, num_pages: int) -> MHATokenToKVPoolHost:
+        """Make a host pool for keys and values."""
+        return MHATokenToKVPoolHost(
+            self._device.get_device_pool_infos()[0].buffer_info,
             host_to_device_ratio=2.0,
             host_size=0,
             page_size=TOKENS,
@@ -77,25 +94,20 @@ class ControllerRig:
             end_layer=LAYERS - 1,
             host_token_capacity=num_pages * TOKENS,
         )
-        options = {name: value for name, value in storage.items() if name not in _POPPED}
-        self._options = options
-        self.controller = HiCacheController(
-            allocator, self.pool, TOKENS, None, None, io_backend="direct"
-        )
-        self.attach()
 
     def attach(self) -> None:
-        """Attach the storage, and wait until it has found what it held before."""
+        """Attach the storage, and wait until ours has found what it held before."""
         with ExitStack() as on_failure:
             on_failure.callback(self._undo.close)
             self.controller.attach_storage_backend(
-                "dynamic",
+                self._backend,
                 prefetch_threshold=TOKENS,
                 storage_backend_extra_config=dict(self._options),
             )
             on_failure.pop_all()
         self.storage = self.controller.storage_backend
-        self.storage._store.wait_restored()
+        if isinstance(self.storage, FlexKVHiCacheStorage):
+            self.storage._store.wait_restored()
 
     def backup(self, tokens: list[int], page_ids: Sequence[int]) -> None:
         """Let the backup thread store pages."""

@@ -1,6 +1,7 @@
 """Our storage behind SGLang's real controller and host pools, without an engine."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -35,6 +36,15 @@ class Case(StorageCase):
                 for offset in range(4096 + 4096 + 100, slab.stat().st_size, 4096):
                     file.seek(offset)
                     file.write(b"damage")
+
+    def cut(self):
+        for slab in self.directory.rglob("*.slab"):
+            os.truncate(slab, 4096 + 4096 + 100)
+
+    def attach_again(self):
+        self.rig.controller.detach_storage_backend()
+        self.rig.attach()
+        self.storage = self.rig.storage
 
 
 @pytest.fixture
