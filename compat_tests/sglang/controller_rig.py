@@ -1,7 +1,6 @@
 """SGLang's real HiCacheController over CPU pools, with a dynamic storage backend."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,26 @@ LAYERS, HEADS, SIZE, TOKENS = 5, 2, 64, 16
 """Of the model `oracle`, in pages of 16 tokens."""
 
 WAIT_S = 60
-PARALLEL = {
-    "tp_rank": 0,
-    "tp_size": 1,
-    "pp_rank": 0,
-    "pp_size": 1,
-    "attn_tp_rank": 0,
-    "attn_tp_size": 1,
-    "attn_dp_rank": 0,
-    "attn_dcp_rank": 0,
-    "attn_dcp_size": 1,
-}
+
+
+def place_of(rank: int, num_ranks: int) -> dict[str, int]:
+    """Return a tensor-parallel rank's place as SGLang wants to know it."""
+    return {
+        "tp_rank": rank,
+        "tp_size": num_ranks,
+        "pp_rank": 0,
+        "pp_size": 1,
+        "attn_tp_rank": rank,
+        "attn_tp_size": num_ranks,
+        "moe_tp_size": num_ranks,
+        "attn_dp_rank": 0,
+        "attn_dcp_rank": 0,
+        "attn_dcp_size": 1,
+    }
 
 
 class ControllerRig:
-    """A controller, its host pool, and the two verbs of its threads, each waited for."""
+    """A rank's controller, its host pool, and the two verbs of its threads, each waited for."""
 
     def __init__(
         self,
@@ -43,8 +47,10 @@ class ControllerRig:
         storage: dict[str, Any],
         backend: str = "dynamic",
         num_pages: int = 64,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
-        self._undo = ExitStack()
+        self._place, self._num_heads = place_of(rank, num_ranks), max(1, HEADS // num_ranks)
         weight_updates.register()
         context = get_context().override_server_args(
             model_path=str(model),
@@ -55,12 +61,11 @@ class ControllerRig:
             hicache_io_backend="direct",
         )
         context.install()
-        self._undo.enter_context(get_parallel().override(**PARALLEL))
         device = MHATokenToKVPool(
             size=TOKENS * 4,
             page_size=TOKENS,
             dtype=torch.float32,
-            head_num=HEADS,
+            head_num=self._num_heads,
             head_dim=SIZE,
             layer_num=LAYERS,
             device="cpu",
@@ -75,9 +80,10 @@ class ControllerRig:
         self.pool = self.make_pool(layout, num_pages)
         options = {name: value for name, value in storage.items() if name not in _POPPED}
         self._options, self._backend = options, backend
-        self.controller = HiCacheController(
-            allocator, self.pool, TOKENS, None, None, io_backend="direct"
-        )
+        with get_parallel().override(**self._place):
+            self.controller = HiCacheController(
+                allocator, self.pool, TOKENS, None, None, io_backend="direct"
+            )
         self.attach()
 
     def make_pool(self, layout: str, num_pages: int) -> MHATokenToKVPoolHost:
@@ -97,14 +103,12 @@ class ControllerRig:
 
     def attach(self) -> None:
         """Attach the storage, and wait until ours has found what it held before."""
-        with ExitStack() as on_failure:
-            on_failure.callback(self._undo.close)
+        with get_parallel().override(**self._place):
             self.controller.attach_storage_backend(
                 self._backend,
                 prefetch_threshold=TOKENS,
                 storage_backend_extra_config=dict(self._options),
             )
-            on_failure.pop_all()
         self.storage = self.controller.storage_backend
         if isinstance(self.storage, FlexKVHiCacheStorage):
             self.storage._store.wait_restored()
@@ -121,6 +125,8 @@ class ControllerRig:
         self.controller.prefetch("r", tokens, None, [])
         operation = self.controller.prefetch_hit_queue.get(timeout=WAIT_S)
         num_pages = operation.storage_hit_count // TOKENS
+        if not num_pages:
+            return 0
         operation.host_indices = self.indices(list(page_ids)[:num_pages])
         self.controller.prefetch_buffer.put(operation)
         loaded = 0
@@ -158,9 +164,8 @@ class ControllerRig:
         return page.contiguous()
 
     def close(self) -> None:
-        """Detach the storage and forget the configuration."""
+        """Detach the storage."""
         self.controller.detach_storage_backend()
-        self._undo.close()
 
 
 _POPPED = ("prefetch_threshold", "hicache_storage_pass_prefix_keys")
