@@ -121,3 +121,16 @@ def test_what_the_storage_has_done_is_among_sglangs_metrics(start):
     assert metrics["flexkv:ssd_used_blocks"] >= HIT_TOKENS // PAGE_TOKENS
     assert metrics["sglang:prefetch_pgs_sum"] >= HIT_TOKENS // PAGE_TOKENS
     assert metrics["sglang:backup_bandwidth_count"] > 0
+
+
+def test_one_rank_goes_on_from_what_two_have_stored(start):
+    prompt = prompt_of(1)
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}  # a core for each rank
+    engine = start(env, {"tp_size": 2}, max_tp=2)
+    cold = engine.complete(prompt, 4)
+    wait_until_stored(engine, prompt)
+    engine.kill()
+
+    warm = start(max_tp=2).complete(prompt, 4)
+    assert warm.num_from_storage == HIT_TOKENS
+    assert warm.tokens == cold.tokens
