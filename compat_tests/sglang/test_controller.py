@@ -5,13 +5,14 @@ import os
 
 import pytest
 import torch
-from controller_rig import TOKENS, ControllerRig
+from controller_rig import HEADS, LAYERS, TOKENS, ControllerRig
 from prometheus_client import REGISTRY
 from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.observability.metrics_collector import StorageMetrics, StorageMetricsCollector
 from sglang_process import flexkv
 
 from flexkv_connectors.sglang import weight_updates
+from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, StorageCase
 from flexkv_core.errors import ConfigError
 
@@ -191,3 +192,41 @@ def test_a_storage_that_has_failed_says_so_in_its_metrics(start, monkeypatch):
     rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0]))
     assert rig.storage.get_stats() == StorageMetrics()
     assert sample("flexkv:switched_off") == 1
+
+
+def test_settings_are_read_as_they_are_in_effect(start, model):
+    start()
+    settings = read_settings()
+    assert settings.model == str(model("oracle"))
+    assert (settings.num_layers, settings.num_kv_heads) == (LAYERS, HEADS)
+    assert (settings.dtype, settings.quantization) == ("torch.float32", "")
+    assert (settings.load_format, settings.implementation) == ("auto", "auto")
+    assert (settings.speculative_algorithm, settings.adapters) == ("", {})
+    assert "rope_theta" in settings.rope
+    assert not settings.is_multimodal
+
+
+def test_a_cleared_storage_forgets_on_disk_as_well(start):
+    rig = start()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    rig.storage.clear()
+    assert rig.prefetch(tokens, range(10, 14)) == 0
+    assert start().prefetch(tokens, range(10, 14)) == 0
+
+
+def test_what_is_stored_after_a_clear_outlives_the_process(start):
+    rig = start()
+    rig.storage.clear()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    assert start().prefetch(tokens, range(10, 14)) == 4 * TOKENS
+
+
+def test_a_controller_that_was_reset_goes_on_with_the_storage(start):
+    rig = start()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    rig.controller.reset()  # what flush_cache does: new threads over the same storage
+    assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
+    rig.backup(list(range(100, 100 + 4 * TOKENS)), range(4))

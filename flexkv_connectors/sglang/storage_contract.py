@@ -31,7 +31,7 @@ __all__ = ["GenericStorageCase", "HiCacheStorageContract", "StorageCase", "chain
 
 _NUM_KEYS = 8
 
-Prefix: TypeAlias = "list[str] | None"
+_Prefix: TypeAlias = "list[str] | None"
 """The keys before those of a call; None where SGLang was not told to say them."""
 
 
@@ -60,14 +60,14 @@ class StorageCase(ABC):
     def attach_again(self) -> None:
         """Detach the storage and attach another to the same pages: `storage`, from then on."""
 
-    def set(self, keys: list[str], page_ids: Sequence[int], prefix: Prefix) -> list[bool]:
+    def set(self, keys: list[str], page_ids: Sequence[int], prefix: _Prefix) -> list[bool]:
         """Store pages."""
         stored: list[bool] = self.storage.batch_set_v1(
             keys, self.indices(page_ids), extra_of(prefix)
         )
         return stored
 
-    def get(self, keys: list[str], page_ids: Sequence[int], prefix: Prefix) -> list[bool]:
+    def get(self, keys: list[str], page_ids: Sequence[int], prefix: _Prefix) -> list[bool]:
         """Load pages."""
         loaded: list[bool] = self.storage.batch_get_v1(
             keys, self.indices(page_ids), extra_of(prefix)
@@ -85,12 +85,12 @@ class GenericStorageCase(StorageCase):
     pool: "HostKVCache"
 
     @override
-    def set(self, keys: list[str], page_ids: Sequence[int], prefix: Prefix) -> list[bool]:
+    def set(self, keys: list[str], page_ids: Sequence[int], prefix: _Prefix) -> list[bool]:
         values = [self.pool.get_data_page(index) for index in self._starts(page_ids)]
         return [self.storage.batch_set(keys, values)] * len(keys)
 
     @override
-    def get(self, keys: list[str], page_ids: Sequence[int], prefix: Prefix) -> list[bool]:
+    def get(self, keys: list[str], page_ids: Sequence[int], prefix: _Prefix) -> list[bool]:
         targets = [self.pool.get_dummy_flat_data_page() for _ in keys]
         values = self.storage.batch_get(keys, targets) or [None] * len(keys)
         num_good = next((i for i, value in enumerate(values) if value is None), len(keys))
@@ -107,7 +107,7 @@ def chain_of(name: int) -> list[str]:
     return [f"{name:032x}{position:032x}" for position in range(1, _NUM_KEYS + 1)]
 
 
-def extra_of(prefix: Prefix) -> HiCacheStorageExtraInfo:
+def extra_of(prefix: _Prefix) -> HiCacheStorageExtraInfo:
     """Return what SGLang says beside the keys of a call."""
     return HiCacheStorageExtraInfo(prefix_keys=prefix)
 
