@@ -71,6 +71,18 @@ class SglangProcess(JsonChild):
         """Drop SGLang's own caches; the storage remembers."""
         self._call("flush")
 
+    def attach(self, storage: dict[str, Any]) -> None:
+        """Attach a storage while it serves."""
+        assert self._call("attach", storage=json.dumps(storage)), "it was not attached"
+
+    def detach(self) -> None:
+        """Detach the storage while it serves."""
+        assert self._call("detach"), "it was not detached"
+
+    def clear(self) -> None:
+        """Empty the storage while it serves."""
+        assert self._call("clear"), "it was not emptied"
+
     def metrics(self) -> dict[str, float]:
         """Return what SGLang's `/metrics` would say, summed over labels; to be switched on."""
         return dict(self._call("metrics"))

@@ -112,6 +112,26 @@ def test_pages_of_former_weights_are_never_found_again(start, model, tmp_path):
     assert again.tokens == former.tokens
 
 
+def test_an_operator_empties_detaches_and_attaches_the_storage_while_it_serves(start, tmp_path):
+    prompt = prompt_of(1)
+    engine = start(arguments={"enable_metrics": True})  # which are registered once in a process
+    tokens = engine.complete(prompt).tokens
+    wait_until_stored(engine, prompt)
+    engine.clear()
+    engine.flush()
+    assert engine.complete(prompt).num_cached_tokens == 0
+    wait_until_stored(engine, prompt)
+
+    engine.detach()
+    engine.flush()
+    without = engine.complete(prompt)
+    assert (without.num_cached_tokens, without.tokens) == (0, tokens)
+
+    engine.attach(flexkv(tmp_path / "ssd"))
+    wait_until_stored(engine, prompt)  # or until what was stored has been found again
+    assert engine.complete(prompt).tokens == tokens
+
+
 def test_what_the_storage_has_done_is_among_sglangs_metrics(start):
     engine = start(arguments={"enable_metrics": True})
     wait_until_stored(engine, prompt_of(1))
