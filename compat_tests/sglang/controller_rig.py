@@ -76,10 +76,10 @@ class ControllerRig:
         allocator = PagedTokenToKVPoolAllocator(
             TOKENS * 4, TOKENS, torch.float32, "cpu", device, need_sort=False
         )
-        self._device = device
+        self.device = device
         self.pool = self.make_pool(layout, num_pages)
         options = {name: value for name, value in storage.items() if name not in _POPPED}
-        self._options, self._backend = options, backend
+        self.options, self._backend = options, backend
         with get_parallel().override(**self._place):
             self.controller = HiCacheController(
                 allocator, self.pool, TOKENS, None, None, io_backend="direct"
@@ -89,7 +89,7 @@ class ControllerRig:
     def make_pool(self, layout: str, num_pages: int) -> MHATokenToKVPoolHost:
         """Make a host pool for keys and values."""
         return MHATokenToKVPoolHost(
-            self._device.get_device_pool_infos()[0].buffer_info,
+            self.device.get_device_pool_infos()[0].buffer_info,
             host_to_device_ratio=2.0,
             host_size=0,
             page_size=TOKENS,
@@ -107,7 +107,7 @@ class ControllerRig:
             self.controller.attach_storage_backend(
                 self._backend,
                 prefetch_threshold=TOKENS,
-                storage_backend_extra_config=dict(self._options),
+                storage_backend_extra_config=dict(self.options),
             )
         self.storage = self.controller.storage_backend
         if isinstance(self.storage, FlexKVHiCacheStorage):
