@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from sglang.srt.managers.cache_controller import HiCacheController
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
+from sglang.srt.mem_cache.pool_host import HostKVCache
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_context, get_parallel
@@ -61,18 +62,7 @@ class ControllerRig:
             hicache_io_backend="direct",
         )
         context.install()
-        device = MHATokenToKVPool(
-            size=TOKENS * 4,
-            page_size=TOKENS,
-            dtype=torch.float32,
-            head_num=self._num_heads,
-            head_dim=SIZE,
-            layer_num=LAYERS,
-            device="cpu",
-            enable_memory_saver=False,
-            start_layer=0,
-            end_layer=LAYERS - 1,
-        )
+        device = self._make_device()
         allocator = PagedTokenToKVPoolAllocator(
             TOKENS * 4, TOKENS, torch.float32, "cpu", device, need_sort=False
         )
@@ -86,7 +76,21 @@ class ControllerRig:
             )
         self.attach()
 
-    def make_pool(self, layout: str, num_pages: int) -> MHATokenToKVPoolHost:
+    def _make_device(self) -> KVCache:
+        return MHATokenToKVPool(
+            size=TOKENS * 4,
+            page_size=TOKENS,
+            dtype=torch.float32,
+            head_num=self._num_heads,
+            head_dim=SIZE,
+            layer_num=LAYERS,
+            device="cpu",
+            enable_memory_saver=False,
+            start_layer=0,
+            end_layer=LAYERS - 1,
+        )
+
+    def make_pool(self, layout: str, num_pages: int) -> HostKVCache:
         """Make a host pool for keys and values."""
         return MHATokenToKVPoolHost(
             self.device.get_device_pool_infos()[0].buffer_info,
@@ -150,8 +154,8 @@ class ControllerRig:
         return self.logical_page(page_id).numpy().tobytes()
 
     def logical_page(self, page_id: int) -> torch.Tensor:
-        """Return `[K and V, L, N, H, D]` of a host page, in whatever order the pool has it."""
-        buffer, tokens = self.pool.kv_buffer, slice(page_id * TOKENS, (page_id + 1) * TOKENS)
+        """Return `[plane, L, N, H, D]` of a host page, in whatever order the pool has it."""
+        buffer, tokens = self._planes, slice(page_id * TOKENS, (page_id + 1) * TOKENS)
         match self.pool.layout:
             case "layer_first":
                 page = buffer[:, :, tokens]
@@ -162,6 +166,11 @@ class ControllerRig:
             case "page_head":
                 page = buffer[:, page_id].permute(0, 3, 2, 1, 4)
         return page.contiguous()
+
+    @property
+    def _planes(self) -> torch.Tensor:
+        """The host pool, with the keys and the values first."""
+        return self.pool.kv_buffer
 
     def close(self) -> None:
         """Detach the storage."""
