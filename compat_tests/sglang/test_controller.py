@@ -194,6 +194,14 @@ def test_a_storage_that_has_failed_says_so_in_its_metrics(start, monkeypatch):
     assert sample("flexkv:switched_off") == 1
 
 
+def test_metrics_that_fail_cost_the_metrics_alone(start, monkeypatch):
+    rig = start()
+    monkeypatch.setattr(rig.storage._stats, "note", lambda _: 1 // 0)
+    assert rig.storage.get_stats() == StorageMetrics()
+    rig.backup(list(range(4 * TOKENS)), range(4))
+    assert rig.prefetch(list(range(4 * TOKENS)), range(10, 14)) == 4 * TOKENS
+
+
 def test_settings_are_read_as_they_are_in_effect(start, model):
     start()
     settings = read_settings()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sglang
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+from sglang.srt.observability.metrics_collector import StorageMetrics
 from typing_extensions import override
 
 from flexkv_connectors.common.fault_barrier import FaultBarrier
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheStorageExtraInfo
     from sglang.srt.mem_cache.pool_host import HostKVCache
-    from sglang.srt.observability.metrics_collector import StorageMetrics
 
 __all__ = ["FlexKVHiCacheStorage"]
 
@@ -57,6 +57,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._config = storage_config
         self._cache = read_cache_config(storage_config.extra_config)
         self._barrier = FaultBarrier()
+        self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
         self._store: SsdStore | None = None
         self._stats = StorageStats(storage_config)
         self._is_warned = False
@@ -148,12 +149,9 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._guarded(lambda store: store.reset(keeps_name=True), None)
 
     @override
-    def get_stats(self) -> "StorageMetrics":
+    def get_stats(self) -> StorageMetrics:
         """Report what pages were moved since the last call, and count it in `/metrics`."""
-        nothing: dict[str, float] = {}
-        changes = self._guarded(lambda store: store.take_counts(), nothing)
-        self._stats.note(changes | {"switched_off": bool(self._barrier.reason)})
-        return self._stats.summary(self._guarded(lambda store: store.take_copies(), Copies([], [])))
+        return self._stats_barrier.run(self._take_stats, StorageMetrics)
 
     def forget_weights(self) -> None:
         """Note that SGLang serves other weights now."""
@@ -195,6 +193,12 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         """Return `hook(store)`, or `instead` if it fails or there is no store (any more)."""
         store = self._store
         return instead if store is None else self._barrier.run(lambda: hook(store), lambda: instead)
+
+    def _take_stats(self) -> StorageMetrics:
+        nothing: dict[str, float] = {}
+        changes = self._guarded(lambda store: store.take_counts(), nothing)
+        self._stats.note(changes | {"switched_off": bool(self._barrier.reason)})
+        return self._stats.summary(self._guarded(lambda store: store.take_copies(), Copies([], [])))
 
     def _page_ids(self, host_indices: "torch.Tensor") -> list[int]:
         """Return the pages that begin at every `page_size`th index."""
