@@ -202,6 +202,17 @@ def test_metrics_that_fail_cost_the_metrics_alone(start, monkeypatch):
     assert rig.prefetch(list(range(4 * TOKENS)), range(10, 14)) == 4 * TOKENS
 
 
+def test_a_storage_that_has_failed_lets_go_of_its_files(start, monkeypatch):
+    rig = start()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
+    assert rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0])) == [False]
+    rig.controller.detach_storage_backend()
+    rig.attach()
+    assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
+
+
 def test_settings_are_read_as_they_are_in_effect(start, model):
     start()
     settings = read_settings()

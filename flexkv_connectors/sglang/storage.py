@@ -159,9 +159,10 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._guarded(lambda store: store.reset(keeps_name=keeps_name), None)
 
     def close(self) -> None:
-        """Let go of the files; what was stored stays."""
-        self._guarded(lambda store: store.close(), None)
-        self._store = None
+        """Let go of the files, whatever has failed before; what was stored stays."""
+        store, self._store = self._store, None
+        if store is not None:
+            FaultBarrier().run(store.close, lambda: None)
 
     @override
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:
