@@ -117,6 +117,11 @@ class ControllerRig:
         if isinstance(self.storage, FlexKVHiCacheStorage):
             self.storage._store.wait_restored()
 
+    def attach_again(self) -> None:
+        """Detach the storage and attach a new one."""
+        self.controller.detach_storage_backend()
+        self.attach()
+
     def backup(self, tokens: list[int], page_ids: Sequence[int]) -> None:
         """Let the backup thread store pages."""
         keys = get_storage_hash_str(tokens, None, page_size=TOKENS)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 
 import pytest
 import torch
@@ -43,8 +44,7 @@ class Case(StorageCase):
             os.truncate(slab, 4096 + 4096 + 100)
 
     def attach_again(self):
-        self.rig.controller.detach_storage_backend()
-        self.rig.attach()
+        self.rig.attach_again()
         self.storage = self.rig.storage
 
 
@@ -139,6 +139,23 @@ def test_where_changes_of_weights_are_not_heard_of_nothing_is_stored(start, monk
         start()
 
 
+def test_weights_that_changed_while_it_was_detached_have_blocks_of_their_own(start, monkeypatch):
+    tokens = list(range(4 * TOKENS))
+    rig = start()
+    rig.backup(tokens, range(4))
+    rig.controller.detach_storage_backend()
+    with monkeypatch.context() as this_process:
+        this_process.setattr(weight_updates, "_changed", threading.Event())
+        weight_updates.tell(None)
+        rig.attach()
+        assert rig.prefetch(tokens, range(10, 14)) == 0
+        rig.backup(tokens, range(4))
+        assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
+        rig.attach_again()
+        assert rig.prefetch(tokens, range(10, 14)) == 0
+    assert start().prefetch(tokens, range(10, 14)) == 4 * TOKENS
+
+
 def test_a_model_with_more_pools_than_kv_is_refused(start):
     rig = start()
     rig.storage.register_mem_host_pool_v2(rig.pool, PoolName.KV)
@@ -180,8 +197,7 @@ def test_counts_are_among_the_metrics_of_the_process_also_after_a_new_attach(sta
     for first in (0, 10):
         rig.backup(list(range(first, first + 4 * TOKENS)), range(4))
         rig.storage.get_stats()
-        rig.controller.detach_storage_backend()
-        rig.attach()
+        rig.attach_again()
     assert sample("flexkv:save_bytes_total") - before == 8 * page_bytes
     assert sample("flexkv:switched_off") == 0
 
@@ -208,8 +224,7 @@ def test_a_storage_that_has_failed_lets_go_of_its_files(start, monkeypatch):
     rig.backup(tokens, range(4))
     monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
     assert rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0])) == [False]
-    rig.controller.detach_storage_backend()
-    rig.attach()
+    rig.attach_again()
     assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
 
 

@@ -36,8 +36,7 @@ class FileCase(GenericStorageCase):
             os.truncate(file, 100)
 
     def attach_again(self):
-        self.rig.controller.detach_storage_backend()
-        self.rig.attach()
+        self.rig.attach_again()
         self.storage = self.rig.storage
 
 
