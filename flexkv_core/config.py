@@ -78,8 +78,8 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Serve engines whose KV is on a GPU; off by default as long as no GPU has run it."""
 
     gpu_staging_mb: Annotated[float, Meta(gt=0, le=_MAX_STAGING_MB)] | None = None
-    """Memory of each GPU in MiB through which blocks pass on their way; None takes 320, or less
-    where little is free."""
+    """Memory of each GPU in MiB through which blocks pass on their way; None takes what a step of
+    the engine computes and a quarter more, or less where little is free."""
 
     @property
     def cpu_cache_bytes(self) -> int | None:
@@ -133,7 +133,7 @@ _EXPECTED: Mapping[str, str] = {
     "copy_threads": f"a number of threads from 1 to {_MAX_THREADS}",
     "use_hugepage_cpu_buffer": _YES_OR_NO,
     "enable_gpu": _YES_OR_NO,
-    "gpu_staging_mb": f"a size in MiB above 0 and up to {_MAX_STAGING_MB}, such as 320",
+    "gpu_staging_mb": f"a size in MiB above 0 and up to {_MAX_STAGING_MB}, such as 1024",
 }
 
 _SSD_IS_ON = "there is an SSD tier where ssd_cache_gb and ssd_cache_dir are set: remove it"

@@ -1,21 +1,25 @@
 """SGLang's real HiCacheController over CPU pools, with a dynamic storage backend."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.managers.cache_controller import HiCacheController
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
+from sglang.srt.mem_cache.pool_host import HostKVCache
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_context, get_parallel
 
 from flexkv_connectors.sglang import weight_updates
+from flexkv_connectors.sglang.storage import FlexKVHiCacheStorage
 
-TOKENS = 16
+LAYERS, HEADS, SIZE, TOKENS = 5, 2, 64, 16
+"""Of the model `oracle`, in pages of 16 tokens."""
+
+WAIT_S = 60
 
 
 class Geometry(NamedTuple):
@@ -28,37 +32,42 @@ class Geometry(NamedTuple):
     page_tokens: int
 
 
-OF_ORACLE = Geometry(5, 2, 64, torch.float32, TOKENS)
-"""Of the model `oracle`, in pages of 16 tokens."""
+OF_ORACLE = Geometry(LAYERS, HEADS, SIZE, torch.float32, TOKENS)
 
-WAIT_S = 60
-PARALLEL = {
-    "tp_rank": 0,
-    "tp_size": 1,
-    "pp_rank": 0,
-    "pp_size": 1,
-    "attn_tp_rank": 0,
-    "attn_tp_size": 1,
-    "attn_dp_rank": 0,
-    "attn_dcp_rank": 0,
-    "attn_dcp_size": 1,
-}
+
+def place_of(rank: int, num_ranks: int) -> dict[str, int]:
+    """Return a tensor-parallel rank's place as SGLang wants to know it."""
+    return {
+        "tp_rank": rank,
+        "tp_size": num_ranks,
+        "pp_rank": 0,
+        "pp_size": 1,
+        "attn_tp_rank": rank,
+        "attn_tp_size": num_ranks,
+        "moe_tp_size": num_ranks,
+        "attn_dp_rank": 0,
+        "attn_dcp_rank": 0,
+        "attn_dcp_size": 1,
+    }
 
 
 class ControllerRig:
-    """A controller, its host pool, and the two verbs of its threads, each waited for."""
+    """A rank's controller, its host pool, and the two verbs of its threads, each waited for."""
 
     def __init__(
         self,
         model: Path,
         layout: str,
         storage: dict[str, Any],
-        num_pages: int = 64,
-        geometry: Geometry = OF_ORACLE,
         backend: str = "dynamic",
+        num_pages: int = 64,
+        rank: int = 0,
+        num_ranks: int = 1,
+        geometry: Geometry = OF_ORACLE,
     ) -> None:
-        self._undo = ExitStack()
-        self._backend, page_tokens = backend, geometry.page_tokens
+        self._place, self._geometry = place_of(rank, num_ranks), geometry
+        self._num_heads = max(1, geometry.heads // num_ranks)
+        page_tokens = geometry.page_tokens
         weight_updates.register()
         context = get_context().override_server_args(
             model_path=str(model),
@@ -69,12 +78,27 @@ class ControllerRig:
             hicache_io_backend="direct",
         )
         context.install()
-        self._undo.enter_context(get_parallel().override(**PARALLEL))
-        device = MHATokenToKVPool(
-            size=page_tokens * 4,
-            page_size=page_tokens,
+        device = self._make_device()
+        allocator = PagedTokenToKVPoolAllocator(
+            page_tokens * 4, page_tokens, geometry.dtype, "cpu", device, need_sort=False
+        )
+        self.device = device
+        self.pool = self.make_pool(layout, num_pages)
+        options = {name: value for name, value in storage.items() if name not in _POPPED}
+        self.options, self._backend = options, backend
+        with get_parallel().override(**self._place):
+            self.controller = HiCacheController(
+                allocator, self.pool, page_tokens, None, None, io_backend="direct"
+            )
+        self.attach()
+
+    def _make_device(self) -> KVCache:
+        geometry = self._geometry
+        return MHATokenToKVPool(
+            size=geometry.page_tokens * 4,
+            page_size=geometry.page_tokens,
             dtype=geometry.dtype,
-            head_num=geometry.heads,
+            head_num=self._num_heads,
             head_dim=geometry.size,
             layer_num=geometry.layers,
             device="cpu",
@@ -82,41 +106,39 @@ class ControllerRig:
             start_layer=0,
             end_layer=geometry.layers - 1,
         )
-        allocator = PagedTokenToKVPoolAllocator(
-            page_tokens * 4, page_tokens, geometry.dtype, "cpu", device, need_sort=False
-        )
-        self.pool = MHATokenToKVPoolHost(
-            device.get_device_pool_infos()[0].buffer_info,
+
+    def make_pool(self, layout: str, num_pages: int) -> HostKVCache:
+        """Make a host pool for keys and values."""
+        geometry = self._geometry
+        return MHATokenToKVPoolHost(
+            self.device.get_device_pool_infos()[0].buffer_info,
             host_to_device_ratio=2.0,
             host_size=0,
-            page_size=page_tokens,
+            page_size=geometry.page_tokens,
             layout=layout,
             pin_memory=False,
-            device_capacity_tokens=page_tokens * 4,
+            device_capacity_tokens=geometry.page_tokens * 4,
             start_layer=0,
             end_layer=geometry.layers - 1,
-            host_token_capacity=num_pages * page_tokens,
+            host_token_capacity=num_pages * geometry.page_tokens,
         )
-        options = {name: value for name, value in storage.items() if name not in _POPPED}
-        self._options = options
-        self.controller = HiCacheController(
-            allocator, self.pool, page_tokens, None, None, io_backend="direct"
-        )
-        self.attach()
 
     def attach(self) -> None:
-        """Attach the storage, and wait until it has found what it held before."""
-        with ExitStack() as on_failure:
-            on_failure.callback(self._undo.close)
+        """Attach the storage, and wait until ours has found what it held before."""
+        with get_parallel().override(**self._place):
             self.controller.attach_storage_backend(
                 self._backend,
                 prefetch_threshold=TOKENS,
-                storage_backend_extra_config=dict(self._options),
+                storage_backend_extra_config=dict(self.options),
             )
-            on_failure.pop_all()
         self.storage = self.controller.storage_backend
-        if self._backend == "dynamic":
+        if isinstance(self.storage, FlexKVHiCacheStorage):
             self.storage._store.wait_restored()
+
+    def attach_again(self) -> None:
+        """Detach the storage and attach a new one."""
+        self.controller.detach_storage_backend()
+        self.attach()
 
     def backup(self, tokens: list[int], page_ids: Sequence[int]) -> None:
         """Let the backup thread store pages."""
@@ -130,6 +152,8 @@ class ControllerRig:
         self.controller.prefetch("r", tokens, None, [])
         operation = self.controller.prefetch_hit_queue.get(timeout=WAIT_S)
         num_pages = operation.storage_hit_count // TOKENS
+        if not num_pages:
+            return 0
         operation.host_indices = self.indices(list(page_ids)[:num_pages])
         self.controller.prefetch_buffer.put(operation)
         loaded = 0
@@ -153,8 +177,8 @@ class ControllerRig:
         return self.logical_page(page_id).numpy().tobytes()
 
     def logical_page(self, page_id: int) -> torch.Tensor:
-        """Return `[K and V, L, N, H, D]` of a host page, in whatever order the pool has it."""
-        buffer, tokens = self.pool.kv_buffer, slice(page_id * TOKENS, (page_id + 1) * TOKENS)
+        """Return `[plane, L, N, H, D]` of a host page, in whatever order the pool has it."""
+        buffer, tokens = self._planes, slice(page_id * TOKENS, (page_id + 1) * TOKENS)
         match self.pool.layout:
             case "layer_first":
                 page = buffer[:, :, tokens]
@@ -166,10 +190,14 @@ class ControllerRig:
                 page = buffer[:, page_id].permute(0, 3, 2, 1, 4)
         return page.contiguous()
 
+    @property
+    def _planes(self) -> torch.Tensor:
+        """The host pool, with the keys and the values first."""
+        return self.pool.kv_buffer
+
     def close(self) -> None:
-        """Detach the storage and forget the configuration."""
+        """Detach the storage."""
         self.controller.detach_storage_backend()
-        self._undo.close()
 
 
 _POPPED = ("prefetch_threshold", "hicache_storage_pass_prefix_keys")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 
@@ -45,6 +46,35 @@ class Engine:
     def flush(self) -> None:
         """Drop SGLang's own caches, of device and host; the storage remembers."""
         self._engine.flush_cache()
+
+    def attach(self, storage: str) -> bool:
+        """Attach a storage, as an operator would by HTTP; `storage` is its extra config."""
+        return self._manage("attach_hicache_storage", "dynamic", storage)
+
+    def detach(self) -> bool:
+        """Detach the storage."""
+        return self._manage("detach_hicache_storage")
+
+    def clear(self) -> bool:
+        """Empty the storage."""
+        return self._manage("clear_hicache_storage")
+
+    def _manage(self, call: str, *arguments: str) -> bool:
+        manager = self._engine.tokenizer_manager
+        done = self._engine.loop.run_until_complete(getattr(manager, call)(*arguments))
+        return done.success
+
+    def metrics(self) -> dict[str, float]:
+        """Add up the metrics of all of SGLang's processes, as its HTTP server would."""
+        from prometheus_client import CollectorRegistry, multiprocess
+
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        found: Counter[str] = Counter()
+        for family in registry.collect():
+            for sample in family.samples:
+                found[sample.name] += sample.value
+        return dict(found)
 
 
 def main() -> None:

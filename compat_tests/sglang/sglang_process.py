@@ -54,9 +54,8 @@ class SglangProcess(JsonChild):
         env: dict[str, str] | None = None,
         **arguments: Any,
     ) -> None:
-        super().__init__(
-            [python, HERE / "engine_child.py"], folder, safe_environment() | (env or {})
-        )
+        command = [python, HERE / "engine_child.py"]
+        super().__init__(command, folder, safe_environment() | (env or {}))
         hicache = {} if storage is None else _hicache(storage)
         self._call("start", START_LIMIT_S, **_defaults(model) | hicache | arguments)
 
@@ -77,6 +76,22 @@ class SglangProcess(JsonChild):
         """Drop SGLang's own caches; the storage remembers."""
         self._call("flush")
 
+    def attach(self, storage: dict[str, Any]) -> None:
+        """Attach a storage while it serves."""
+        assert self._call("attach", storage=json.dumps(storage)), "it was not attached"
+
+    def detach(self) -> None:
+        """Detach the storage while it serves."""
+        assert self._call("detach"), "it was not detached"
+
+    def clear(self) -> None:
+        """Empty the storage while it serves."""
+        assert self._call("clear"), "it was not emptied"
+
+    def metrics(self) -> dict[str, float]:
+        """Return what SGLang's `/metrics` would say, summed over labels; to be switched on."""
+        return dict(self._call("metrics"))
+
 
 def flexkv(directory: Path, **options: Any) -> dict[str, Any]:
     """Return the extra config of the README, with an SSD tier in `directory`."""
@@ -93,10 +108,11 @@ def flexkv(directory: Path, **options: Any) -> dict[str, Any]:
 
 
 def safe_environment() -> dict[str, str]:
-    """Return this process's environment, made safe: no network, no imports from the checkout."""
+    """Return this process's environment, made safe: no network, no imports from the folder."""
+    paths = [str(HERE / "stand_ins"), os.environ.get("PYTHONPATH")]
     return os.environ | {
         "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": str(HERE / "stand_ins"),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }

@@ -1,14 +1,19 @@
 """Our storage behind SGLang's real controller and host pools, without an engine."""
 
 import logging
+import os
+import threading
 
 import pytest
 import torch
-from controller_rig import TOKENS, ControllerRig
+from controller_rig import HEADS, LAYERS, TOKENS, ControllerRig
+from prometheus_client import REGISTRY
 from sglang.srt.mem_cache.hicache_storage import PoolName
+from sglang.srt.observability.metrics_collector import StorageMetrics, StorageMetricsCollector
 from sglang_process import flexkv
 
 from flexkv_connectors.sglang import weight_updates
+from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, StorageCase
 from flexkv_core.errors import ConfigError
 
@@ -33,6 +38,14 @@ class Case(StorageCase):
                 for offset in range(4096 + 4096 + 100, slab.stat().st_size, 4096):
                     file.seek(offset)
                     file.write(b"damage")
+
+    def cut(self):
+        for slab in self.directory.rglob("*.slab"):
+            os.truncate(slab, 4096 + 4096 + 100)
+
+    def attach_again(self):
+        self.rig.attach_again()
+        self.storage = self.rig.storage
 
 
 @pytest.fixture
@@ -126,6 +139,23 @@ def test_where_changes_of_weights_are_not_heard_of_nothing_is_stored(start, monk
         start()
 
 
+def test_weights_that_changed_while_it_was_detached_have_blocks_of_their_own(start, monkeypatch):
+    tokens = list(range(4 * TOKENS))
+    rig = start()
+    rig.backup(tokens, range(4))
+    rig.controller.detach_storage_backend()
+    with monkeypatch.context() as this_process:
+        this_process.setattr(weight_updates, "_changed", threading.Event())
+        weight_updates.tell(None)
+        rig.attach()
+        assert rig.prefetch(tokens, range(10, 14)) == 0
+        rig.backup(tokens, range(4))
+        assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
+        rig.attach_again()
+        assert rig.prefetch(tokens, range(10, 14)) == 0
+    assert start().prefetch(tokens, range(10, 14)) == 4 * TOKENS
+
+
 def test_a_model_with_more_pools_than_kv_is_refused(start):
     rig = start()
     rig.storage.register_mem_host_pool_v2(rig.pool, PoolName.KV)
@@ -141,3 +171,96 @@ def test_a_detached_storage_answers_and_can_be_attached_again(start):
     assert storage.batch_exists([bytes(32).hex()]) == 0
     rig.attach()
     assert rig.prefetch(list(range(4 * TOKENS)), range(10, 14)) == 4 * TOKENS
+
+
+def sample(name, **labels):
+    labels = {"tp_rank": "0", "pp_rank": "0", "dp_rank": "0"} | labels
+    return REGISTRY.get_sample_value(name, labels) or 0
+
+
+def test_pages_and_speeds_are_reported_once_and_sglang_takes_them(start):
+    rig = start()
+    rig.backup(list(range(20 * TOKENS)), range(20))
+    rig.prefetch(list(range(20 * TOKENS)), range(30, 50))
+    stats = rig.storage.get_stats()
+    assert (stats.backup_pgs, stats.prefetch_pgs) == ([20], [20])
+    assert all(0 < speed < 1e3 for speed in stats.backup_bandwidth + stats.prefetch_bandwidth)
+    StorageMetricsCollector({"storage_backend": "flexkv"}).log_storage_metrics(stats)
+    assert REGISTRY.get_sample_value("sglang:prefetch_pgs_sum", {"storage_backend": "flexkv"}) == 20
+    assert rig.storage.get_stats() == StorageMetrics()
+
+
+def test_counts_are_among_the_metrics_of_the_process_also_after_a_new_attach(start):
+    before = sample("flexkv:save_bytes_total")
+    rig = start()
+    page_bytes = len(rig.page_bytes(0))
+    for first in (0, 10):
+        rig.backup(list(range(first, first + 4 * TOKENS)), range(4))
+        rig.storage.get_stats()
+        rig.attach_again()
+    assert sample("flexkv:save_bytes_total") - before == 8 * page_bytes
+    assert sample("flexkv:switched_off") == 0
+
+
+def test_a_storage_that_has_failed_says_so_in_its_metrics(start, monkeypatch):
+    rig = start()
+    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
+    rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0]))
+    assert rig.storage.get_stats() == StorageMetrics()
+    assert sample("flexkv:switched_off") == 1
+
+
+def test_metrics_that_fail_cost_the_metrics_alone(start, monkeypatch):
+    rig = start()
+    monkeypatch.setattr(rig.storage._stats, "note", lambda _: 1 // 0)
+    assert rig.storage.get_stats() == StorageMetrics()
+    rig.backup(list(range(4 * TOKENS)), range(4))
+    assert rig.prefetch(list(range(4 * TOKENS)), range(10, 14)) == 4 * TOKENS
+
+
+def test_a_storage_that_has_failed_lets_go_of_its_files(start, monkeypatch):
+    rig = start()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
+    assert rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0])) == [False]
+    rig.attach_again()
+    assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
+
+
+def test_settings_are_read_as_they_are_in_effect(start, model):
+    start()
+    settings = read_settings()
+    assert settings.model == str(model("oracle"))
+    assert (settings.num_layers, settings.num_kv_heads) == (LAYERS, HEADS)
+    assert (settings.dtype, settings.quantization) == ("torch.float32", "")
+    assert (settings.load_format, settings.implementation) == ("auto", "auto")
+    assert (settings.speculative_algorithm, settings.adapters) == ("", {})
+    assert "rope_theta" in settings.rope
+    assert not settings.is_multimodal
+
+
+def test_a_cleared_storage_forgets_on_disk_as_well(start):
+    rig = start()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    rig.storage.clear()
+    assert rig.prefetch(tokens, range(10, 14)) == 0
+    assert start().prefetch(tokens, range(10, 14)) == 0
+
+
+def test_what_is_stored_after_a_clear_outlives_the_process(start):
+    rig = start()
+    rig.storage.clear()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    assert start().prefetch(tokens, range(10, 14)) == 4 * TOKENS
+
+
+def test_a_controller_that_was_reset_goes_on_with_the_storage(start):
+    rig = start()
+    tokens = list(range(4 * TOKENS))
+    rig.backup(tokens, range(4))
+    rig.controller.reset()  # what flush_cache does: new threads over the same storage
+    assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
+    rig.backup(list(range(100, 100 + 4 * TOKENS)), range(4))

@@ -22,12 +22,12 @@ def start(model, tmp_path, tmp_path_factory):
     """Start engines on one directory, each after the end of the one before."""
     engines = []
 
-    def start(env=None, **options):
+    def start(env=None, arguments=None, **options):
         for engine in engines:
             engine.close()
         folder = tmp_path_factory.mktemp("engine")
         storage = flexkv(tmp_path / "ssd", **options)
-        engines[:] = [SglangProcess(model("oracle"), folder, storage, env=env)]
+        engines[:] = [SglangProcess(model("oracle"), folder, storage, env=env, **(arguments or {}))]
         return engines[0]
 
     yield start
@@ -110,3 +110,47 @@ def test_pages_of_former_weights_are_never_found_again(start, model, tmp_path):
     again = engine.complete(prompt)
     assert again.num_from_storage == HIT_TOKENS
     assert again.tokens == former.tokens
+
+
+def test_an_operator_empties_detaches_and_attaches_the_storage_while_it_serves(start, tmp_path):
+    prompt = prompt_of(1)
+    engine = start(arguments={"enable_metrics": True})  # which are registered once in a process
+    tokens = engine.complete(prompt).tokens
+    wait_until_stored(engine, prompt)
+    engine.clear()
+    engine.flush()
+    assert engine.complete(prompt).num_cached_tokens == 0
+    wait_until_stored(engine, prompt)
+
+    engine.detach()
+    engine.flush()
+    without = engine.complete(prompt)
+    assert (without.num_cached_tokens, without.tokens) == (0, tokens)
+
+    engine.attach(flexkv(tmp_path / "ssd"))
+    wait_until_stored(engine, prompt)  # or until what was stored has been found again
+    assert engine.complete(prompt).tokens == tokens
+
+
+def test_what_the_storage_has_done_is_among_sglangs_metrics(start):
+    engine = start(arguments={"enable_metrics": True})
+    wait_until_stored(engine, prompt_of(1))
+    engine.complete(prompt_of(2), 1)  # SGLang asks the storage at the steps of its scheduler
+    metrics = engine.metrics()
+    assert metrics["flexkv:save_bytes_total"] >= metrics["flexkv:load_bytes_total"] > 0
+    assert metrics["flexkv:ssd_used_blocks"] >= HIT_TOKENS // PAGE_TOKENS
+    assert metrics["sglang:prefetch_pgs_sum"] >= HIT_TOKENS // PAGE_TOKENS
+    assert metrics["sglang:backup_bandwidth_count"] > 0
+
+
+def test_one_rank_goes_on_from_what_two_have_stored(start):
+    prompt = prompt_of(1)
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}  # a core for each rank
+    engine = start(env, {"tp_size": 2}, max_tp=2)
+    cold = engine.complete(prompt, 4)
+    wait_until_stored(engine, prompt)
+    engine.kill()
+
+    warm = start(max_tp=2).complete(prompt, 4)
+    assert warm.num_from_storage == HIT_TOKENS
+    assert warm.tokens == cold.tokens

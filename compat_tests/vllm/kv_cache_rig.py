@@ -177,6 +177,7 @@ def deployment(spec: AttentionSpec) -> Deployment:
         total_heads=spec.num_heads,
         cell_heads=spec.num_heads,
         block_tokens=PAGES_PER_BLOCK * PAGE_TOKENS,
+        step_tokens=2048,
         draft_blocks=0,
         publishes_events=False,
         engine_id="engine",

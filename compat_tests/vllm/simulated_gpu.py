@@ -79,6 +79,7 @@ class LateDevice(SimulatedDevice):
     @override
     def gather(self, page_ids: Ids, part_ids: Ids) -> None:
         super().gather(page_ids, part_ids)
+        self._gpus.num_pages_gathered += len(page_ids)
         self._compute()
 
     @override
@@ -112,6 +113,7 @@ class SimulatedGpus:
 
         self.places = Places(save=4, load=1)
         self.num_steps = 0
+        self.num_pages_gathered = 0
         self.devices: list[LateDevice] = []
         self.cuda = pretend_gpus(monkeypatch, lambda: self.places)
         monkeypatch.setattr(gpu_share, "CudaDevice", self._device)

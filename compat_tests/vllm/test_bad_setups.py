@@ -300,6 +300,15 @@ def test_what_cannot_be_cached_is_said_once_for_all_ranks(connect, said, change,
     assert_one_sentence(sentence)
 
 
+def test_amd_gpus_go_by_the_name_of_cuda_and_are_not_cached(connect, said, monkeypatch):
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_rocm", lambda platform: True)
+    connect("SCHEDULER", on_a_gpu, enable_gpu=True)
+    (sentence,) = said
+    assert "its KV is in rocm memory, and there is no lane to it" in sentence
+
+
 @pytest.mark.parametrize("load_async", [True, False])
 def test_what_cannot_be_cached_is_served(base, load_async):
     import copy

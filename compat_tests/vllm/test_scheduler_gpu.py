@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from test_scheduler_contract import CONNECTOR, INTERESTING, play
 
+from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_core.metrics import Counters
 from flexkv_core.transfer.gpu_lane import GpuLane
 
@@ -60,6 +61,13 @@ def engine(bases, gpus):
         started.close()
 
 
+@pytest.fixture
+def ssd(tmp_path, monkeypatch):
+    """Return the options of an SSD tier that is worth waiting for, however fast the model is."""
+    monkeypatch.setattr(PrefillSpeed, "seconds_for", lambda *_: None)
+    return {"ssd_cache_gb": 0.01, "ssd_cache_dir": str(tmp_path), "promotion_timeout_s": 60}
+
+
 def test_a_prompt_comes_back_from_the_host_tier(engine):
     engine = engine()
     engine.add(PROMPT, 8)
@@ -69,6 +77,18 @@ def test_a_prompt_comes_back_from_the_host_tier(engine):
     engine.drain()
     engine.check_idle()
     assert engine.events["external tokens"] == 40
+
+
+def test_staging_is_sized_for_what_a_step_computes_or_as_asked(engine, gpus, monkeypatch):
+    from flexkv_connectors.common import gpu_share
+
+    seen = []
+    monkeypatch.setattr(
+        gpu_share, "staging_places", lambda *sizes: seen.append(sizes) or gpus.places
+    )
+    engine(max_batched_tokens=44, options={"gpu_staging_mb": 3})
+    ((_, step_blocks, _, asked_bytes),) = seen
+    assert (step_blocks, asked_bytes) == (6, 3 << 20)
 
 
 def test_a_prompt_larger_than_the_ring_is_saved_over_several_steps(engine, gpus, counts):
@@ -122,6 +142,16 @@ def broken(lane):
     raise RuntimeError("a bug of ours")
 
 
+def test_a_prompt_comes_back_from_ssd_through_the_host_tier(engine, counts, ssd):
+    engine = engine(options=ssd)
+    for prompt in [PROMPT, *([first, *PROMPT] for first in range(10)), PROMPT]:
+        engine.add(prompt, 4)
+        engine.drain()
+        assert engine.reset(running=False, connector=False)
+    engine.check_idle()
+    assert counts["ssd_load_tokens"] == engine.events["external tokens"] == 40
+
+
 def test_a_sleep_amid_copies_costs_hits_and_nothing_else(engine, gpus):
     engine = engine()
     gpus.slowness = 1.0
@@ -129,12 +159,13 @@ def test_a_sleep_amid_copies_costs_hits_and_nothing_else(engine, gpus):
     engine.finish_requests()
     engine.sleep()
     gpus.slowness = 0.1
-    for _ in range(2):
+    engine.drain()
+    for num_tokens in (0, 40):
         engine.add(PROMPT, 4)
         engine.drain()
+        assert engine.events["external tokens"] == num_tokens
         assert engine.reset(running=False, connector=False)
     engine.check_idle()
-    assert engine.events["external tokens"] == 40
 
 
 def test_a_rank_that_never_reports_makes_nothing_findable(engine, gpus, monkeypatch):
@@ -178,11 +209,23 @@ class GpuWeather:
         self._gpus.slowness = {1.0: 0.01, 0.5: 0.1, 0.2: 0.3}[chance]
 
 
-def test_scripts_end_with_right_tokens_and_nothing_left_over(bases, gpus):
+def test_scripts_end_with_right_tokens_and_nothing_left_over(bases, gpus, counts):
     events = Counter()
     for seed in range(150):
         events += play(bases, GpuWeather(gpus), seed, load_async=True, options=OPTIONS).events
     missing = INTERESTING - set(events) - {"failed loads", "failed saves", "loads", "saves"}
     assert not missing - {"ended by error"}, f"these scripts prove nothing about {missing}"
     assert gpus.num_steps > 10_000
+    assert counts["save_delayed_blocks"] > 1000
+    assert counts["save_failed_blocks"] == 0, "more was under way than the ring holds"
     assert events["external tokens"] > 1000
+
+
+def test_scripts_with_an_ssd_tier_end_with_right_tokens_and_nothing_left_over(
+    bases, gpus, counts, ssd, tmp_path
+):
+    for seed in range(40):
+        options = OPTIONS | ssd | {"ssd_cache_dir": str(tmp_path / str(seed))}
+        play(bases, GpuWeather(gpus), seed, load_async=True, options=options)
+    assert counts["ssd_load_tokens"] > 100
+    assert counts["ssd_corrupt_blocks"] == 0

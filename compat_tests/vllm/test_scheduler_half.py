@@ -36,6 +36,7 @@ def half(tmp_path):
         total_heads=2,
         cell_heads=1,
         block_tokens=64,
+        step_tokens=2048,
         draft_blocks=0,
         publishes_events=False,
         engine_id="engine",

@@ -21,6 +21,7 @@ def namespace(folder, ranks=1, rank=0, **options):
         dtype="bfloat16",
         load_format="auto",
         max_seq_len=512,
+        max_num_tokens=512,
         attn_backend="TRTLLM",
         tensor_parallel_size=ranks,
         pipeline_parallel_size=1,

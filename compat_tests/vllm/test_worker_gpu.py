@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexkv_core.errors import LayoutError
+from flexkv_core.errors import LayoutError, TierError
 from flexkv_core.tiers import pinning
 
 SLOTS_IN_A_PIECE = 3
@@ -43,6 +43,20 @@ def test_every_slot_is_pinned_in_pieces_of_whole_slots(gpus, rig):
     assert sum(gpus.cuda.pinned.values()) == pool.num_slots * pool.slot_stride
     assert len(gpus.cuda.pinned) > 1
     assert all(size % pool.slot_stride == 0 for size in sizes)
+
+
+def test_the_kernel_is_compiled_at_start_and_leaves_every_page_as_it_was(rig, gpus):
+    assert gpus.num_pages_gathered > 0
+    assert (rig.read() == rig.ramp).all()
+
+
+def test_a_device_that_does_not_copy_is_refused_at_start(gpus, monkeypatch):
+    from kv_cache_rig import Case, Rig
+    from simulated_gpu import LateDevice
+
+    monkeypatch.setattr(LateDevice, "step", lambda device: False)
+    with pytest.raises(TierError, match="has not copied a page"):
+        Rig(Case("bf16", "LBNHC"))
 
 
 def test_shutdown_ends_what_is_under_way_and_gives_the_memory_back(gpus, rig, waits):

@@ -54,6 +54,9 @@ class Deployment:
     """KV heads in a cell: those of a rank at the largest degree that shares blocks."""
 
     block_tokens: int
+    step_tokens: int
+    """Tokens that a step computes at most, all requests together."""
+
     engine_id: str
     """The same on every rank of the engine, and its own."""
 

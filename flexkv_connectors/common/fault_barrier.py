@@ -19,10 +19,16 @@ logger = logging.getLogger(__name__)
 class FaultBarrier:
     """Runs hooks; once switched off, answers for them.
 
-    Thread: not thread safe; one barrier for each thread that an engine calls from.
+    Thread: any; hooks that fail at the same time may each say so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, without: str = "KV caching") -> None:
+        """Stay on.
+
+        Args:
+            without: What the engine goes on without once this is off.
+        """
+        self._without = without
         self.reason = ""
         """Why the connector is off, in one clause; empty while it is on."""
 
@@ -30,7 +36,7 @@ class FaultBarrier:
         """Stop running hooks, for `reason`. Said once; later reasons are not."""
         if not self.reason:
             self.reason = reason
-            logger.warning("connector.off: serving without KV caching, because %s", reason)
+            logger.warning("connector.off: serving without %s, because %s", self._without, reason)
 
     def run(self, hook: Callable[[], T], instead: Callable[[], T]) -> T:
         """Return `hook()`, or `instead()` if it fails or the connector is off.

@@ -1,32 +1,35 @@
 """What one rank needs to move KV between its GPU and host memory."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_core.errors import ConfigError, LayoutError
+from flexkv_core.errors import ConfigError, LayoutError, TierError
 from flexkv_core.layout import PagePool
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.pinning import PinnedPool, find_cuda_runtime
 from flexkv_core.transfer.cuda_device import CudaDevice
+from flexkv_core.transfer.device import Device, Stream
 from flexkv_core.transfer.gpu_lane import GpuLane
 from flexkv_core.transfer.segments import Limits
 
 __all__ = ["GpuShare", "Places", "staging_places"]
 
-_STAGING_BYTES = 320 << 20
-"""Room to save 2048 tokens of an 8B model with 8 KV heads, and a quarter of that for loads. Not
-tuned on a GPU."""
+logger = logging.getLogger(__name__)
 
 _SHARE_OF_LOADS = 5
-"""One block in five is for loads, which go through in rounds."""
+"""One block in five is for loads, which go through in rounds. Not tuned on a GPU."""
 
 _MOST_OF_FREE = 4
 """Unless told, staging takes no more than a quarter of what is free. vLLM gives no hook before it
 has measured what the model needs and has taken the rest of `gpu_memory_utilization` for KV; its
 graphs are captured later and need room, too."""
+
+_WARM_UP_S = 60
 
 
 class Places(NamedTuple):
@@ -36,25 +39,31 @@ class Places(NamedTuple):
     load: int
 
 
-def staging_places(block_bytes: int, free_bytes: int, asked_bytes: int | None) -> Places:
+def staging_places(
+    block_bytes: int, step_blocks: int, free_bytes: int, asked_bytes: int | None
+) -> Places:
     """Divide the staging area of a device.
 
     Args:
         block_bytes: A rank's share of a block.
+        step_blocks: Blocks that a step computes: what saves have room for, unless told.
         free_bytes: What the device has free.
-        asked_bytes: What the user wants it to be; None for the default.
+        asked_bytes: What the user wants staging to be; None for the default.
 
     Raises:
         ConfigError: Not even a block fits for each direction, or not what was asked for.
     """
-    most_bytes = free_bytes if asked_bytes else free_bytes // _MOST_OF_FREE
-    wanted_bytes = asked_bytes or min(max(_STAGING_BYTES, 2 * block_bytes), most_bytes)
-    num_places = wanted_bytes // block_bytes
-    if num_places < 2 or wanted_bytes > most_bytes:  # noqa: PLR2004 one for each direction
+    if asked_bytes is None:
+        most_places = free_bytes // _MOST_OF_FREE // block_bytes
+        step_places = -(-step_blocks * _SHARE_OF_LOADS // (_SHARE_OF_LOADS - 1))
+        num_places = min(step_places, most_places)
+    else:
+        num_places = asked_bytes // block_bytes
+    if num_places < 2 or num_places * block_bytes > free_bytes:  # noqa: PLR2004 one each way
         msg = (
-            f"staging on the GPU gets {wanted_bytes} bytes of {free_bytes} free, but a block takes "
-            f"{block_bytes} and two are needed: lower gpu_memory_utilization or block_tokens, or "
-            "set gpu_staging_mb to what there is room for"
+            f"staging on the GPU gets {num_places} blocks of {block_bytes} bytes with {free_bytes} "
+            "bytes free, and two are needed: lower gpu_memory_utilization or block_tokens, or set "
+            "gpu_staging_mb to what there is room for"
         )
         raise ConfigError(msg)
     num_load_places = max(1, num_places // _SHARE_OF_LOADS)
@@ -79,17 +88,19 @@ class GpuShare:
         Raises:
             ConfigError: The device is full.
             LayoutError: A page does not hold all of a token in one place.
-            TierError: The host pool cannot be pinned.
+            TierError: The host pool cannot be pinned, or the device does not copy.
+
+        Cost: touches and pins every page of the pool, and compiles the kernel.
         """
         if pages.behind is not None:
             raise LayoutError("K and V lie apart in a page: no GPU kernel is known to keep them so")
         cuda = find_cuda_runtime()
         assert cuda is not None, "the engine's KV is on a GPU"
         fmt = deployment.block_format
-        free_bytes, _ = torch.cuda.mem_get_info(layers[0].device)
-        places = staging_places(fmt.block_bytes, free_bytes, deployment.cache.gpu_staging_bytes)
+        places = _places_on(layers[0].device, deployment)
         self._pinned = PinnedPool(pool, cuda)
         device = CudaDevice(layers, fmt, pool, num_places=places.save + places.load)
+        _warm_up(device)
         limits = Limits(
             num_pages=pages.num_pages,
             num_layers=pages.num_layers,
@@ -107,3 +118,27 @@ class GpuShare:
     def close(self) -> None:
         """Unpin the host pool; no copy may be under way."""
         self._pinned.close()
+
+
+def _places_on(device: torch.device, deployment: Deployment) -> Places:
+    block_bytes = deployment.block_format.block_bytes
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    step_blocks = -(-deployment.step_tokens // deployment.block_tokens)
+    asked_bytes = deployment.cache.gpu_staging_bytes
+    places = staging_places(block_bytes, step_blocks, free_bytes, asked_bytes)
+    logger.info("gpu.staging save_blocks=%d load_blocks=%d block_bytes=%d", *places, block_bytes)
+    return places
+
+
+def _warm_up(device: Device) -> None:
+    """Copy a page out and back: Triton compiles now what would stall a step later.
+
+    Raises:
+        TierError: It has not come back in time.
+    """
+    first = np.zeros(1, np.int64)
+    device.gather(first, first)
+    device.wait(Stream.IN, device.record(Stream.COMPUTE))
+    device.scatter(first, first)
+    if not device.wait_for(device.record(Stream.IN), _WARM_UP_S):
+        raise TierError("host", f"the GPU has not copied a page in {_WARM_UP_S} s")

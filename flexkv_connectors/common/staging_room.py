@@ -1,6 +1,6 @@
 """How much a step may save where blocks are staged in device memory on their way out."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flexkv_core.metrics import Recorder
 from flexkv_core.types import JobId
@@ -26,13 +26,19 @@ class StagingRoom:
         if self._num_places is not None:
             self._recorder.set("staging_capacity_blocks", self._num_places)
 
-    def clip(self, num_blocks: int) -> int:
-        """Return how many of `num_blocks` may be saved now; the others are counted as delayed."""
+    def clip(self, num_blocks: int, num_known: Callable[[], int]) -> int:
+        """Return how many leading blocks of a chain may be saved now; others count as delayed.
+
+        Args:
+            num_blocks: Blocks of the chain to be saved.
+            num_known: Tells how many of them need no saving; asked only where there is a ring.
+        """
         if self._num_places is None:
             return num_blocks
-        num_now = min(num_blocks, self._num_places - sum(self._held.values()))
-        self._recorder.add("save_delayed_blocks", num_blocks - num_now)
-        return num_now
+        num_held = min(num_blocks, num_known())
+        num_now = min(num_blocks - num_held, self._num_places - sum(self._held.values()))
+        self._recorder.add("save_delayed_blocks", num_blocks - num_held - num_now)
+        return num_held + num_now
 
     def take(self, job_id: JobId, num_blocks: int) -> None:
         """Note that a plan saves `num_blocks`, no more than `clip` allowed."""

@@ -4,9 +4,11 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.hierarchy.restorer import Restorer
@@ -19,7 +21,7 @@ from flexkv_core.tiers.ssd.tier import SsdTier
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import BlockKey, RequestId
 
-__all__ = ["SsdStore"]
+__all__ = ["Copies", "Copy", "SsdStore"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +34,36 @@ _RANK = 0
 
 _RECOVERED_A_STEP = 4096
 _SAVE_LIMIT_S = 60.0
+_COPIES_KEPT = 1024
+"""Of each direction, for whoever asks; nobody does where SGLang's metrics are off."""
+
+
+class Copy(NamedTuple):
+    """What one call has moved."""
+
+    num_blocks: int
+    num_bytes: int
+    seconds: float
+
+
+class Copies(NamedTuple):
+    """Calls that have moved something."""
+
+    loads: list[Copy]
+    saves: list[Copy]
 
 
 @dataclass(slots=True, eq=False)
 class _Way:
     """One direction: its lane serves one call at a time, under `lock`."""
 
+    name: str
     lane: Lane
     health: Health
     limit_s: float
     lock: threading.Lock = field(default_factory=threading.Lock)
+    copies: deque[Copy] = field(default_factory=lambda: deque(maxlen=_COPIES_KEPT))
+    """Under the lock of the index."""
 
 
 class SsdStore:
@@ -65,8 +87,8 @@ class SsdStore:
     ) -> None:
         """Take over the tier and the lanes, and begin to take in what earlier processes left."""
         self._tier = tier
-        self._loads = _Way(load_lane, Health("reading from tier ssd"), load_limit_s)
-        self._saves = _Way(save_lane, Health("writing to tier ssd"), _SAVE_LIMIT_S)
+        self._loads = _Way("load", load_lane, Health("reading from tier ssd"), load_limit_s)
+        self._saves = _Way("save", save_lane, Health("writing to tier ssd"), _SAVE_LIMIT_S)
         self._clock = clock
         self._counters = Counters()
         capacity_blocks = max(1, tier.capacity_blocks)
@@ -96,12 +118,10 @@ class SsdStore:
         if completion is None:
             return 0
         with self._index_lock:
-            num_lost = completion.num_lost
-            if num_lost and completion.status is not Status.TIMEOUT:
+            if completion.num_lost and completion.status is not Status.TIMEOUT:
                 first_block = len(keys) - len(page_ids)
                 bad_block = first_block + completion.num_blocks
                 self._manager.drop_from(keys[: bad_block + 1], tier=_TIER)
-                self._counters.add("load_failed_blocks", num_lost)
             self._forget_gone()
         return completion.num_blocks
 
@@ -135,6 +155,11 @@ class SsdStore:
             is_off = self._loads.health.is_off or self._saves.health.is_off
             self._counters.set("ssd_off", is_off)
             return self._counters.drain() | self._tier.take_counts()
+
+    def take_copies(self) -> Copies:
+        """Return what calls have moved since the last call of this."""
+        with self._index_lock:
+            return Copies(*(_taken(way.copies) for way in (self._loads, self._saves)))
 
     def wait_restored(self) -> None:
         """Wait until all that earlier processes left can be found."""
@@ -229,8 +254,17 @@ class SsdStore:
         way.health.note(ok=result.status not in (Status.ERROR, Status.TIMEOUT), now_s=self._clock())
         with self._index_lock:
             completion = self._manager.complete(result)
-        assert completion is not None
+            assert completion is not None
+            self._count(way, completion)
         return completion
+
+    def _count(self, way: _Way, completion: Completion) -> None:
+        self._counters.add(f"{way.name}_bytes", completion.num_bytes)
+        self._counters.add(f"{way.name}_seconds", completion.seconds)
+        self._counters.add(f"{way.name}_failed_blocks", completion.num_lost)
+        if completion.num_blocks:
+            copy = Copy(completion.num_blocks, completion.num_bytes, completion.seconds)
+            way.copies.append(copy)
 
     def _forget_gone(self) -> None:
         """Let the tier forget what left the index, before anything later is written."""
@@ -241,3 +275,10 @@ class SsdStore:
         num_free = self._manager.num_free_blocks(_TIER)
         if num_free + self._manager.num_used_blocks(_TIER) != self._tier.capacity_blocks:
             self._manager.resize(self._tier.capacity_blocks, tier=_TIER)
+
+
+def _taken(copies: deque[Copy]) -> list[Copy]:
+    """Empty `copies`."""
+    taken = list(copies)
+    copies.clear()
+    return taken

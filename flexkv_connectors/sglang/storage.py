@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sglang
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+from sglang.srt.observability.metrics_collector import StorageMetrics
 from typing_extensions import override
 
 from flexkv_connectors.common.fault_barrier import FaultBarrier
@@ -14,7 +15,8 @@ from flexkv_connectors.sglang.deployment import read_cache_config, translate, wh
 from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
 from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.settings import read_settings
-from flexkv_connectors.sglang.ssd_store import SsdStore
+from flexkv_connectors.sglang.ssd_store import Copies, SsdStore
+from flexkv_connectors.sglang.stats import StorageStats
 from flexkv_connectors.sglang.weight_updates import listen, why_unheard
 from flexkv_core.errors import ConfigError
 from flexkv_core.types import BlockKey
@@ -55,7 +57,9 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._config = storage_config
         self._cache = read_cache_config(storage_config.extra_config)
         self._barrier = FaultBarrier()
+        self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
         self._store: SsdStore | None = None
+        self._stats = StorageStats(storage_config)
         self._is_warned = False
 
     @override
@@ -144,15 +148,21 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         """Delete every block of this model."""
         self._guarded(lambda store: store.reset(keeps_name=True), None)
 
+    @override
+    def get_stats(self) -> StorageMetrics:
+        """Report what pages were moved since the last call, and count it in `/metrics`."""
+        return self._stats_barrier.run(self._take_stats, StorageMetrics)
+
     def forget_weights(self) -> None:
         """Note that SGLang serves other weights now."""
         keeps_name = bool(self._cache.weight_version)
         self._guarded(lambda store: store.reset(keeps_name=keeps_name), None)
 
     def close(self) -> None:
-        """Let go of the files; what was stored stays."""
-        self._guarded(lambda store: store.close(), None)
-        self._store = None
+        """Let go of the files, whatever has failed before; what was stored stays."""
+        store, self._store = self._store, None
+        if store is not None:
+            FaultBarrier().run(store.close, lambda: None)
 
     @override
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:
@@ -184,6 +194,12 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         """Return `hook(store)`, or `instead` if it fails or there is no store (any more)."""
         store = self._store
         return instead if store is None else self._barrier.run(lambda: hook(store), lambda: instead)
+
+    def _take_stats(self) -> StorageMetrics:
+        nothing: dict[str, float] = {}
+        changes = self._guarded(lambda store: store.take_counts(), nothing)
+        self._stats.note(changes | {"switched_off": bool(self._barrier.reason)})
+        return self._stats.summary(self._guarded(lambda store: store.take_copies(), Copies([], [])))
 
     def _page_ids(self, host_indices: "torch.Tensor") -> list[int]:
         """Return the pages that begin at every `page_size`th index."""

@@ -5,6 +5,7 @@ SGLang drops its own caches then and does not tell its storage. So a plug-in of 
 0.5.23 methods of one class. SGLang loads plug-ins in every process it starts.
 """
 
+from threading import Event
 from typing import Protocol
 from weakref import WeakSet
 
@@ -29,6 +30,9 @@ class WeightListener(Protocol):
 _listeners: "WeakSet[WeightListener]" = WeakSet()
 """Of this process: SGLang's hook is a function, and knows of no storage."""
 
+_changed = Event()
+"""Set for good: what this process computes is no longer what its settings describe."""
+
 _heard: list[str] = []
 
 
@@ -52,12 +56,15 @@ def why_unheard() -> str | None:
 
 
 def listen(listener: WeightListener) -> None:
-    """Tell `listener` of changes for as long as it lives."""
+    """Tell `listener` of changes for as long as it lives, and now if there were any before."""
     _listeners.add(listener)
+    if _changed.is_set():
+        listener.forget_weights()
 
 
 def tell(result: object, *_: object, **__: object) -> None:
     """Tell all listeners; also where SGLang says it failed, which may be half way."""
     del result
+    _changed.set()
     for listener in tuple(_listeners):
         listener.forget_weights()

@@ -51,5 +51,6 @@ def translate(settings: EngineSettings, cache: CacheConfig, rank: int) -> Deploy
         total_heads=num_heads,
         cell_heads=cell_heads_of(num_heads, degree, cache.max_tp),
         block_tokens=block_tokens_of(cache, settings.tokens_per_block, "TensorRT-LLM"),
+        step_tokens=settings.step_tokens,
         engine_id=f"tensorrt_llm-{os.uname().nodename}-{os.getppid()}-{rank // degree}",
     )

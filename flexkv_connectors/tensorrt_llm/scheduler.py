@@ -241,18 +241,20 @@ class SchedulerHalf:
         num_tokens = min(num_computed, len(state.tokens))
         num_pages = len(state.pages_until(num_tokens, self._deployment.page_tokens))
         keys = state.keys()[: num_pages // per_block]
-        if self._manager is None or not state.may_save or len(keys) <= state.num_tried_blocks:
+        manager = self._manager
+        if manager is None or not state.may_save or len(keys) <= state.num_tried_blocks:
             return None
         if (use := self._use_of_ssd(state)) is not None:
             use.touch(state.keys())
-        num_known = self._manager.look(keys, tier="host").num_known
-        state.num_tried_blocks = num_known + self._staging.clip(len(keys) - num_known)
-        reservation = self._manager.reserve(state.request_id, keys[: state.num_tried_blocks])
+        state.num_tried_blocks = self._staging.clip(
+            len(keys), lambda: manager.look(keys, tier="host").num_known
+        )
+        reservation = manager.reserve(state.request_id, keys[: state.num_tried_blocks])
         if isinstance(reservation, Refusal):
             return None
         first = reservation.first_block * per_block
         pages = state.page_ids[first : first + reservation.num_blocks * per_block]
-        plan = self._manager.plan_put(reservation, EnginePages(pages))
+        plan = manager.plan_put(reservation, EnginePages(pages))
         assert plan is not None, "nothing happens between a reservation and its plan"
         self._staging.take(plan.job_id, plan.num_blocks)
         self._saving[plan.job_id] = state

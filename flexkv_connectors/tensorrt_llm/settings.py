@@ -32,6 +32,9 @@ class EngineSettings:
 
     max_length: int
     tokens_per_block: int
+    step_tokens: int
+    """Tokens that a step computes at most, all requests together."""
+
     degree: int
     """Tensor-parallel ranks that share the KV heads of a request."""
 
@@ -83,6 +86,9 @@ _NOT_PLAIN = ("disk_cache_size", "host_cache_size", "max_attention_window", "sin
 """Options of the KV cache under which a block is not a page of the pool by its number, or not all
 of its tokens are kept: with a host cache of its own, blocks of the engine change their places."""
 
+_STEP_TOKENS = 8192
+"""The engine's own default."""
+
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -112,6 +118,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
         config=text,
         max_length=int(arguments.max_seq_len or 0),
         tokens_per_block=int(kv_cache.tokens_per_block),
+        step_tokens=int(arguments.max_num_tokens or _STEP_TOKENS),
         degree=1 if is_alone else ranks,
         num_nodes=-(-ranks // int(arguments.gpus_per_node or ranks)),
         num_engines=ranks if is_alone else 1,

@@ -103,6 +103,7 @@ def translate(
         total_heads=total_heads,
         cell_heads=cell_heads_of(total_heads, degree, cache.max_tp),
         block_tokens=block_tokens_of(cache, spec.block_size, "vLLM"),
+        step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         draft_blocks=int(_has_draft_layers(vllm_config)),
         publishes_events=_publishes_events(vllm_config),
         engine_id=str(vllm_config.kv_transfer_config.engine_id),

@@ -325,20 +325,23 @@ class SchedulerHalf:
         Where they are staged in device memory, what finds no place there is tried in a later step.
         """
         num_blocks = self._num_savable_blocks(state, num_computed)
-        if self._manager is None or num_blocks <= state.num_tried_blocks:
+        manager = self._manager
+        if manager is None or num_blocks <= state.num_tried_blocks:
             return None
         keys = state.keys()
         if (use := self._use_of_ssd(state)) is not None:
             use.touch(keys)
-        num_known = min(num_blocks, self._manager.look(keys, tier="host").num_known)
-        state.num_tried_blocks = num_known + self._staging.clip(num_blocks - num_known)
-        reservation = self._manager.reserve(state.request_id, keys[: state.num_tried_blocks])
+        num_blocks = self._staging.clip(
+            num_blocks, lambda: manager.look(keys, tier="host").num_known
+        )
+        state.num_tried_blocks = num_blocks
+        reservation = manager.reserve(state.request_id, keys[:num_blocks])
         if isinstance(reservation, Refusal):
             return None
         per_block = self._deployment.pages_per_block
         first = reservation.first_block * per_block
         pages = state.page_ids[first : first + reservation.num_blocks * per_block]
-        plan = self._manager.plan_put(reservation, EnginePages(pages))
+        plan = manager.plan_put(reservation, EnginePages(pages))
         assert plan is not None, "nothing happens between a reservation and its plan"
         self._staging.take(plan.job_id, plan.num_blocks)
         self._events.expect(plan.job_id, state.request_id)

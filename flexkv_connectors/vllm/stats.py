@@ -9,6 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorStats,
 )
 
+from flexkv_connectors.common.prometheus import MetricFamilies
 from flexkv_core.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -63,19 +64,12 @@ class FlexKVPromMetrics(KVConnectorPromMetrics):
         per_engine_labelvalues: Mapping[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-        families = {"counter": self._counter_cls, "gauge": self._gauge_cls}
-        self._series: dict[str, dict[int, Any]] = {}
-        for metric in METRICS.values():
-            family = families[metric.kind](
-                name=f"flexkv:{metric.name}", documentation=metric.help, labelnames=labelnames
-            )
-            self._series[metric.name] = {
-                engine: family.labels(*values) for engine, values in per_engine_labelvalues.items()
-            }
+        self._families = MetricFamilies(self._counter_cls, self._gauge_cls, labelnames)
+        self._label_values = per_engine_labelvalues
+        for label_values in per_engine_labelvalues.values():
+            self._families.begin(label_values)
 
     @override
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         """Record one step's changes of engine `engine_idx`."""
-        for name, value in transfer_stats_data.items():
-            series = self._series[name][engine_idx]
-            series.inc(value) if METRICS[name].kind == "counter" else series.set(value)
+        self._families.note(transfer_stats_data, self._label_values[engine_idx])

@@ -40,20 +40,37 @@ def ptx(capability, word, unit_words):
 print(json.dumps([ptx(capability, *words) for capability, words in json.loads(sys.argv[1])]))
 """
 
+LOOSE = """
+from flexkv_kernels._jit.copy_pages import copy_pages_kernel as kernel
+
+for place in kernel.params:
+    if place.do_not_specialize or place.do_not_specialize_on_alignment:
+        print(place.name)
+"""
+
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """Return the assembly of every variant."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     cache = str(tmp_path_factory.mktemp("triton"))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(VARIANTS)],
-        env={**environment, "TRITON_CACHE_DIR": cache},
+    output = run(PROGRAM, json.dumps(VARIANTS), TRITON_CACHE_DIR=cache)
+    return dict(zip(VARIANTS, json.loads(output), strict=True))
+
+
+def run(program, *arguments, **variables):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environment | variables,
         check=True,
         capture_output=True,
         text=True,
-    )
-    return dict(zip(VARIANTS, json.loads(done.stdout), strict=True))
+    ).stdout
+
+
+def test_the_number_of_pages_never_asks_for_another_kernel():
+    per_call = {"source_slabs", "source_pages", "target_slabs", "target_pages", "num_jobs"}
+    assert set(run(LOOSE).split()) == per_call
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

@@ -33,6 +33,13 @@ def test_a_failure_is_logged_once_with_its_traceback(caplog):
     assert "boom" in barrier.reason
 
 
+def test_the_log_says_what_the_engine_goes_on_without(caplog):
+    for barrier in (FaultBarrier(), FaultBarrier(without="metrics")):
+        barrier.run(fail, lambda: 0)
+    assert "serving without KV caching" in caplog.text
+    assert "serving without metrics" in caplog.text
+
+
 def test_switching_off_keeps_the_first_reason():
     barrier = FaultBarrier()
     barrier.switch_off("the model is hybrid")

@@ -1,4 +1,4 @@
-"""Staging takes what is asked for, or at most a quarter of what is free, and never nothing."""
+"""Staging holds what a step computes, or what was asked for, and never nothing."""
 
 import importlib.util
 
@@ -15,20 +15,22 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("block_mib", "free_mib", "places"),
+    ("block_mib", "step_blocks", "free_mib", "places"),
     [
-        (8, 4096, (32, 8)),
-        (1, 4096, (256, 64)),
-        (8, 320, (8, 2)),
-        (100, 4096, (2, 1)),
-        (300, 4096, (1, 1)),
-        (8, 64, (1, 1)),
+        (8, 128, 8192, (128, 32)),
+        (8, 3, 8192, (3, 1)),
+        (8, 1, 8192, (1, 1)),
+        (8, 128, 320, (8, 2)),
+        (8, 128, 64, (1, 1)),
+        (300, 1, 4096, (1, 1)),
     ],
 )
-def test_staging_is_divided_in_whole_blocks(block_mib, free_mib, places):
+def test_saves_have_room_for_a_step_as_long_as_that_is_a_quarter_of_what_is_free(
+    block_mib, step_blocks, free_mib, places
+):
     from flexkv_connectors.common.gpu_share import staging_places
 
-    got = staging_places(block_mib * MIB, free_mib * MIB, None)
+    got = staging_places(block_mib * MIB, step_blocks, free_mib * MIB, None)
     assert got == places
     assert sum(got) * block_mib * 4 <= free_mib
 
@@ -37,19 +39,19 @@ def test_a_device_without_room_for_two_blocks_is_refused():
     from flexkv_connectors.common.gpu_share import staging_places
 
     with pytest.raises(ConfigError, match="lower gpu_memory_utilization or block_tokens"):
-        staging_places(8 * MIB, 63 * MIB, None)
+        staging_places(8 * MIB, 128, 63 * MIB, None)
 
 
 def test_who_asks_for_more_gets_it_as_long_as_it_is_free():
     from flexkv_connectors.common.gpu_share import staging_places
 
-    assert staging_places(8 * MIB, 1024 * MIB, 1024 * MIB) == (103, 25)
+    assert staging_places(8 * MIB, 1, 1024 * MIB, 1024 * MIB) == (103, 25)
     with pytest.raises(ConfigError, match="gpu_staging_mb"):
-        staging_places(8 * MIB, 1023 * MIB, 1024 * MIB)
+        staging_places(8 * MIB, 1, 1023 * MIB, 1024 * MIB)
 
 
 def test_staging_that_holds_one_block_only_is_refused():
     from flexkv_connectors.common.gpu_share import staging_places
 
     with pytest.raises(ConfigError, match="two are needed"):
-        staging_places(8 * MIB, 1024 * MIB, 15 * MIB)
+        staging_places(8 * MIB, 128, 1024 * MIB, 15 * MIB)

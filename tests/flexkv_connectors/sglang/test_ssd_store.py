@@ -157,3 +157,27 @@ def test_loads_and_saves_of_several_threads_do_not_disturb_each_other(rig):
         finds = threads.map(lambda _: rig.store.find(KEYS), range(20))
         assert [*loads, *saves, *finds] == [10] * 60
     assert rig.content(range(20, 30)) == expected
+
+
+def test_what_was_moved_is_told_once_by_call_and_direction(rig):
+    rig.store.save(KEYS, range(10))
+    rig.store.save(KEYS, range(10))  # moves nothing
+    rig.store.load(KEYS[:4], range(20, 24))
+    copies = rig.store.take_copies()
+    assert [copy.num_blocks for copy in copies.saves] == [10]
+    assert [copy.num_blocks for copy in copies.loads] == [4]
+    block_bytes = len(rig.content([0])[0])
+    assert [copy.num_bytes for copy in copies.loads] == [4 * block_bytes]
+    assert rig.store.take_copies() == ([], [])
+
+
+def test_moved_and_lost_blocks_are_counted(start):
+    rig = start(wrap=lambda tier: FaultyTier(tier, {10 + 3: Status.CORRUPT}))
+    rig.store.save(KEYS, range(10))
+    rig.store.load(KEYS, range(20, 30))
+    counts = rig.store.take_counts()
+    block_bytes = len(rig.content([0])[0])
+    assert counts["save_bytes"] == 10 * block_bytes
+    assert counts["load_bytes"] == 3 * block_bytes
+    assert counts["load_failed_blocks"] == 7
+    assert counts["load_seconds"] > 0

@@ -1,4 +1,5 @@
 import gc
+from threading import Event
 
 import pytest
 
@@ -14,7 +15,8 @@ class Listener:
 
 
 @pytest.fixture
-def told():
+def told(monkeypatch):
+    monkeypatch.setattr(weight_updates, "_changed", Event())
     return []
 
 
@@ -30,3 +32,13 @@ def test_a_listener_that_is_gone_is_not_kept_alive(told):
     gc.collect()
     weight_updates.tell(None)
     assert told == []
+
+
+def test_who_listens_after_a_change_is_told_of_it(told):
+    early = Listener(told)
+    weight_updates.listen(early)
+    assert told == []
+    weight_updates.tell(None)
+    late = Listener(told)
+    weight_updates.listen(late)
+    assert told == ["told", "told"]

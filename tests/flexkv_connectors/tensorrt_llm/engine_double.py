@@ -56,6 +56,7 @@ def arguments_for(folder, ranks=1, **changes):
         "dtype": "auto",
         "load_format": "auto",
         "max_seq_len": 128,
+        "max_num_tokens": None,
         "attn_backend": "TRTLLM",
         "tensor_parallel_size": ranks,
         "pipeline_parallel_size": 1,

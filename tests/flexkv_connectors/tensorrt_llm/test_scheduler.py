@@ -32,6 +32,7 @@ def half():
         total_heads=2,
         cell_heads=1,
         block_tokens=8,
+        step_tokens=2048,
         engine_id="engine",
     )
     mailbox = mailbox_of(ARGUMENTS)

@@ -7,8 +7,11 @@ which is the order of a stored block in memory.
 import triton
 import triton.language as tl
 
+_TABLES = ("source_slabs", "source_pages", "target_slabs", "target_pages")
 
-@triton.jit
+
+# What differs from call to call must not name another kernel: each is compiled within a step.
+@triton.jit(do_not_specialize=["num_jobs"], do_not_specialize_on_alignment=_TABLES)
 def copy_pages_kernel(
     source,
     source_slabs,

@@ -1,0 +1,95 @@
+"""Ranks of one model, each with its own controller and storage over one directory."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from controller_rig import HEADS, TOKENS, ControllerRig
+from sglang_process import flexkv
+
+from flexkv_core.errors import ConfigError
+
+NUM_PAGES = 8
+PROMPT = list(range(NUM_PAGES * TOKENS))
+
+
+@pytest.fixture
+def start(model, tmp_path):
+    """Start the ranks of an engine on one directory, after the end of the engine before."""
+    with ExitStack() as running:
+
+        def start(num_ranks, layout="page_first", **options):
+            running.close()
+            ranks = []
+            for rank in range(num_ranks):
+                rig = ControllerRig(
+                    model("oracle"),
+                    layout,
+                    flexkv(tmp_path, **options),
+                    rank=rank,
+                    num_ranks=num_ranks,
+                )
+                running.callback(rig.close)
+                rig.fill(rank)
+                ranks.append(rig)
+            return ranks
+
+        yield start
+
+
+def backup(ranks):
+    for rig in ranks:
+        rig.backup(PROMPT, range(NUM_PAGES))
+
+
+def prefetch(ranks, page_ids=range(30, 30 + NUM_PAGES)):
+    """Return the tokens that every rank has loaded: SGLang goes by the one with the fewest."""
+    return min(rig.prefetch(PROMPT, page_ids) for rig in ranks)
+
+
+def whole_pages(ranks, page_ids=range(30, 30 + NUM_PAGES)):
+    """Return pages with the heads of all ranks, `[page, K and V, L, N, H, D]`."""
+    return torch.stack(
+        [torch.cat([rig.logical_page(page) for rig in ranks], dim=3) for page in page_ids]
+    )
+
+
+@pytest.mark.parametrize("degrees", [(2, 2), (2, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("layout", ["layer_first", "page_first", "page_first_direct", "page_head"])
+def test_one_degree_reads_what_another_has_stored(start, degrees, layout):
+    former, later = degrees
+    ranks = start(former, layout, max_tp=2)
+    expected = whole_pages(ranks, range(NUM_PAGES))
+    backup(ranks)
+    ranks = start(later, layout, max_tp=2)
+    assert prefetch(ranks) == len(PROMPT)
+    assert torch.equal(whole_pages(ranks), expected)
+
+
+def test_without_a_common_max_tp_degrees_are_kept_apart(start):
+    backup(start(2))
+    assert prefetch(start(1)) == 0
+
+
+def test_a_page_that_one_rank_has_not_stored_is_not_found_at_another_degree(start):
+    ranks = start(2, max_tp=2)
+    ranks[0].backup(PROMPT, range(NUM_PAGES))
+    ranks[1].backup(PROMPT[: 5 * TOKENS], range(5))
+    assert prefetch(start(1, max_tp=2)) == 5 * TOKENS
+
+
+def test_ranks_divide_the_room_among_themselves(start, tmp_path):
+    gb = 1 / 1024
+    ranks = start(2, ssd_cache_gb=gb)
+    for first in range(40):
+        tokens = list(range(1000 * first, 1000 * first + len(PROMPT)))
+        for rig in ranks:
+            rig.backup(tokens, range(NUM_PAGES))
+    sizes = [slab.stat().st_size for slab in tmp_path.rglob("*.slab")]
+    assert len(sizes) == len(ranks)
+    assert sum(sizes) <= gb * (1 << 30)
+
+
+def test_more_ranks_than_heads_are_refused_in_one_sentence(start):
+    with pytest.raises(ConfigError, match=f"4 ranks share {HEADS} KV heads"):
+        start(4)

@@ -1,0 +1,55 @@
+"""Counts of one rank's storage as SGLang's own statistics and in its `/metrics`."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge
+from sglang.srt.observability.metrics_collector import StorageMetrics
+
+from flexkv_connectors.common.prometheus import MetricFamilies
+from flexkv_connectors.sglang.ssd_store import Copies, Copy
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+
+__all__ = ["StorageStats"]
+
+_LABELS = ("tp_rank", "pp_rank", "dp_rank")
+_GB = 1e9
+
+
+class StorageStats:
+    """What one rank has to say of its storage.
+
+    Thread: the scheduler's. SGLang asks only where its metrics are on; its `/metrics` adds up what
+    `prometheus_client` counts in all of its processes, and finds ours there, too.
+    """
+
+    def __init__(self, storage: "HiCacheStorageConfig") -> None:
+        self._label_values = [getattr(storage, name, 0) for name in _LABELS]
+
+    def note(self, changes: Mapping[str, float]) -> None:
+        """Add what changed of `metrics.METRICS` to the metrics `flexkv:<name>`."""
+        _families().note(changes, self._label_values)
+
+    def summary(self, copies: Copies) -> StorageMetrics:
+        """Describe calls as SGLang's histograms want them: pages, and GB/s while they moved."""
+        return StorageMetrics(
+            prefetch_pgs=[copy.num_blocks for copy in copies.loads],
+            backup_pgs=[copy.num_blocks for copy in copies.saves],
+            prefetch_bandwidth=_speeds(copies.loads),
+            backup_bandwidth=_speeds(copies.saves),
+        )
+
+
+@cache
+def _families() -> MetricFamilies:
+    """Register the metrics, once in a process: a storage may be attached again."""
+    return MetricFamilies(
+        Counter, partial(Gauge, multiprocess_mode="livemostrecent"), label_names=_LABELS
+    )
+
+
+def _speeds(copies: Sequence[Copy]) -> list[float]:
+    return [copy.num_bytes / copy.seconds / _GB for copy in copies if copy.seconds]

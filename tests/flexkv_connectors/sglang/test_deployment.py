@@ -1,0 +1,115 @@
+"""From SGLang's words for a rank to ours."""
+
+import pytest
+from engine_values import (
+    HEADS,
+    LAYERS,
+    OPTIONS,
+    deployment,
+    keys_and_values,
+    latents,
+    settings,
+    storage,
+)
+
+from flexkv_connectors.sglang.deployment import read_cache_config, why_not
+from flexkv_core.errors import ConfigError
+
+
+def test_a_single_rank_keeps_the_whole_model():
+    found = deployment()
+    assert (found.heads, found.layers) == (range(HEADS), range(LAYERS))
+    assert (found.key_head_size, found.value_head_size, found.dtype) == (32, 32, "float16")
+    assert [column.name for column in found.columns] == ["heads-0-3.layers-0-5"]
+
+
+def test_ranks_partition_the_heads_into_cells_of_the_largest_degree():
+    ranks = [deployment(keys_and_values(2), {"max_tp": 4}, tp_rank=r, tp_size=2) for r in (0, 1)]
+    assert [column.first_head for rank in ranks for column in rank.columns] == [0, 1, 2, 3]
+    assert {rank.cell_heads for rank in ranks} == {1}
+    assert {rank.total_heads for rank in ranks} == {HEADS}
+
+
+def test_stages_partition_the_layers():
+    pools = [keys_and_values(num_layers=3) for _ in range(2)]
+    pools[1].start_layer = 3
+    stages = [deployment(pool, pp_rank=rank, pp_size=2) for rank, pool in enumerate(pools)]
+    assert [stage.layers for stage in stages] == [range(3), range(3, 6)]
+    assert {stage.cell_layers for stage in stages} == {3}
+
+
+def test_ranks_share_the_room():
+    assert deployment().quota_bytes == 1 << 30
+    rank = deployment(keys_and_values(2, 3), tp_size=2, pp_size=2)
+    assert rank.quota_bytes == (1 << 30) // 4
+
+
+def test_a_latent_is_one_head_without_values():
+    found = deployment(latents(), is_mla_model=True)
+    assert (found.total_heads, found.key_head_size, found.value_head_size) == (1, 32, 0)
+
+
+def test_draft_layers_lie_behind_the_models():
+    pool = keys_and_values(num_layers=LAYERS + 1)
+    pool.target_layer_num = LAYERS
+    found = deployment(pool)
+    assert (found.num_draft_layers, found.layers) == (1, range(LAYERS + 1))
+
+
+def test_engines_that_attend_in_parallel_have_names_of_their_own():
+    assert deployment(dp_rank=0).engine_id != deployment(dp_rank=1).engine_id
+
+
+def test_ranks_of_one_engine_have_one_name():
+    ranks = [deployment(keys_and_values(2), tp_rank=rank, tp_size=2) for rank in (0, 1)]
+    assert len({rank.engine_id for rank in ranks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "engine", "sentence"),
+    [
+        ({"attn_cp_size": 2}, {}, "context parallelism"),
+        ({"dcp_size": 2}, {}, "context parallelism"),
+        ({"tp_size": 8}, {}, "8 ranks share 4 KV heads"),
+        ({"tp_size": 2, "is_mla_model": True}, {}, "2 ranks share 1 KV heads"),
+        ({}, {"is_multimodal": True}, "pictures"),
+    ],
+)
+def test_what_cannot_be_served_is_named(place, engine, sentence):
+    assert sentence in why_not(storage(**place), settings(**engine))
+
+
+@pytest.mark.parametrize("place", [{}, {"tp_size": 4}, {"pp_size": 2}, {"is_mla_model": True}])
+def test_what_can_be_served_is_not(place):
+    assert why_not(storage(**place), settings()) is None
+
+
+def test_an_sglang_without_context_parallel_decoding_is_served():
+    older = storage()
+    del older.dcp_size
+    assert why_not(older, settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "interface_v1 is not set"),
+        ({"interface_v1": 1}, "nowhere to store"),
+        (OPTIONS | {"cpu_cache_gb": 1}, "cpu_cache_gb means nothing here"),
+        (OPTIONS | {"ssd_cache_gib": 1}, "did you mean ssd_cache_gb"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_in_one_sentence(options, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read_cache_config(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_sglangs_own_are_left_to_it():
+    own = {"backend_name": "flexkv", "module_path": "m", "class_name": "c", "allocator": "shm"}
+    assert read_cache_config(OPTIONS | own) == read_cache_config(OPTIONS)
+
+
+def test_a_block_that_is_no_page_is_refused_with_what_to_set():
+    with pytest.raises(ConfigError, match="--page-size 64"):
+        deployment(options={"block_tokens": 64})
