@@ -38,6 +38,10 @@ class Engine:
         """Serve the weights of another folder from here on."""
         return self._engine.update_weights_from_disk(model)[0]
 
+    def write_kv(self, prompt: list[int], path: str) -> None:
+        """Write what SGLang's own pages hold of a prompt to a file; see `page_probe`."""
+        self._engine.collective_rpc("write_kv", tokens=prompt, path=path)
+
     def flush(self) -> None:
         """Drop SGLang's own caches, of device and host; the storage remembers."""
         self._engine.flush_cache()

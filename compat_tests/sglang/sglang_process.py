@@ -67,6 +67,10 @@ class SglangProcess(JsonChild):
         """Serve the weights of another folder from here on."""
         assert self._call("update_weights", model=str(model)), "the update was refused"
 
+    def write_kv(self, prompt: list[int], path: Path) -> None:
+        """Write `[layer, K or V, head, token, content]` of a prompt's pages to a file of torch."""
+        self._call("write_kv", prompt=prompt, path=str(path))
+
     def flush(self) -> None:
         """Drop SGLang's own caches; the storage remembers."""
         self._call("flush")
