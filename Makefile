@@ -21,14 +21,15 @@ demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat cold, from host memory, fr
 demo-cross: $(ENGINE) $(SGLANG) ## Show vLLM and SGLang reading each other's KV from one directory
 	@PYTHONSAFEPATH= $(BIN)/python -m demo.cross
 
-test: $(ENGINE) ## Run everything on real vLLM (under 40 minutes on 2 cores)
+test: $(ENGINE) $(SGLANG) ## Run everything, on real vLLM and SGLang (under 40 minutes on 2 cores)
 	@$(MAKE) --no-print-directory check
 	@# From outside the checkout, as users run engines: nothing is found by accident.
 	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" -m pytest \
 		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
 		"$(CURDIR)/compat_tests/vllm" "$(CURDIR)/compat_tests/test_examples.py"
+	@$(MAKE) --no-print-directory test-sglang
 
-test-sglang: $(ENGINE) $(SGLANG) ## Run what needs real SGLang, and both engines on one directory
+test-sglang: $(ENGINE) $(SGLANG) ## Of that, what needs SGLang, alone or beside vLLM
 	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(SGLANG_VENV)/bin/python" -m pytest \
 		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
 		"$(CURDIR)/compat_tests/sglang"

@@ -13,7 +13,7 @@ sys.path.append(str(HERE.parent))
 
 from json_child import EngineFailure, JsonChild  # noqa: E402 the line above makes it importable
 
-__all__ = ["EngineFailure", "SglangCompletion", "SglangProcess", "flexkv"]
+__all__ = ["EngineFailure", "SglangCompletion", "SglangProcess", "flexkv", "safe_environment"]
 
 PAGE_TOKENS = 64
 START_LIMIT_S = 300.0
@@ -54,7 +54,9 @@ class SglangProcess(JsonChild):
         env: dict[str, str] | None = None,
         **arguments: Any,
     ) -> None:
-        super().__init__([python, HERE / "engine_child.py"], folder, _environment() | (env or {}))
+        super().__init__(
+            [python, HERE / "engine_child.py"], folder, safe_environment() | (env or {})
+        )
         hicache = {} if storage is None else _hicache(storage)
         self._call("start", START_LIMIT_S, **_defaults(model) | hicache | arguments)
 
@@ -90,7 +92,7 @@ def flexkv(directory: Path, **options: Any) -> dict[str, Any]:
     } | options
 
 
-def _environment() -> dict[str, str]:
+def safe_environment() -> dict[str, str]:
     """Return this process's environment, made safe: no network, no imports from the checkout."""
     return os.environ | {
         "PYTHONSAFEPATH": "1",
