@@ -59,7 +59,7 @@ setup-engine: $(ENGINE) ## Add real vLLM for CPU to .venv
 
 setup-sglang: $(SGLANG) ## Make .venv-sglang with real SGLang, to run on a CPU
 
-bench: $(ENGINE) ## Measure; writes JSON rows and the table in benchmarks/README.md
+bench: $(ENGINE) $(SGLANG) ## Measure; writes JSON rows and the table in benchmarks/README.md
 	@PYTHONSAFEPATH= $(BIN)/python -m benchmarks
 
 clean: ## Remove caches, builds and the generated model

@@ -11,9 +11,12 @@ from pathlib import Path
 from benchmarks import rows
 
 HERE = Path(__file__).parent
+SGLANG_PYTHON = rows.ROOT / ".venv-sglang/bin/python"
 QUICK: dict[str, tuple[str, ...]] = {
     "control_plane": ("--rounds", "2", "--tree", "10000"),
     "copy_lane": ("--rounds", "2"),
+    "sglang_restart": ("--quick",),
+    "sglang_storage": ("--rounds", "1"),
     "ssd_lane": ("--rounds", "1"),
     "ssd_restart": ("--rounds", "1", "--blocks", "10000"),
     "trace_replay": ("--requests", "1000"),
@@ -21,6 +24,9 @@ QUICK: dict[str, tuple[str, ...]] = {
     "vllm_restart": ("--quick",),
 }
 """All benchmarks, and what makes each of them quick."""
+
+PYTHON = {"sglang_storage": SGLANG_PYTHON}
+"""Those that run in another environment."""
 
 
 def main() -> None:
@@ -43,7 +49,14 @@ def run(name: str, results: Path, options: tuple[str, ...]) -> None:
     results.mkdir(parents=True, exist_ok=True)
     file = results / f"{name}.jsonl"
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file), *options]
+    command = [
+        PYTHON.get(name, sys.executable),
+        "-m",
+        f"benchmarks.{name}",
+        "--json",
+        str(file),
+        *options,
+    ]
     subprocess.run(command, cwd=rows.ROOT, check=True)
 
 

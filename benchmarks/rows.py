@@ -27,6 +27,7 @@ CIRCUMSTANCES = (
     "python",
     "numpy",
     "vllm",
+    "sglang",
     "lmcache",
     "model",
     "load_at_start",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.managers.cache_controller import HiCacheController
@@ -15,7 +15,20 @@ from sglang.srt.runtime_context import get_context, get_parallel
 
 from flexkv_connectors.sglang import weight_updates
 
-LAYERS, HEADS, SIZE, TOKENS = 5, 2, 64, 16
+TOKENS = 16
+
+
+class Geometry(NamedTuple):
+    """Of a model's KV, in pages."""
+
+    layers: int
+    heads: int
+    size: int
+    dtype: torch.dtype
+    page_tokens: int
+
+
+OF_ORACLE = Geometry(5, 2, 64, torch.float32, TOKENS)
 """Of the model `oracle`, in pages of 16 tokens."""
 
 WAIT_S = 60
@@ -36,51 +49,58 @@ class ControllerRig:
     """A controller, its host pool, and the two verbs of its threads, each waited for."""
 
     def __init__(
-        self, model: Path, layout: str, storage: dict[str, Any], num_pages: int = 64
+        self,
+        model: Path,
+        layout: str,
+        storage: dict[str, Any],
+        num_pages: int = 64,
+        geometry: Geometry = OF_ORACLE,
+        backend: str = "dynamic",
     ) -> None:
         self._undo = ExitStack()
+        self._backend, page_tokens = backend, geometry.page_tokens
         weight_updates.register()
         context = get_context().override_server_args(
             model_path=str(model),
             device="cpu",
-            dtype="float32",
-            page_size=TOKENS,
+            dtype=str(geometry.dtype).removeprefix("torch."),
+            page_size=page_tokens,
             hicache_mem_layout=layout,
             hicache_io_backend="direct",
         )
         context.install()
         self._undo.enter_context(get_parallel().override(**PARALLEL))
         device = MHATokenToKVPool(
-            size=TOKENS * 4,
-            page_size=TOKENS,
-            dtype=torch.float32,
-            head_num=HEADS,
-            head_dim=SIZE,
-            layer_num=LAYERS,
+            size=page_tokens * 4,
+            page_size=page_tokens,
+            dtype=geometry.dtype,
+            head_num=geometry.heads,
+            head_dim=geometry.size,
+            layer_num=geometry.layers,
             device="cpu",
             enable_memory_saver=False,
             start_layer=0,
-            end_layer=LAYERS - 1,
+            end_layer=geometry.layers - 1,
         )
         allocator = PagedTokenToKVPoolAllocator(
-            TOKENS * 4, TOKENS, torch.float32, "cpu", device, need_sort=False
+            page_tokens * 4, page_tokens, geometry.dtype, "cpu", device, need_sort=False
         )
         self.pool = MHATokenToKVPoolHost(
             device.get_device_pool_infos()[0].buffer_info,
             host_to_device_ratio=2.0,
             host_size=0,
-            page_size=TOKENS,
+            page_size=page_tokens,
             layout=layout,
             pin_memory=False,
-            device_capacity_tokens=TOKENS * 4,
+            device_capacity_tokens=page_tokens * 4,
             start_layer=0,
-            end_layer=LAYERS - 1,
-            host_token_capacity=num_pages * TOKENS,
+            end_layer=geometry.layers - 1,
+            host_token_capacity=num_pages * page_tokens,
         )
         options = {name: value for name, value in storage.items() if name not in _POPPED}
         self._options = options
         self.controller = HiCacheController(
-            allocator, self.pool, TOKENS, None, None, io_backend="direct"
+            allocator, self.pool, page_tokens, None, None, io_backend="direct"
         )
         self.attach()
 
@@ -89,13 +109,14 @@ class ControllerRig:
         with ExitStack() as on_failure:
             on_failure.callback(self._undo.close)
             self.controller.attach_storage_backend(
-                "dynamic",
+                self._backend,
                 prefetch_threshold=TOKENS,
                 storage_backend_extra_config=dict(self._options),
             )
             on_failure.pop_all()
         self.storage = self.controller.storage_backend
-        self.storage._store.wait_restored()
+        if self._backend == "dynamic":
+            self.storage._store.wait_restored()
 
     def backup(self, tokens: list[int], page_ids: Sequence[int]) -> None:
         """Let the backup thread store pages."""

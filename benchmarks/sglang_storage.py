@@ -1,0 +1,227 @@
+"""FlexKV below HiCache beside SGLang's own backend `file`: 128 pages a call.
+
+    .venv-sglang/bin/python -m benchmarks.sglang_storage [--json FILE] [--rounds N] [--work FOLDER]
+
+Both stand behind SGLang's real controller and host pools, and are called as it calls them: `file`
+through copies of pages, FlexKV with their places. They take turns within a round, each writes new
+pages and reads them again. `file` goes through the page cache: its writes end when the system has
+them. On a drive FlexKV's are on it when they end (O_DIRECT), so its reads never come from the page
+cache there, and `file` reads once from the page cache and once, dropped, from the drive. In memory
+(a tmpfs) both read from the page cache. FlexKV verifies all that it reads, `file` nothing. FlexKV
+replaces the pages of the round before, as a tier that is full does; `file` has no limit here. torch
+has one thread, as its threads wait for each other where cores are few, which only slows `file`.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import rows
+from benchmarks.rows import Row
+from benchmarks.ssd_lane import fio_bytes_per_s
+
+SGLANG_TESTS = rows.ROOT / "compat_tests/sglang"
+sys.path[:0] = [str(SGLANG_TESTS), str(SGLANG_TESTS / "stand_ins")]
+
+import torch  # noqa: E402 SGLang and all below it want the stand-ins
+from controller_rig import ControllerRig, Geometry  # noqa: E402
+from sglang.srt.managers.cache_controller import PrefetchOperation  # noqa: E402
+from sglang.srt.mem_cache.hicache_storage import HiCacheStorageExtraInfo  # noqa: E402
+from sglang_process import flexkv  # noqa: E402
+
+NUM_PAGES = 128
+MEMORY = Path("/dev/shm")
+FIO_DEPTH = 8
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+}
+"""The shape of Llama 3.2 1B: 32 KiB a token."""
+
+
+class Case(NamedTuple):
+    """Where pages are kept, of which size, in which order in SGLang's memory."""
+
+    place: str
+    page_tokens: int
+    layout: str
+
+
+CASES = (
+    Case("memory", 64, "page_first"),
+    Case("memory", 64, "page_first_direct"),
+    Case("memory", 64, "layer_first"),
+    Case("memory", 16, "page_first"),
+    Case("drive", 64, "page_first"),
+    Case("drive", 16, "page_first"),
+)
+
+
+class Contender:
+    """A storage backend behind a controller, whose host pool holds `NUM_PAGES` random pages."""
+
+    def __init__(self, folder: Path, case: Case, backend: str) -> None:
+        self._folder = folder / backend
+        self._folder.mkdir()
+        options = flexkv(self._folder, ssd_cache_gb=1.25 * NUM_PAGES * _page_bytes(case) / 2**30)
+        if backend == "file":
+            options = {"file_storage_path": str(self._folder)}
+        heads, size = MODEL["num_key_value_heads"], MODEL["head_dim"]
+        geometry = Geometry(
+            MODEL["num_hidden_layers"], heads, size, torch.bfloat16, case.page_tokens
+        )
+        self._rig = ControllerRig(
+            folder / "model", case.layout, options, NUM_PAGES, geometry, backend
+        )
+        self._rig.fill(1)
+        self._pages = self._rig.pool.kv_buffer.clone()
+        self._indices = torch.arange(NUM_PAGES * case.page_tokens)
+        self._operation = PrefetchOperation("benchmark", [])
+
+    def set_s(self, keys: list[str]) -> float:
+        """Store all pages under new keys; return the seconds."""
+        begin_s = time.perf_counter()
+        is_stored = self._rig.controller.page_set_func(keys, self._indices, _extra())
+        taken_s = time.perf_counter() - begin_s
+        assert is_stored
+        return taken_s
+
+    def get_s(self, keys: list[str]) -> float:
+        """Load all pages; return the seconds."""
+        self._rig.pool.kv_buffer.zero_()
+        begin_s = time.perf_counter()
+        num_loaded = self._rig.controller.page_get_func(
+            self._operation, keys, self._indices, _extra()
+        )
+        taken_s = time.perf_counter() - begin_s
+        assert num_loaded == NUM_PAGES
+        assert torch.equal(self._rig.pool.kv_buffer, self._pages)
+        return taken_s
+
+    def drop_page_cache(self) -> None:
+        """Let the next read come from the drive."""
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._rig.close()
+
+
+def _extra() -> HiCacheStorageExtraInfo:
+    return HiCacheStorageExtraInfo(prefix_keys=[])
+
+
+def keys_of(number: int) -> list[str]:
+    """Return the keys of a sequence that no other round has."""
+    return [hashlib.sha256(f"{number} {page}".encode()).hexdigest() for page in range(NUM_PAGES)]
+
+
+def play_round(contenders: Sequence[Contender], case: Case, number: int) -> dict[str, list[float]]:
+    """Return the seconds of both for each operation."""
+    keys = keys_of(number)
+    seconds = {
+        "set": [contender.set_s(keys) for contender in contenders],
+        "get": [contender.get_s(keys) for contender in contenders],
+    }
+    if case.place == "drive":
+        for contender in contenders:
+            contender.drop_page_cache()
+        seconds["get, cold"] = [contender.get_s(keys) for contender in contenders]
+    return seconds
+
+
+def measure_case(case: Case, work: Path, rounds: int) -> Iterator[Row]:
+    """Yield a row for each operation."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if case.place == "memory" else work) as name:
+        folder = Path(name)
+        (folder / "model").mkdir()
+        (folder / "model/config.json").write_text(json.dumps(MODEL))
+        contenders = [Contender(folder, case, backend) for backend in ("dynamic", "file")]
+        played = []
+        for number in range(rounds + 1):
+            print(f"{case}, round {number} of {rounds}", flush=True)
+            seconds = play_round(contenders, case, number)
+            fio = _fio_gb_s(folder, case) if case.place == "drive" else 0.0
+            played.append((seconds, fio))
+        for contender in contenders:
+            contender.close()
+    for operation in played[0][0]:
+        samples = [(*seconds[operation], fio) for seconds, fio in played[1:]]
+        yield _row(case, operation, samples)
+
+
+def _page_bytes(case: Case) -> int:
+    heads, size = MODEL["num_key_value_heads"], MODEL["head_dim"]
+    return case.page_tokens * MODEL["num_hidden_layers"] * heads * size * 2 * 2
+
+
+def _fio_gb_s(folder: Path, case: Case) -> float:
+    return fio_bytes_per_s(folder, "read", _page_bytes(case) >> 10, FIO_DEPTH) / 1e9
+
+
+def _row(case: Case, operation: str, samples: Sequence[tuple[float, float, float]]) -> Row:
+    gigabytes = NUM_PAGES * _page_bytes(case) / 1e9
+    row: Row = {
+        "benchmark": "sglang_storage",
+        "place": case.place,
+        "layout": case.layout,
+        "page_kib": _page_bytes(case) >> 10,
+        "operation": operation,
+        **rows.spread("flexkv_pages_s", (NUM_PAGES / ours for ours, _, _ in samples)),
+        **rows.spread("flexkv_gb_s", (gigabytes / ours for ours, _, _ in samples)),
+        **rows.spread("file_gb_s", (gigabytes / file for _, file, _ in samples)),
+        **rows.spread("ratio", (file / ours for ours, file, _ in samples)),
+    }
+    if operation == "get, cold":
+        row |= rows.spread("of_fio", (gigabytes / ours / fio for ours, _, fio in samples))
+    return row | {"rounds": len(samples)}
+
+
+def measure(work: Path, rounds: int) -> Iterator[Row]:
+    """Yield the rows of all cases."""
+    work.mkdir(parents=True, exist_ok=True)
+    around = rows.circumstances() | {"sglang": version("sglang")}
+    for case in CASES:
+        for row in measure_case(case, work, rounds):
+            yield row | around
+
+
+def main() -> None:
+    """Measure, print the table, and write the rows where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="file to write one JSON object a row to")
+    parser.add_argument("--work", type=Path, default=rows.ROOT / ".work", help="on the drive")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    measured = list(measure(arguments.work.resolve(), arguments.rounds))
+    print(rows.render(measured))
+    if arguments.json:
+        rows.write(arguments.json, measured)
+
+
+if __name__ == "__main__":
+    main()
