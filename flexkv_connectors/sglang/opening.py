@@ -27,7 +27,7 @@ def open_store(deployment: Deployment, namespace: Namespace) -> SsdStore:
     """
     block_format = deployment.block_format
     num_slots = _STAGING_BYTES // slot_stride(block_format.block_bytes)
-    num_slots = min(max(num_slots, 1), _MAX_SLOTS)
+    num_slots = min(max(num_slots, 2), _MAX_SLOTS)
     pool = HostPool.create(2 * num_slots, block_format.block_bytes)
     tier = open_ssd_tier(
         deployment.cache,

@@ -4,7 +4,8 @@ A block is one page there.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import msgspec
@@ -31,7 +32,7 @@ _MAX_CALL_S = 60.0
 
 
 class _Part(NamedTuple):
-    """Blocks of a plan that fit the staging slots together."""
+    """Blocks of a plan that fit half of the staging slots together."""
 
     pages: EnginePages
     stored: StoredBlocks
@@ -41,9 +42,10 @@ class _Part(NamedTuple):
 class StagedLane(Lane):
     """Copies in `submit`, part by part: over a few host slots that belong to this lane alone.
 
-    The bytes are in the stored order and verified while they are in the slots, so what fails never
-    reaches the engine's pages. A tier that does not answer by the deadline keeps the slots: until
-    it has, every plan is refused with TIMEOUT.
+    While the tier moves one part, pages of the part beside it are gathered or filled. The bytes are
+    in the stored order and verified while they are in the slots, so what fails never reaches the
+    engine's pages. A tier that does not answer by the deadline keeps the slots: until it has, every
+    plan is refused with TIMEOUT.
 
     Thread: one at a time.
     """
@@ -63,7 +65,7 @@ class StagedLane(Lane):
             rank: Whose results these are.
             near: Between engine pages and host slots.
             far: Between host slots and the tier.
-            slots: The host slots to use.
+            slots: The host slots to use, at least 2.
             clock: What deadlines are compared with.
         """
         self._rank = rank
@@ -108,7 +110,7 @@ class StagedLane(Lane):
             error = f"{len(pages.page_ids)} pages and {len(stored.keys)} keys do not fit the plan"
             return refused(plan, self._rank, Status.ERROR, error)
         self._far.poll()  # what came too late was reported long ago
-        return self._add_up(plan, (run(plan, part) for part in self._parts(pages, stored)))
+        return self._add_up(plan, run(plan, self._parts(pages, stored)))
 
     def _add_up(self, plan: TransferPlan, parts: Iterator[TransferResult]) -> TransferResult:
         """Run parts up to the first that fails, and report on all of them as one."""
@@ -126,42 +128,73 @@ class StagedLane(Lane):
                 break
         return msgspec.structs.replace(total, seconds=self._clock() - begin_s)
 
-    def _parts(self, pages: EnginePages, stored: StoredBlocks) -> Iterator[_Part]:
-        parent = stored.parent
-        for first in range(0, len(stored.keys), len(self._slots)):
-            keys = stored.keys[first : first + len(self._slots)]
-            yield _Part(
-                EnginePages(pages.page_ids[first : first + len(keys)]),
-                StoredBlocks(stored.tier, keys, parent),
-                HostSlots(self._slots[: len(keys)].tobytes()),
+    def _parts(self, pages: EnginePages, stored: StoredBlocks) -> list[_Part]:
+        """Cut a plan into parts; each second one uses the same slots."""
+        half = len(self._slots) // 2
+        parents = [stored.parent, *stored.keys]
+        parts = []
+        for first in range(0, len(stored.keys), half):
+            keys = stored.keys[first : first + half]
+            slots = self._slots[first // half % 2 * half :][: len(keys)]
+            part = _Part(
+                EnginePages(pages.page_ids[first : first + half]),
+                StoredBlocks(stored.tier, keys, parents[first]),
+                HostSlots(slots.tobytes()),
             )
-            parent = keys[-1]
+            parts.append(part)
+        return parts
 
-    def _save(self, plan: TransferPlan, part: _Part) -> TransferResult:
-        gathered = self._step(plan, self._near, part.pages, part.slots)
-        if gathered.status is not Status.OK:
-            return gathered
-        return self._step(plan, self._far, part.slots, part.stored)
+    def _save(self, plan: TransferPlan, parts: Sequence[_Part]) -> Iterator[TransferResult]:
+        """Yield how each part ended; while one is written, the next is gathered."""
+        writing: TransferPlan | None = None
+        for part in parts:
+            gathered = self._run(self._near, _step(plan, part.pages, part.slots))
+            if writing is not None:
+                yield self._wait(self._far, writing)
+            if gathered.status is not Status.OK:
+                yield gathered
+                return
+            writing = _step(plan, part.slots, part.stored)
+            self._far.submit(writing)
+        if writing is not None:
+            yield self._wait(self._far, writing)
 
-    def _load(self, plan: TransferPlan, part: _Part) -> TransferResult:
-        """Read, and hand on the leading blocks that are good."""
-        read = self._step(plan, self._far, part.stored, part.slots)
+    def _load(self, plan: TransferPlan, parts: Sequence[_Part]) -> Iterator[TransferResult]:
+        """Yield how each part ended; while its pages are filled, the next is read."""
+        steps = [_step(plan, part.stored, part.slots) for part in parts]
+        for step in steps[:1]:
+            self._far.submit(step)
+        for part, step, following in zip_longest(parts, steps, steps[1:]):
+            read = self._wait(self._far, step)
+            if following is not None and read.status is Status.OK:
+                self._far.submit(following)
+            yield self._fill(plan, part, read)
+
+    def _fill(self, plan: TransferPlan, part: _Part, read: TransferResult) -> TransferResult:
+        """Hand on the leading blocks that are good."""
         if not read.num_blocks:
             return read
         pages = EnginePages(part.pages.page_ids[: read.num_blocks])
-        slots = HostSlots(self._slots[: read.num_blocks].tobytes())
-        scattered = self._step(plan, self._near, slots, pages)
-        return read if scattered.status is Status.OK else scattered
+        slots = HostSlots(part.slots.slots[: read.num_blocks * SLOT_BYTES])
+        filled = self._run(self._near, _step(plan, slots, pages))
+        return read if filled.status is Status.OK else filled
 
-    def _step(self, plan: TransferPlan, lane: Lane, source: Place, target: Place) -> TransferResult:
-        """Let `lane` copy one part over one half of the way."""
-        slots = source if isinstance(source, HostSlots) else target
-        assert isinstance(slots, HostSlots)
-        num_blocks = len(slots.slots) // SLOT_BYTES
-        part = msgspec.structs.replace(plan, source=source, target=target, num_blocks=num_blocks)
-        lane.submit(part)
-        limit_s = _MAX_CALL_S if plan.deadline_s is None else plan.deadline_s - self._clock()
+    def _run(self, lane: Lane, step: TransferPlan) -> TransferResult:
+        lane.submit(step)
+        return self._wait(lane, step)
+
+    def _wait(self, lane: Lane, step: TransferPlan) -> TransferResult:
+        """Return how the one step that `lane` has under way ended."""
+        limit_s = _MAX_CALL_S if step.deadline_s is None else step.deadline_s - self._clock()
         if not lane.drain(max(0.0, limit_s)):
-            return refused(part, self._rank, Status.TIMEOUT)
+            return refused(step, self._rank, Status.TIMEOUT)
         (result,) = lane.poll()
         return result
+
+
+def _step(plan: TransferPlan, source: Place, target: Place) -> TransferPlan:
+    """Return the plan of one part for one half of the way."""
+    slots = source if isinstance(source, HostSlots) else target
+    assert isinstance(slots, HostSlots)
+    num_blocks = len(slots.slots) // SLOT_BYTES
+    return msgspec.structs.replace(plan, source=source, target=target, num_blocks=num_blocks)

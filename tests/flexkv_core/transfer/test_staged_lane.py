@@ -9,14 +9,32 @@ import pytest
 from cpu_lane_rig import make_rig, slots_of
 
 from flexkv_core.plan import EnginePages, Status, StoredBlocks, TransferPlan
-from flexkv_core.testing.doubles import DictTier, FaultyTier, ManualClock, SlowTier
+from flexkv_core.testing.doubles import DictTier, FaultyTier, ManualClock, SlowTier, TierWrapper
 from flexkv_core.testing.geometry import read_block, write_page
 from flexkv_core.testing.lane_contract import LaneCase, LaneContract
 from flexkv_core.tiers.base import TierBlock
 from flexkv_core.transfer.staged_lane import StagedLane
 from flexkv_core.transfer.tier_lane import TierLane
 
-NUM_SLOTS = 2
+NUM_SLOTS = 4
+MANY = NUM_SLOTS + 1
+"""Blocks of a plan in three parts: the third has the slots of the first."""
+
+
+class NotingTier(TierWrapper):
+    """Notes the blocks of each call."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.calls = []
+
+    def read(self, blocks, deadline_s):
+        self.calls.append(blocks)
+        return super().read(blocks, deadline_s)
+
+    def write(self, blocks, deadline_s):
+        self.calls.append(blocks)
+        return super().write(blocks, deadline_s)
 
 
 def key(number):
@@ -24,12 +42,13 @@ def key(number):
 
 
 class Staged(LaneCase):
-    """Pages of random bytes, two slots, and a dictionary as the tier."""
+    """Pages of random bytes, a few slots, and a dictionary as the tier."""
 
     def __init__(self, *, saves, wrap=lambda tier: tier, clock=time.monotonic):
         self.rig = make_rig("PLBNHC", P=2)
         self.tier = DictTier(self.rig.host.buffer, self.rig.fmt.block_bytes)
-        far = TierLane(7, wrap(self.tier), self.rig.host, num_threads=1, clock=clock)
+        self.wrapped = wrap(self.tier)
+        far = TierLane(7, self.wrapped, self.rig.host, num_threads=1, clock=clock)
         self.lane = StagedLane(7, self.rig.lane, far, range(NUM_SLOTS), clock=clock)
         self.rank, self.clock_s = 7, clock()
         self.foreign = slots_of(0, 1)
@@ -37,7 +56,7 @@ class Staged(LaneCase):
         self.expected = {number: read_block(self.rig.pages, [number]) for number in range(12)}
 
     def plan(self, job_id, num_blocks, **changes):
-        page_ids = [3 * job_id - page for page in (1, 3, 2)][:num_blocks]
+        page_ids = [3 * job_id - page for page in (1, 3, 2, -7, -8)][:num_blocks]
         pages = EnginePages(page_ids)
         stored = StoredBlocks("dict", [key(10 * job_id + at) for at in range(num_blocks)])
         if not self.saves:
@@ -99,19 +118,19 @@ class TestLoading(LaneContract):
 @pytest.mark.parametrize("saves", [True, False])
 def test_a_plan_of_more_blocks_than_slots_goes_part_by_part(saves):
     case = Staged(saves=saves)
-    plan = case.plan(1, NUM_SLOTS + 1)
+    plan = case.plan(1, MANY)
     expected = case.target_after(plan)
     (result,) = case.run(plan)
-    assert (result.status, result.num_blocks) == (Status.OK, NUM_SLOTS + 1)
-    assert result.num_bytes >= (NUM_SLOTS + 1) * case.rig.fmt.block_bytes
+    assert (result.status, result.num_blocks) == (Status.OK, MANY)
+    assert result.num_bytes >= MANY * case.rig.fmt.block_bytes
     assert case.target() == expected
 
 
 @pytest.mark.parametrize("saves", [True, False])
-@pytest.mark.parametrize("bad_block", range(NUM_SLOTS + 1))
+@pytest.mark.parametrize("bad_block", range(MANY))
 def test_the_leading_good_blocks_are_copied_and_no_page_behind_them(saves, bad_block):
     case = Staged(saves=saves, wrap=lambda tier: FaultyTier(tier, {bad_block: Status.CORRUPT}))
-    plan = case.plan(1, NUM_SLOTS + 1)
+    plan = case.plan(1, MANY)
     if not saves:
         good = EnginePages(plan.target.page_ids[:bad_block])
         expected = case.target_after(msgspec.structs.replace(plan, target=good))
@@ -119,6 +138,28 @@ def test_the_leading_good_blocks_are_copied_and_no_page_behind_them(saves, bad_b
     assert (result.status, result.num_blocks) == (Status.CORRUPT, bad_block)
     if not saves:
         assert case.target() == expected
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_parts_beside_each_other_have_other_slots_and_the_blocks_stay_one_chain(saves):
+    case = Staged(saves=saves, wrap=NotingTier)
+    plan = case.plan(1, MANY)
+    case.run(plan)
+    first, second, third = case.wrapped.calls
+    places = [{block.offset for block in part} for part in (first, second, third)]
+    assert places[0].isdisjoint(places[1])
+    assert places[1].isdisjoint(places[2])
+    keys = (plan.target if saves else plan.source).keys
+    assert [(block.parent, block.key) for block in (*first, *second, *third)] == [
+        *zip([None, *keys], keys, strict=False)
+    ]
+
+
+def test_behind_a_part_that_failed_nothing_is_read():
+    case = Staged(saves=False, wrap=lambda tier: NotingTier(FaultyTier(tier, {0: Status.CORRUPT})))
+    case.run(case.plan(1, MANY))
+    assert case.lane.drain(30.0)
+    assert len(case.wrapped.calls) == 1
 
 
 def test_a_tier_that_hangs_costs_one_deadline_and_never_writes_a_page_later():
