@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -40,6 +41,9 @@ from sglang_process import flexkv  # noqa: E402
 
 NUM_PAGES = 128
 MEMORY = Path("/dev/shm")
+ROOM_BYTES = 3 << 30
+"""For what eight rounds of `file` leave there."""
+
 FIO_DEPTH = 8
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -208,6 +212,16 @@ def measure(work: Path, rounds: int) -> Iterator[Row]:
             yield row | around
 
 
+def find_missing() -> str:
+    """Say what this machine lacks, if it lacks anything."""
+    if shutil.which("fio") is None:
+        return "the program fio is missing"
+    free_bytes = shutil.disk_usage(MEMORY).free
+    if free_bytes < ROOM_BYTES:
+        return f"{MEMORY} has {free_bytes >> 20} MiB free, {ROOM_BYTES >> 20} are needed"
+    return ""
+
+
 def main() -> None:
     """Measure, print the table, and write the rows where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -215,6 +229,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write one JSON object a row to")
     parser.add_argument("--work", type=Path, default=rows.ROOT / ".work", help="on the drive")
     arguments = parser.parse_args()
+    if missing := find_missing():
+        sys.exit(f"sglang_storage: {missing}; nothing was measured")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     measured = list(measure(arguments.work.resolve(), arguments.rounds))
