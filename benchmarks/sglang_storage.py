@@ -79,6 +79,14 @@ CASES = (
 )
 
 
+class Taken(NamedTuple):
+    """What one call has cost."""
+
+    wall_s: float
+    cpu_s: float
+    """Of all threads of this process: what other work on the machine changes least."""
+
+
 class Contender:
     """A storage backend behind a controller, whose host pool holds `NUM_PAGES` random pages."""
 
@@ -100,25 +108,25 @@ class Contender:
         self._indices = torch.arange(NUM_PAGES * case.page_tokens)
         self._operation = PrefetchOperation("benchmark", [])
 
-    def set_s(self, keys: list[str]) -> float:
-        """Store all pages under new keys; return the seconds."""
-        begin_s = time.perf_counter()
+    def set(self, keys: list[str]) -> Taken:
+        """Store all pages under new keys."""
+        begin = Taken(time.perf_counter(), time.process_time())
         is_stored = self._rig.controller.page_set_func(keys, self._indices, _extra())
-        taken_s = time.perf_counter() - begin_s
+        taken = _since(begin)
         assert is_stored
-        return taken_s
+        return taken
 
-    def get_s(self, keys: list[str]) -> float:
-        """Load all pages; return the seconds."""
+    def get(self, keys: list[str]) -> Taken:
+        """Load all pages."""
         self._rig.pool.kv_buffer.zero_()
-        begin_s = time.perf_counter()
+        begin = Taken(time.perf_counter(), time.process_time())
         num_loaded = self._rig.controller.page_get_func(
             self._operation, keys, self._indices, _extra()
         )
-        taken_s = time.perf_counter() - begin_s
+        taken = _since(begin)
         assert num_loaded == NUM_PAGES
         assert torch.equal(self._rig.pool.kv_buffer, self._pages)
-        return taken_s
+        return taken
 
     def drop_page_cache(self) -> None:
         """Let the next read come from the drive."""
@@ -133,6 +141,10 @@ class Contender:
         self._rig.close()
 
 
+def _since(begin: Taken) -> Taken:
+    return Taken(time.perf_counter() - begin.wall_s, time.process_time() - begin.cpu_s)
+
+
 def _extra() -> HiCacheStorageExtraInfo:
     return HiCacheStorageExtraInfo(prefix_keys=[])
 
@@ -142,18 +154,18 @@ def keys_of(number: int) -> list[str]:
     return [hashlib.sha256(f"{number} {page}".encode()).hexdigest() for page in range(NUM_PAGES)]
 
 
-def play_round(contenders: Sequence[Contender], case: Case, number: int) -> dict[str, list[float]]:
-    """Return the seconds of both for each operation."""
+def play_round(contenders: Sequence[Contender], case: Case, number: int) -> dict[str, list[Taken]]:
+    """Return what each operation has cost both."""
     keys = keys_of(number)
-    seconds = {
-        "set": [contender.set_s(keys) for contender in contenders],
-        "get": [contender.get_s(keys) for contender in contenders],
+    taken = {
+        "set": [contender.set(keys) for contender in contenders],
+        "get": [contender.get(keys) for contender in contenders],
     }
     if case.place == "drive":
         for contender in contenders:
             contender.drop_page_cache()
-        seconds["get, cold"] = [contender.get_s(keys) for contender in contenders]
-    return seconds
+        taken["get, cold"] = [contender.get(keys) for contender in contenders]
+    return taken
 
 
 def measure_case(case: Case, work: Path, rounds: int) -> Iterator[Row]:
@@ -166,13 +178,13 @@ def measure_case(case: Case, work: Path, rounds: int) -> Iterator[Row]:
         played = []
         for number in range(rounds + 1):
             print(f"{case}, round {number} of {rounds}", flush=True)
-            seconds = play_round(contenders, case, number)
+            taken = play_round(contenders, case, number)
             fio = _fio_gb_s(folder, case) if case.place == "drive" else 0.0
-            played.append((seconds, fio))
+            played.append((taken, fio))
         for contender in contenders:
             contender.close()
     for operation in played[0][0]:
-        samples = [(*seconds[operation], fio) for seconds, fio in played[1:]]
+        samples = [Sample(*taken[operation], fio) for taken, fio in played[1:]]
         yield _row(case, operation, samples)
 
 
@@ -185,7 +197,15 @@ def _fio_gb_s(folder: Path, case: Case) -> float:
     return fio_bytes_per_s(folder, "read", _page_bytes(case) >> 10, FIO_DEPTH) / 1e9
 
 
-def _row(case: Case, operation: str, samples: Sequence[tuple[float, float, float]]) -> Row:
+class Sample(NamedTuple):
+    """One operation of a round."""
+
+    ours: Taken
+    file: Taken
+    fio_gb_s: float
+
+
+def _row(case: Case, operation: str, samples: Sequence[Sample]) -> Row:
     gigabytes = NUM_PAGES * _page_bytes(case) / 1e9
     row: Row = {
         "benchmark": "sglang_storage",
@@ -193,13 +213,16 @@ def _row(case: Case, operation: str, samples: Sequence[tuple[float, float, float
         "layout": case.layout,
         "page_kib": _page_bytes(case) >> 10,
         "operation": operation,
-        **rows.spread("flexkv_pages_s", (NUM_PAGES / ours for ours, _, _ in samples)),
-        **rows.spread("flexkv_gb_s", (gigabytes / ours for ours, _, _ in samples)),
-        **rows.spread("file_gb_s", (gigabytes / file for _, file, _ in samples)),
-        **rows.spread("ratio", (file / ours for ours, file, _ in samples)),
+        **rows.spread("flexkv_pages_s", (NUM_PAGES / one.ours.wall_s for one in samples)),
+        **rows.spread("flexkv_gb_s", (gigabytes / one.ours.wall_s for one in samples)),
+        **rows.spread("file_gb_s", (gigabytes / one.file.wall_s for one in samples)),
+        **rows.spread("ratio", (one.file.wall_s / one.ours.wall_s for one in samples)),
+        **rows.spread("flexkv_cpu_s_gb", (one.ours.cpu_s / gigabytes for one in samples)),
+        **rows.spread("file_cpu_s_gb", (one.file.cpu_s / gigabytes for one in samples)),
     }
     if operation == "get, cold":
-        row |= rows.spread("of_fio", (gigabytes / ours / fio for ours, _, fio in samples))
+        of_fio = (gigabytes / one.ours.wall_s / one.fio_gb_s for one in samples)
+        row |= rows.spread("of_fio", of_fio)
     return row | {"rounds": len(samples)}
 
 
