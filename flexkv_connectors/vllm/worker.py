@@ -11,6 +11,7 @@ from flexkv_connectors.common.ssd_share import SsdShare
 from flexkv_connectors.vllm.cpu_pages import VEC, split_vec
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.kv_caches import layers_of, page_pool
+from flexkv_connectors.vllm.layout_probe import probe
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_core.layout import PagePool
@@ -89,6 +90,7 @@ class WorkerHalf:
     def _read_pages(self, kv_caches: Mapping[str, "torch.Tensor"]) -> PagePool:
         deployment = self._deployment
         pages = page_pool(kv_caches, deployment.page_shape)
+        probe(self._layers, pages)
         if deployment.page_order == VEC:
             return split_vec(pages, deployment.element_bytes, deployment.head_size)
         return pages
