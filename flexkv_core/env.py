@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import yaml
@@ -19,7 +20,7 @@ import yaml
 from flexkv_core.config import check_option
 from flexkv_core.errors import ConfigError
 
-__all__ = ["hub_cache_folder", "read_environment"]
+__all__ = ["Layer", "hub_cache_folder", "read_environment", "read_layers"]
 
 _PREFIX = "FLEXKV_"
 _CONFIG_PATH = "FLEXKV_CONFIG_PATH"
@@ -32,10 +33,31 @@ _KUBERNETES_NAME = re.compile(
 _KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://.+:\d+")
 
 
+class Layer(NamedTuple):
+    """Options from one place; values are as they were written."""
+
+    source: str
+    """For a person."""
+
+    options: Mapping[str, object]
+
+
 def read_environment() -> Mapping[str, object]:
     """Return the options of the configuration file, overlaid by those of the environment.
 
     Values are as they were written: `config.parse_config` checks them.
+
+    Raises:
+        ConfigError: As in `read_layers`.
+    """
+    merged: dict[str, object] = {}
+    for layer in read_layers():
+        merged |= layer.options
+    return merged
+
+
+def read_layers() -> tuple[Layer, Layer]:
+    """Return the options of the configuration file, and those of the environment above it.
 
     Raises:
         ConfigError: If a variable is unknown, or the file cannot be read or is not a mapping.
@@ -46,12 +68,13 @@ def read_environment() -> Mapping[str, object]:
         if name.startswith(_PREFIX) and value and not _is_foreign(name, value)
     }
     path = variables.pop(_CONFIG_PATH, None)
-    options: dict[str, object] = {} if path is None else _read_file(Path(path).expanduser())
+    of_file = {} if path is None else _read_file(Path(path).expanduser())
+    of_variables = {}
     for name, value in variables.items():
         option = name.removeprefix(_PREFIX).lower()
         check_option(option, spell=lambda option: _PREFIX + option.upper())
-        options[option] = value
-    return options
+        of_variables[option] = value
+    return Layer(f"the file {path}", of_file), Layer("the environment", of_variables)
 
 
 def hub_cache_folder() -> Path:

