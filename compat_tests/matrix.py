@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 FOLDER = Path(__file__).parent
 LEVELS = ("contract", "installed", "layout", "live")
-MARKS = {"fits": "fits", "passed": "passed", "broken": "BROKEN", "failed": "FAILED"}
+LOUD = ("broken", "failed")
 HEAD = ("engine", "version", "supported", *LEVELS, "changes since", "of these used by us")
 
 
@@ -125,7 +125,7 @@ def trouble(matrix: Mapping[str, Any]) -> list[str]:
         for row in matrix["rows"]
         if row["supported"]
         for level, state in zip(LEVELS, _states(row, matrix["runs"]), strict=True)
-        if state in {"broken", "failed", "could not check"}
+        if state.startswith(("broken", "failed", "could not check"))
     ]
 
 
@@ -142,11 +142,17 @@ def write(matrix: Mapping[str, Any]) -> None:
 
 
 def _cells(row: Row, runs: Mapping[str, Mapping[str, str]]) -> list[str]:
-    states = [MARKS.get(state, state) for state in _states(row, runs)]
+    states = [_mark(state) for state in _states(row, runs)]
     supported = "yes" if row["supported"] else "no"
     since = f"{row['changes']} since {row['since']}" if row["since"] else "-"
     used = str(len(row["used"])) if row["since"] else "-"
     return [row["engine"], row["version"], supported, *states, since, used]
+
+
+def _mark(state: str) -> str:
+    """Write what must not be overlooked in capitals."""
+    word, space, rest = state.partition(" ")
+    return f"{word.upper() if word in LOUD else word}{space}{rest}"
 
 
 def _details(row: Row) -> list[str]:

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -51,3 +53,25 @@ def start_engine(
             return engine
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def identity() -> ModuleType:
+    """Return the rig of engines that are never started; vLLM is loaded with it."""
+    import identity_rig
+
+    return identity_rig
+
+
+@pytest.fixture(scope="session")
+def config_of(identity: ModuleType, model: Callable[[str], Path]) -> Callable[..., Any]:
+    """Return a function from the name of a model and vLLM's options to a configuration."""
+
+    @cache
+    def plain(name: str) -> Any:
+        return identity.engine_config(model(name))
+
+    def config_of(name: str = "oracle", **options: Any) -> Any:
+        return identity.engine_config(model(name), **options) if options else plain(name)
+
+    return config_of

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import restored_environment
+from fakes import media_config
 from vllm import EngineArgs
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
@@ -45,6 +46,11 @@ def changed(config: VllmConfig, part: str, **values: Any) -> VllmConfig:
         setattr(other_part, name, value)
     setattr(other, part, other_part)
     return other
+
+
+def with_media(config: VllmConfig, **settings: Any) -> VllmConfig:
+    """Return `config` as that of a model that reads media, too."""
+    return changed(config, "model_config", multimodal_config=media_config(**settings))
 
 
 def at_rank(config: VllmConfig, rank: int, degree: int, num_stages: int = 1) -> VllmConfig:

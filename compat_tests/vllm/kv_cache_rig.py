@@ -4,11 +4,11 @@ vLLM's own code places and views the memory. What is expected is written down fr
 `[B, H, N, C]` for each layer whatever the order in memory.
 """
 
-from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from fakes import placement_config
 from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_utils import get_kv_cache_config_from_groups
 from vllm.v1.kv_cache_interface import (
@@ -140,14 +140,7 @@ def allocate(
     spec: AttentionSpec, layout: str, kernel_tokens: int = PAGE_TOKENS, names: list[str] = NAMES
 ) -> dict[str, torch.Tensor]:
     """Let vLLM place and view a cache, as its engine core and its model runner do."""
-    config = SimpleNamespace(
-        attention_config=SimpleNamespace(hisparse_config=None),
-        cache_config=SimpleNamespace(
-            get_resolved_kv_cache_layout=lambda: KVCacheLayout[layout],
-            num_gpu_blocks_override=NUM_PAGES,
-            prefix_cache_retention_interval=None,
-        ),
-    )
+    config = placement_config(KVCacheLayout[layout], NUM_PAGES)
     groups = [KVCacheGroupSpec(list(names), spec)]
     placed = get_kv_cache_config_from_groups(cast("VllmConfig", config), groups, 1 << 30)
     assert placed.num_blocks == NUM_PAGES

@@ -7,6 +7,7 @@ events, as many in flight as vLLM allows; `test_scheduler_contract` shuffles the
 """
 
 import copy
+import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -122,14 +123,17 @@ def _kv_cache_config(shape: Shape, stage: int) -> KVCacheConfig:
         layer_stride=page_bytes if outermost else page_bytes * shape.num_pages,
         block_stride=page_bytes * LAYERS_PER_STAGE if outermost else page_bytes,
     )
-    return KVCacheConfig(
-        num_blocks=shape.num_pages,
-        kv_cache_tensors=[tensor],
-        kv_cache_groups=[KVCacheGroupSpec(names, spec)],
-        kv_cache_layout=shape.layout,
-        hash_block_size=PAGE_TOKENS,
-        kv_tp_replicas=shape.tensor_parallel if shape.mla else 1,
-    )
+    values = {
+        "num_blocks": shape.num_pages,
+        "kv_cache_tensors": [tensor],
+        "kv_cache_groups": [KVCacheGroupSpec(names, spec)],
+        "kv_cache_layout": shape.layout,
+        "hash_block_size": PAGE_TOKENS,
+        "kv_tp_replicas": shape.tensor_parallel if shape.mla else 1,
+    }
+    # Some versions have no fields for the last ones.
+    known = {field.name for field in dataclasses.fields(KVCacheConfig)}
+    return KVCacheConfig(**{name: value for name, value in values.items() if name in known})
 
 
 class _Batch:

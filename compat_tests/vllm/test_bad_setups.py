@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import re
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from engine_process import Ask, random_tokens
@@ -187,7 +186,7 @@ def by_vllms_own_means(registry):
 
 
 def by_hand(registry):
-    registry["flexkv"] = partial(SimpleNamespace)
+    registry["flexkv"] = partial(dict)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +234,9 @@ def test_registering_twice_is_fine(registry, said):
 
 
 def on_a_gpu(config, cache):
-    config.device_config = SimpleNamespace(device_type="cuda")
+    from fakes import device_config
+
+    config.device_config = device_config("cuda")
 
 
 def on_another_device(config, cache):
@@ -255,7 +256,9 @@ def with_scales_from_the_first_batch(config, cache):
 
 
 def with_overrides_in_code(config, cache):
-    config.model_config = SimpleNamespace(hf_overrides=lambda hf_config: hf_config)
+    from fakes import model_config_with_overrides
+
+    config.model_config = model_config_with_overrides(lambda hf_config: hf_config)
 
 
 def with_a_window(config, cache):
