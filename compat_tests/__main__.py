@@ -64,6 +64,8 @@ def _matrix(options: argparse.Namespace) -> int:
 
 def _run_level(options: argparse.Namespace) -> int:
     engine, version = ENGINES[options.engine], options.version
+    if version:
+        levels.require_rig(engine, options.level, version)
     environment = environment_of(engine, version) if version else running_environment(engine)
     files = levels.files_of(engine, options.level, options.file or ())
     status = levels.run(environment, options.level, files)

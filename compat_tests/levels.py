@@ -13,10 +13,11 @@ from pathlib import Path
 
 from compat_tests.contract.check import BROKEN, FITS
 from compat_tests.contract.engines import ROOT, Engine
+from compat_tests.contract.records import order
 from compat_tests.contract.sources import CannotCheckError
 from compat_tests.environments import Environment
 
-__all__ = ["INSTALLED", "LAYOUT", "LEVELS", "LIVE", "files_of", "run", "state_of"]
+__all__ = ["INSTALLED", "LAYOUT", "LEVELS", "LIVE", "files_of", "require_rig", "run", "state_of"]
 
 INSTALLED, LAYOUT, LIVE = LEVELS = ("installed", "layout", "live")
 
@@ -37,6 +38,9 @@ NAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "sglang": {INSTALLED: ("test_controller.py",), LAYOUT: ("test_pages.py",)},
 }
 """By engine and level; every other test file of an engine is `live`."""
+
+SINCE: Mapping[str, str] = {"vllm": "0.29"}
+"""The rigs of the levels without an engine use what there was not before; `live` runs on any."""
 
 MAX_S = {INSTALLED: 3600, LAYOUT: 1800, LIVE: 2 * 3600}
 PASSED, FAILED, INTERRUPTED = 0, 1, 2
@@ -67,6 +71,18 @@ def files_of(engine: Engine, level: str, only: Sequence[str] = ()) -> list[Path]
         msg = f"level {level} of {engine.name} has no test file {' or '.join(only)}".rstrip()
         raise CannotCheckError(msg)
     return files
+
+
+def require_rig(engine: Engine, level: str, version: str) -> None:
+    """Refuse a version that the tests of a level are not written for.
+
+    Raises:
+        CannotCheckError: It is older.
+    """
+    since = SINCE.get(engine.name, version)
+    if level != LIVE and order(version) < order(since):
+        msg = f"level {level} is written for {engine.name} {since} and later: try {LIVE}"
+        raise CannotCheckError(msg)
 
 
 def run(environment: Environment, level: str, files: Sequence[Path]) -> int:
