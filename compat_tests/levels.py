@@ -28,6 +28,8 @@ NAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "test_fakes.py",
             "test_scheduler_cases.py",
             "test_scheduler_contract.py",
+            "test_scheduler_gpu.py",
+            "test_worker_gpu.py",
             "test_scheduler_half.py",
             "test_identity.py",
             "test_columns.py",

@@ -7,10 +7,10 @@ the side streams run late, and in any order.
 import copy
 import random
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from fakes import device_config
 from typing_extensions import override
 from vllm.config import VllmConfig
 
@@ -43,7 +43,7 @@ def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> FakeCuda:
 def with_gpu(config: VllmConfig) -> VllmConfig:
     """Return the configuration of an engine whose KV is on a GPU."""
     changed = copy.copy(config)
-    changed.device_config = SimpleNamespace(device_type="cuda")
+    changed.device_config = device_config("cuda")
     return changed
 
 

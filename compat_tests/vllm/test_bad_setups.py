@@ -240,7 +240,9 @@ def on_a_gpu(config, cache):
 
 
 def on_another_device(config, cache):
-    config.device_config = SimpleNamespace(device_type="xpu")
+    from fakes import device_config
+
+    config.device_config = device_config("xpu")
 
 
 def with_decode_context_parallelism(config, cache):
