@@ -13,8 +13,9 @@ __all__ = ["Environment", "environment_of", "running_environment"]
 
 FOLDER = ROOT / ".work" / "venvs"
 SETUP = ROOT / "scripts" / "setup_env.py"
-STEPS = {"vllm": ("dev", "engine"), "sglang": ("sglang",)}
-"""What `setup_env.py` does for an engine; the last step takes the version."""
+STEPS = {"vllm": ("engine", "dev"), "sglang": ("sglang",)}
+"""What `setup_env.py` does for an engine; the first step takes the version, and fails at once where
+there is none."""
 
 
 class Environment(NamedTuple):
@@ -57,12 +58,12 @@ def environment_of(engine: Engine, version: str) -> Environment:
 
 
 def _set_up(engine: Engine, environment: Environment, folder: Path) -> None:
-    *first, last = STEPS[engine.name]
+    first, *others = STEPS[engine.name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     _run("sh", str(ROOT / "scripts" / "create_venv.sh"), str(folder), sys.executable)
-    for step in first:
+    _run(str(environment.python), str(SETUP), first, environment.version)
+    for step in others:
         _run(str(environment.python), str(SETUP), step)
-    _run(str(environment.python), str(SETUP), last, environment.version)
 
 
 def _run(*command: str) -> None:

@@ -103,8 +103,8 @@ def set_up_engine(version: str = VLLM) -> None:
         print(f"setup: {wheel} is there")
         return
     require_room(ENGINE_BYTES)
-    pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel])
+    pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
 
 
@@ -116,8 +116,8 @@ def set_up_sglang(version: str = SGLANG) -> None:
         print(f"setup: {wheel} is there")
         return
     require_room(ENGINE_BYTES)
-    pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel])
+    pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     others = as_required("sglang", SGLANG_REQUIRES)
     pip_install("what SGLang requires (0.6 GB)", [TORCH, TRITON, *others, *TEST_TOOLS])
     alone = as_required("sglang", SGLANG_REQUIRES_ALONE)

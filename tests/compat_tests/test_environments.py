@@ -34,7 +34,7 @@ def test_an_environment_is_made_once_in_its_version(commands, folder):
     for _ in range(2):
         found = environments.environment_of(VLLM, "1.0")
     assert found == (folder / "vllm-1.0/bin/python", "1.0")
-    assert [command[-1] for command in commands.run] == [sys.executable, "dev", "1.0"]
+    assert [command[-1] for command in commands.run] == [sys.executable, "1.0", "dev"]
 
 
 def test_why_one_cannot_be_made_is_one_line(commands):
