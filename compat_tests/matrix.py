@@ -182,8 +182,9 @@ def to_markdown(matrix: Mapping[str, Any]) -> str:
 EXPLANATION = (
     "*contract*: the engine's sources, read without installing it. *installed*: a scripted",
     "exchange with the installed engine's own scheduler. *layout*: our geometry against the",
-    "engine's own views. *live*: end to end on the running engine. `-`: not run. *supported*: our",
-    "connector starts on it; on others it refuses, in one line.",
+    "engine's own views. *live*: end to end on the running engine. `-`: not run; where",
+    "files are counted, the others were not. *supported*: our connector starts on it; on others it",
+    "refuses, in one line.",
 )
 STYLE = """body{font:15px system-ui;margin:2em auto;max-width:70em;padding:0 1em}
 table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.3em .6em;text-align:left}

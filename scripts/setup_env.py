@@ -38,13 +38,13 @@ VLLM_FOR_CUDA = "vllm==0.32.0"
 SGLANG = "0.5.23"
 SGLANG_REQUIRES = """
     aiohttp airportsdata cffi cloudpickle compressed-tensors diskcache distro easydict
-    einops fastapi interegular IPython jsonschema lark msgspec nest_asyncio numpy orjson packaging
-    partial_json_parser pillow prometheus-client psutil pybase64 pycountry pydantic
+    einops fastapi interegular IPython jsonschema lark msgspec nest_asyncio numpy openai orjson
+    packaging partial_json_parser pillow prometheus-client psutil pybase64 pycountry pydantic
     python-multipart pyyaml pyzmq referencing regex requests scipy sentencepiece
     setproctitle tiktoken tqdm transformers uvicorn uvloop xxhash zstandard
 """.split()  # noqa: SIM905 a list of one name a line would be as long as the rest of this file
 SGLANG_REQUIRES_ALONE = """
-    apache-tvm-ffi dill gguf llguidance openai outlines outlines_core==0.1.26
+    apache-tvm-ffi dill gguf llguidance outlines outlines_core==0.1.26
     sniffio soundfile xgrammar
 """.split()  # noqa: SIM905 the same
 """Installed without what they require in turn: that is torch for CUDA, or not used.
