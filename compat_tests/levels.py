@@ -41,7 +41,7 @@ NAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """By engine and level; every other test file of an engine is `live`."""
 
-SINCE: Mapping[str, str] = {"vllm": "0.29", "sglang": "0.5.23"}
+SINCE: Mapping[str, str] = {"vllm": "0.30", "sglang": "0.5.23"}
 """The rigs of the levels without an engine use what there was not before; `live` runs on any."""
 
 MAX_S = {INSTALLED: 3600, LAYOUT: 1800, LIVE: 2 * 3600}

@@ -39,10 +39,10 @@ def test_a_file_that_there_is_not_cannot_be_checked():
 
 def test_a_version_that_the_tests_are_not_written_for_cannot_be_checked_but_live():
     levels.require_rig(VLLM, levels.LIVE, "0.28.1")
-    levels.require_rig(VLLM, levels.LAYOUT, "0.29.0")
+    levels.require_rig(VLLM, levels.LAYOUT, "0.30.0")
     levels.require_rig(SGLANG, levels.LIVE, "0.5.16")
-    with pytest.raises(CannotCheckError, match=r"written for vllm 0\.29 and later: try live"):
-        levels.require_rig(VLLM, levels.LAYOUT, "0.28.1")
+    with pytest.raises(CannotCheckError, match=r"written for vllm 0\.30 and later: try live"):
+        levels.require_rig(VLLM, levels.LAYOUT, "0.29.0")
 
 
 @pytest.mark.parametrize(
