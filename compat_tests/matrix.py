@@ -27,6 +27,7 @@ Row = dict[str, Any]
 FOLDER = Path(__file__).parent
 LEVELS = ("contract", "installed", "layout", "live")
 LOUD = ("broken", "failed")
+UNCHECKED = "could not check"
 HEAD = ("engine", "version", "supported", *LEVELS, "changes since", "of these used by us")
 
 
@@ -81,7 +82,7 @@ def _rows(engine: Engine, ours: Path) -> list[Row]:
 
 def _unknown(reason: str) -> Row:
     return {
-        "contract": "could not check",
+        "contract": UNCHECKED,
         "members": 0,
         "findings": [reason],
         "since": "",
@@ -119,13 +120,13 @@ def is_supported(engine: Engine, version: str) -> bool:
 
 
 def trouble(matrix: Mapping[str, Any]) -> list[str]:
-    """Name the supported versions that something does not fit."""
+    """Name the supported versions that something does not fit, or that are not to be had."""
     return [
         f"{row['engine']} {row['version']}: {level} {state}"
         for row in matrix["rows"]
         if row["supported"]
         for level, state in zip(LEVELS, _states(row, matrix["runs"]), strict=True)
-        if state.startswith(("broken", "failed", "could not check"))
+        if state.startswith(LOUD) or (state == UNCHECKED and ENGINES[row["engine"]].has_wheels)
     ]
 
 

@@ -35,6 +35,9 @@ class Engine(NamedTuple):
     versions: tuple[str, ...] = ()
     """What the matrix covers."""
 
+    has_wheels: bool = True
+    """Whether the package index has them. Without, only a checkout or a wheel file is checked."""
+
 
 _V1 = "vllm.distributed.kv_transfer.kv_connector"
 
@@ -137,6 +140,7 @@ TENSORRT_LLM = Engine(
         "tensorrt_llm._torch.pyexecutor.connectors.kv_cache_layout",
     ),
     versions=("1.0.0", "1.1.0", "1.2.1", "1.3.0rc29", "1.4.0rc1"),
+    has_wheels=False,
 )
 
 ENGINES = {engine.name: engine for engine in (VLLM, SGLANG, TENSORRT_LLM)}

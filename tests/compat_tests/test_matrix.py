@@ -55,6 +55,13 @@ def test_a_supported_version_that_cannot_be_checked_is_trouble(build):
     assert matrix.trouble(build(lacks=["0.33.0"])) == ["vllm 0.33.0: contract could not check"]
 
 
+def test_an_engine_without_wheels_on_the_index_is_no_trouble(build, monkeypatch):
+    monkeypatch.setattr(matrix, "ENGINES", {"vllm": TOY._replace(has_wheels=False)})
+    table = build(lacks=["0.33.0"])
+    assert table["rows"][-1]["contract"] == "could not check"
+    assert matrix.trouble(table) == []
+
+
 def test_a_version_that_is_refused_anyway_is_none(build):
     table = build(breaks=["0.27.1"])
     assert table["rows"][0]["contract"] == "broken"
