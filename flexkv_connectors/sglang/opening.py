@@ -1,5 +1,7 @@
 """From a deployment to its store: staging memory, lanes and files."""
 
+from contextlib import closing
+
 from flexkv_connectors.common.ssd_files import open_ssd_tier
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.ssd_store import SsdStore
@@ -28,25 +30,26 @@ def open_store(deployment: Deployment, namespace: Namespace) -> SsdStore:
     block_format = deployment.block_format
     num_slots = _STAGING_BYTES // slot_stride(block_format.block_bytes)
     num_slots = min(max(num_slots, 2), _MAX_SLOTS)
-    pool = HostPool.create(2 * num_slots, block_format.block_bytes)
-    tier = open_ssd_tier(
-        deployment.cache,
-        namespace,
-        deployment.columns,
-        block_format,
-        pool,
-        deployment.quota_bytes,
-        deployment.engine_id,
-    )
+    # Nobody else maps the pool: its memory goes with the last view, when the store is closed.
+    with closing(HostPool.create(2 * num_slots, block_format.block_bytes)) as pool:
+        tier = open_ssd_tier(
+            deployment.cache,
+            namespace,
+            deployment.columns,
+            block_format,
+            pool,
+            deployment.quota_bytes,
+            deployment.engine_id,
+        )
 
-    def lane(slots: range) -> StagedLane:
-        near = CpuLane(0, deployment.pages, block_format, pool)
-        return StagedLane(0, near, TierLane(0, tier, pool), slots)
+        def lane(slots: range) -> StagedLane:
+            near = CpuLane(0, deployment.pages, block_format, pool)
+            return StagedLane(0, near, TierLane(0, tier, pool), slots)
 
-    return SsdStore(
-        tier,
-        lane(range(num_slots)),
-        lane(range(num_slots, 2 * num_slots)),
-        eviction_policy=deployment.cache.eviction_policy,
-        load_limit_s=deployment.cache.promotion_timeout_s,
-    )
+        return SsdStore(
+            tier,
+            lane(range(num_slots)),
+            lane(range(num_slots, 2 * num_slots)),
+            eviction_policy=deployment.cache.eviction_policy,
+            load_limit_s=deployment.cache.promotion_timeout_s,
+        )
