@@ -22,7 +22,7 @@ Both sides are `[rows, row_bytes]` uint8, contiguous within a row: one on the GP
 memory. A target row is named once. Thread: any.
 """
 
-_FIRST_DRIVER = 12080
+_FIRST_VERSION = 12080
 """CUDA 12.8, which brought the call."""
 
 
@@ -35,7 +35,7 @@ def find_row_copy() -> RowCopy:
     _, driver = runtime.cudaDriverGetVersion()
     _, bindings = runtime.cudaRuntimeGetVersion()
     # A runtime needs a driver of its own major version.
-    if driver < max(_FIRST_DRIVER, bindings // 1000 * 1000):
+    if min(driver, bindings) < _FIRST_VERSION or driver < bindings // 1000 * 1000:
         return copy_one_by_one
     return BatchedCopy(runtime)
 

@@ -127,11 +127,14 @@ def test_a_batch_that_cuda_refuses_is_an_error_that_says_how_much():
         (13000, 13050, True),
         (13000, 12090, True),
         (12070, 12090, False),
+        (13000, 12060, False),
         (12090, 13050, False),
         (0, 13050, False),
     ],
 )
-def test_a_batch_is_used_where_the_driver_has_it(monkeypatch, driver, bindings, is_batched):
+def test_a_batch_is_used_where_the_driver_and_the_bindings_have_it(
+    monkeypatch, driver, bindings, is_batched
+):
     provide(monkeypatch, FakeRuntime(driver, bindings))
     assert isinstance(find_row_copy(), BatchedCopy) == is_batched
 
