@@ -77,6 +77,9 @@ class GpuLane(Lane):
         self._ring = StagingRing(self.save_places)
         self._clock = clock
         self._running: list[_Copy] = []
+        self._last_load: Event | None = None
+        """Where the newest load ends in its stream, also one that could not be queued whole."""
+
         self._refused: list[TransferResult] = []
         self._closed = False
 
@@ -96,10 +99,10 @@ class GpuLane(Lane):
     @override
     def drain(self, timeout_s: float) -> bool:
         end_s = self._clock() + timeout_s
-        return all(
-            self._device.wait_for(copy.end, max(0.0, end_s - self._clock()))
-            for copy in self._running
-        )
+        ends = [copy.end for copy in self._running]
+        if self._last_load is not None:
+            ends.append(self._last_load)
+        return all(self._device.wait_for(end, max(0.0, end_s - self._clock())) for end in ends)
 
     @override
     def close(self) -> None:
@@ -136,33 +139,37 @@ class GpuLane(Lane):
         device.gather(np.asarray(pages.page_ids, np.int64), self._parts_of(places))
         device.wait(Stream.OUT, device.record(Stream.COMPUTE))
         device.copy_out(places, slots)
-        self._note(plan, pages, Stream.OUT, places, begin_s)
+        self._note(plan, pages, device.record(Stream.OUT), places, begin_s)
         return Status.OK
 
     def _queue_load(self, plan: TransferPlan, pages: EnginePages, slots: Ids) -> Status:
         begin_s = self._clock()
-        device = self._device
-        device.wait(Stream.IN, device.record(Stream.COMPUTE))
+        self._device.wait(Stream.IN, self._device.record(Stream.COMPUTE))
+        try:
+            self._queue_rounds(pages, slots)
+        finally:
+            self._last_load = end = self._device.record(Stream.IN)
+        self._note(plan, pages, end, self._load_places[:0], begin_s)
+        return Status.OK
+
+    def _queue_rounds(self, pages: EnginePages, slots: Ids) -> None:
         page_ids = np.asarray(pages.page_ids, np.int64)
         begin = -pages.first_page
         for first in range(0, len(slots), len(self._load_places)):
             some_slots = slots[first : first + len(self._load_places)]
             places = self._load_places[: len(some_slots)]
-            device.copy_in(some_slots, places)
+            self._device.copy_in(some_slots, places)
             parts = self._parts_of(places)
             end = begin + len(parts)
             some_pages = page_ids[max(begin, 0) : end]
             skipped = max(-begin, 0)
-            device.scatter(parts[skipped : skipped + len(some_pages)], some_pages)
+            self._device.scatter(parts[skipped : skipped + len(some_pages)], some_pages)
             begin = end
-        self._note(plan, pages, Stream.IN, self._load_places[:0], begin_s)
-        return Status.OK
 
     def _note(
-        self, plan: TransferPlan, pages: EnginePages, stream: Stream, places: Ids, begin_s: float
+        self, plan: TransferPlan, pages: EnginePages, end: Event, places: Ids, begin_s: float
     ) -> None:
         num_bytes = len(pages.page_ids) * self._page_bytes
-        end = self._device.record(stream)
         self._running.append(_Copy(plan, end, places, num_bytes, begin_s))
 
     def _parts_of(self, places: Ids) -> Ids:

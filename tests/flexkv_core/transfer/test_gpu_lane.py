@@ -5,6 +5,7 @@ import pytest
 from cpu_lane_rig import offload, onboard
 from gpu_lane_rig import ORDERS, make_gpu_rig
 
+from flexkv_core.errors import TierError
 from flexkv_core.plan import Status
 from flexkv_core.testing.geometry import POISON, read_block
 
@@ -145,6 +146,24 @@ def test_a_load_that_its_deadline_has_overtaken_is_reported_after_its_last_write
 def test_a_lane_whose_device_is_stuck_says_so_and_reports_nothing(rig):
     rig.lane.submit(offload([3], [0]))
     assert not rig.lane.drain(0.0)
+    assert rig.lane.poll() == []
+
+
+def test_a_load_that_cannot_be_queued_whole_is_under_way_until_its_last_write(rig, monkeypatch):
+    copy_in = rig.device.copy_in
+
+    def refuse_the_second_round(slots, places):
+        if 2 in slots:
+            raise TierError("host", "refused")
+        copy_in(slots, places)
+
+    monkeypatch.setattr(rig.device, "copy_in", refuse_the_second_round)
+    rig.slot(0).fill(9)
+    with pytest.raises(TierError):
+        rig.lane.submit(onboard([0, 1, 2], [3, 7, 5]))
+    while not rig.lane.drain(0.0):
+        assert rig.device.step()
+    assert set(rig.page(3)) == {9}
     assert rig.lane.poll() == []
 
 
