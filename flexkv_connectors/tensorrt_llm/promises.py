@@ -33,7 +33,9 @@ class Promises:
 
     def make(self, requests: Iterable[int]) -> None:
         """Note that pages of these requests are to be filled."""
-        self._open.update(requests)
+        requests = set(requests)
+        self._open |= requests
+        self._kept -= requests  # of an earlier allocation that the engine did not ask about
 
     def keep(self, requests: Iterable[int]) -> None:
         """Note that the pages of these requests are filled."""

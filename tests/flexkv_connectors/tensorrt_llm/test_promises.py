@@ -28,6 +28,15 @@ def test_a_load_that_is_handed_in_before_its_metadata_came_is_not_told():
     assert promises.answer() == ([], [])
 
 
+def test_a_load_that_is_promised_anew_is_told_when_that_one_has_ended(promises):
+    promises.keep([7])
+    promises.make([7])
+    promises.ask([7], [])
+    assert promises.answer() == ([], [])
+    promises.keep([7])
+    assert promises.answer() == ([], [7])
+
+
 def test_the_end_of_a_request_is_told_when_its_load_has_ended(promises):
     promises.ask([7], [7, 8])
     assert promises.answer() == ([8], [])
