@@ -86,6 +86,9 @@ _NOT_PLAIN = ("disk_cache_size", "host_cache_size", "max_attention_window", "sin
 """Options of the KV cache under which a block is not a page of the pool by its number, or not all
 of its tokens are kept: with a host cache of its own, blocks of the engine change their places."""
 
+_CHANGES_KV = ("kv_cache_compression_config", "sparse_attention_config")
+"""Options of some versions under which a page may lack tokens, or be more than its KV."""
+
 _STEP_TOKENS = 8192
 """The engine's own default."""
 
@@ -103,7 +106,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
     config = _read_json(model, revision, "config.json")
     text = config.get("text_config") or config
     quantization = _read_json(model, revision, "hf_quant_config.json").get("quantization", {})
-    dtype = _own_or(arguments.dtype, text.get("torch_dtype") or text.get("dtype") or "")
+    dtype = _own_or(arguments.dtype, _dtype_of(config) or _dtype_of(text))
     kv_cache = arguments.kv_cache_config
     ranks = int(arguments.tensor_parallel_size)
     is_alone = bool(arguments.enable_attention_dp)
@@ -136,6 +139,10 @@ def _load_format(arguments: Any) -> str:  # noqa: ANN401 TorchLlmArgs
     return str(getattr(arguments.load_format, "name", arguments.load_format)).lower()
 
 
+def _dtype_of(config: Mapping[str, Any]) -> str:
+    return str(config.get("torch_dtype") or config.get("dtype") or "")
+
+
 def _own_or(option: object, default: str) -> str:
     return default if option in (None, "auto") else str(option)
 
@@ -164,7 +171,7 @@ def _unsupported(arguments: Any) -> str:  # noqa: ANN401 TorchLlmArgs
         "context_parallel_size above 1": int(arguments.context_parallel_size) > 1,
         "max_beam_width above 1": int(arguments.max_beam_width or 1) > 1,
         "speculative_config": arguments.speculative_config is not None,
-        "sparse_attention_config": getattr(arguments, "sparse_attention_config", None) is not None,
+        **{name: getattr(arguments, name, None) is not None for name in _CHANGES_KV},
         f"attn_backend {arguments.attn_backend}": arguments.attn_backend != "TRTLLM",
         **{f"kv_cache_config.{name}": bool(getattr(kv_cache, name, None)) for name in _NOT_PLAIN},
     }

@@ -82,6 +82,7 @@ def test_an_engine_that_does_not_say_what_it_serves_is_refused(given):
         ({"context_parallel_size": 2}, "context_parallel_size"),
         ({"speculative_config": object()}, "speculative_config"),
         ({"sparse_attention_config": object()}, "sparse_attention_config"),
+        ({"kv_cache_compression_config": object()}, "kv_cache_compression_config"),
         ({"attn_backend": "FLASHINFER"}, "attn_backend FLASHINFER"),
         ({"kv_cache_config": {"max_attention_window": [512]}}, "max_attention_window"),
         ({"kv_cache_config": {"host_cache_size": 1 << 30}}, "host_cache_size"),
@@ -159,6 +160,15 @@ def test_the_shape_of_a_page_comes_from_the_checkpoint(tmp_path, change, heads, 
     settings = read_settings(arguments_for(tmp_path, **change))
     shape = translate(settings, read_cache_config(), 0).page_shape
     assert shape == (heads, 4, planes * size * settings.element_bytes)
+
+
+def test_the_dtype_of_a_composite_model_is_looked_for_outside_first(tmp_path):
+    text = {"num_hidden_layers": 2, "num_attention_heads": 1, "hidden_size": 64}
+    for inner in ({}, {"torch_dtype": "float16"}):
+        arguments = arguments_for(
+            tmp_path, config={"torch_dtype": "bfloat16", "text_config": text | inner}
+        )
+        assert read_settings(arguments).kv_dtype == "bfloat16"
 
 
 def test_kv_in_eight_bits_comes_from_the_checkpoint_or_the_option(tmp_path):
