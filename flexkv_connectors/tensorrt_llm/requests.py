@@ -22,6 +22,7 @@ _MORE_THAN_TOKENS = (
     "multimodal_hashes",
     "multimodal_positions",
     "prompt_embedding_table",
+    "py_multimodal_data",
 )
 """What makes the token ids of a request stand for something that they do not say."""
 

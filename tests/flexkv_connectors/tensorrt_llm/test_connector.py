@@ -111,11 +111,12 @@ def test_the_same_tokens_behind_another_beginning_are_another_block(start):
     assert engine.offers[2] == 0
 
 
-def test_requests_whose_tokens_say_too_little_are_left_alone(start):
+@pytest.mark.parametrize("name", ["multimodal_hashes", "py_multimodal_data"])
+def test_requests_whose_tokens_say_too_little_are_left_alone(start, name):
     engine = start()
     for number in (1, 2):
         request = Request(number, prompt(20))
-        request.multimodal_hashes = [[1] * 8]
+        setattr(request, name, [[1] * 8])
         engine.run(request)
     assert engine.offers[2] == 0
 
