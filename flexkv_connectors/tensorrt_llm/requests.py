@@ -54,6 +54,7 @@ class RequestState:
         "_chain",
         "id",
         "is_loading",
+        "is_told",
         "lease",
         "may_save",
         "num_tried_blocks",
@@ -78,6 +79,9 @@ class RequestState:
 
         self.is_loading = False
         """While it is, the engine must not give the pages to anybody else."""
+
+        self.is_told = False
+        """Whether the engine has described this allocation from its beginning."""
 
         self.may_save = chain is not None
         self.num_tried_blocks = 0

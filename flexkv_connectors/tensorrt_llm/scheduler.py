@@ -116,10 +116,11 @@ class SchedulerHalf:
         placed = [state for state in self._offered.values() if state.page_ids]
         saves = [self._plan_save(state, num_tokens) for state, num_tokens in computed]
         return StepOrders(
-            loads=[self._plan_load(state) for state in placed],
             saves=[plan for plan in saves if plan is not None],
             ssd=self._order_copies(),
             listens=self._ssd is not None and self._ssd.has_work,
+            # The last, so that offers stay open, and are seen to be, whatever fails before.
+            loads=[self._plan_load(state) for state in placed],
         )
 
     def require_planned(self) -> None:
@@ -238,7 +239,7 @@ class SchedulerHalf:
         Where they are staged in device memory, what finds no place there is tried in a later step.
         """
         per_block = self._deployment.pages_per_block
-        num_tokens = min(num_computed, len(state.tokens))
+        num_tokens = max(0, min(num_computed, len(state.tokens)))
         num_pages = len(state.pages_until(num_tokens, self._deployment.page_tokens))
         keys = state.keys()[: num_pages // per_block]
         manager = self._manager
@@ -263,15 +264,17 @@ class SchedulerHalf:
     def _scheduled(self, output: Any) -> Iterator[tuple[RequestState, int]]:  # noqa: ANN401 SchedulerOutput
         """Yield requests and the tokens that are computed once this step is done.
 
-        The engine takes a synchronous load off the position of a new request, so it may name fewer
-        than are: the blocks between are saved with the next step.
+        The engine takes an offer off the position of a new request, so it may name fewer than are,
+        below 0 where it did not use the offer: the blocks between are saved with the next step.
         """
         for data in output.new_requests:
             if state := self._states.get(data.request_id):
                 state.tokens, state.page_ids = list(data.new_tokens), list(_pages_of(data))
+                state.is_told = True
                 yield state, data.computed_position + data.num_scheduled_tokens
         for data in output.cached_requests:
-            if state := self._states.get(data.request_id):
+            # Told on from an allocation before this one, new pages are nobody knows which.
+            if (state := self._states.get(data.request_id)) and state.is_told:
                 state.tokens += data.new_tokens
                 state.page_ids += _pages_of(data)
                 yield state, data.computed_position + data.num_scheduled_tokens

@@ -86,12 +86,12 @@ def test_an_error_while_nothing_is_promised_costs_the_cache_and_not_the_engine(e
     assert "ZeroDivisionError" in engine.scheduler._barrier.reason
 
 
-def test_an_error_between_an_offer_and_its_load_stops_the_engine(engine):
+@pytest.mark.parametrize("method", ["_order_copies", "_plan_load"])
+def test_an_error_between_an_offer_and_its_load_stops_the_engine(engine, method):
     def broken(*_):
         raise ZeroDivisionError
 
-    engine.scheduler._half._order_copies = broken
-    engine.scheduler._half._plan_load = broken
+    setattr(engine.scheduler._half, method, broken)
     engine.submit(Request(2, prompt(20)))
     with pytest.raises(BrokenPromiseError, match="cannot be ordered"):
         engine.iterate()

@@ -115,6 +115,37 @@ def test_a_load_is_clipped_to_the_pages_that_the_engine_has_reserved(half):
     assert load.plan.num_blocks == 2
 
 
+def test_a_position_below_zero_is_nothing_computed(half):
+    """The engine takes an offer off the position even where it does not use it: without reuse."""
+    half.match(request(1, 40), 0)
+    data = SimpleNamespace(
+        request_id=1,
+        new_tokens=list(range(40)),
+        new_block_ids=list(range(10)),
+        computed_position=-16,
+        num_scheduled_tokens=8,
+    )
+    assert half.build_orders(SimpleNamespace(new_requests=[data], cached_requests=[])).saves == []
+
+
+def test_pages_told_behind_those_of_an_earlier_allocation_are_not_saved(half):
+    """An engine that preempts by ending a request may go on where it had stopped to tell."""
+    half.match(request(1, 24), 0)
+    [_] = step(half, 1, 24, range(6)).saves
+    half.finish(1)
+    half.manager.reset()
+    half.match(request(1, 32), 0)
+    half.accept(1, [10, 11])  # of its first chunk
+    data = SimpleNamespace(
+        request_id=1,
+        new_tokens=list(range(24, 32)),
+        new_block_ids=[16, 17],  # behind six pages, of which four were never told
+        computed_position=24,
+        num_scheduled_tokens=8,
+    )
+    assert half.build_orders(SimpleNamespace(new_requests=[], cached_requests=[data])).saves == []
+
+
 def test_an_offer_waits_for_its_pages(half):
     save(half)
     half.match(request(2, 25), 0)
