@@ -26,8 +26,8 @@ __all__ = ["SchedulerHalf"]
 
 logger = logging.getLogger(__name__)
 
-_LOG_INTERVAL_S = 60.0
-"""The engine has no metrics of connectors: what was counted goes to the log."""
+_INTERVAL_S = 60.0
+"""The engine has no metrics of connectors: what was counted goes to the log this often."""
 
 
 class SchedulerHalf:
@@ -48,7 +48,10 @@ class SchedulerHalf:
         self._offered: dict[int, RequestState] = {}
         """Requests whose load is promised and not planned."""
 
-        self._logged_s = time.monotonic()
+        self._named: set[int] = set()
+        """Requests that the engine has named in this interval."""
+
+        self._interval_s = time.monotonic()
         self._loading: dict[JobId, RequestState] = {}
         self._saving: dict[JobId, RequestState] = {}
 
@@ -109,10 +112,9 @@ class SchedulerHalf:
             BrokenPromiseError: A load that the engine waits for cannot be planned.
         """
         self.digest()
-        if time.monotonic() - self._logged_s > _LOG_INTERVAL_S:
-            self._logged_s = time.monotonic()
-            logger.info("cache.counts %s", self.take_counts())
         computed = list(self._scheduled(output))
+        if time.monotonic() - self._interval_s > _INTERVAL_S:
+            self._end_interval()
         placed = [state for state in self._offered.values() if state.page_ids]
         saves = [self._plan_save(state, num_tokens) for state, num_tokens in computed]
         return StepOrders(
@@ -171,7 +173,20 @@ class SchedulerHalf:
         chain = chain_of(request, self._deployment.block_tokens)
         state = RequestState(number, request.get_tokens(0), chain)
         self._states[number] = state
+        self._named.add(number)
         return state
+
+    def _end_interval(self) -> None:
+        """Log what was counted, and forget requests that were not named for a whole interval.
+
+        Some versions do not tell that a request was cancelled. One that goes on is saved no more.
+        """
+        self._interval_s = time.monotonic()
+        logger.info("cache.counts %s", self.take_counts())
+        for number in self._states.keys() - self._named - self._offered.keys():
+            if not self._states[number].is_loading:
+                self.finish(number)
+        self._named.clear()
 
     def _end(self, state: RequestState) -> None:
         self._offered.pop(state.id, None)
@@ -271,12 +286,14 @@ class SchedulerHalf:
             if state := self._states.get(data.request_id):
                 state.tokens, state.page_ids = list(data.new_tokens), list(_pages_of(data))
                 state.is_told = True
+                self._named.add(state.id)
                 yield state, data.computed_position + data.num_scheduled_tokens
         for data in output.cached_requests:
             # Told on from an allocation before this one, new pages are nobody knows which.
             if (state := self._states.get(data.request_id)) and state.is_told:
                 state.tokens += data.new_tokens
                 state.page_ids += _pages_of(data)
+                self._named.add(state.id)
                 yield state, data.computed_position + data.num_scheduled_tokens
 
     def _conclude(self, ended: Completion) -> None:

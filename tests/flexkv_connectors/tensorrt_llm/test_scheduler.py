@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from flexkv_connectors.common.deployment import Deployment, PageShape
+from flexkv_connectors.tensorrt_llm import scheduler
 from flexkv_connectors.tensorrt_llm.mailbox import mailbox_of
 from flexkv_connectors.tensorrt_llm.messages import StepReport
 from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
@@ -189,6 +190,22 @@ def test_a_request_that_ends_with_an_offer_lets_go_of_its_blocks(half):
     assert half.finish(2) is False
     assert half.manager._claims == {}
     half.require_planned()
+
+
+def test_requests_that_the_engine_names_no_more_are_forgotten(half, monkeypatch):
+    """It tells of those that were cancelled in some versions only."""
+    monkeypatch.setattr(scheduler, "_INTERVAL_S", -1.0)
+    save(half)
+    for number in (2, 3, 4):
+        half.match(request(number, 25), 0)
+    half.accept(3, list(range(7)))
+    half.finish(4)
+    half.match(request(4, 4), 0)
+    kept = []
+    for _ in range(3):
+        step(half, 5, 4)
+        kept.append(sorted(half._states))
+    assert kept == [[2, 3, 4], [2, 3], [2, 3]]
 
 
 def test_short_hits_are_not_worth_a_load(half, monkeypatch):
