@@ -245,20 +245,26 @@ class FlexKVWorker(KvCacheConnectorWorker):
     @_refusals_in_one_line()
     def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
         """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
-        deployment, num_planes = self._deployment, self._settings.num_planes
-        try:
-            slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
-            if are_on_gpu(slabs) and not deployment.cache.enable_gpu:
-                self._barrier.switch_off(_NO_GPU)  # every rank comes to this, and none exchanges
-                return
-            report = self._half.open(slabs, page_pool_of(slabs, num_planes))
-        except FlexKVError as error:
-            report = StepReport(rank=deployment.rank, refusal=str(error))
+        report = self._barrier.run(lambda: self._open(cut, cache), self._refuse)
+        if report.refusal == _NO_GPU:
+            return  # every rank comes to this, and none exchanges
         reports = self._exchange.introduce(report)
         if refusal := next((told.refusal for told in reports if told.refusal), ""):
             raise ConfigError(refusal)
         self._half.attach(reports)
         self._mailbox.post(reports)
+
+    def _open(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> StepReport:
+        """Open this rank's tiers, or say why not."""
+        deployment, num_planes = self._deployment, self._settings.num_planes
+        try:
+            slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
+            if are_on_gpu(slabs) and not deployment.cache.enable_gpu:
+                self._barrier.switch_off(_NO_GPU)
+                return self._refuse()
+            return self._half.open(slabs, page_pool_of(slabs, num_planes))
+        except FlexKVError as error:
+            return StepReport(rank=deployment.rank, refusal=str(error))
 
     def _load(self, orders: StepOrders) -> None:
         self._promises.keep(self._half.load(orders))

@@ -118,6 +118,25 @@ def test_all_ranks_refuse_where_one_does(tmp_path):
     assert engine.ranks.num_gathers == 1
 
 
+def test_all_ranks_refuse_where_one_fails_for_no_known_reason(tmp_path):
+    """The device may be out of memory on one of them: the others would wait for it for ever."""
+
+    def broken(*_):
+        raise MemoryError("planted")
+
+    engine = Engine(tmp_path, ranks=2)
+    engine.workers[1]._half.open = broken
+    refusals = []
+
+    def register(rank):
+        with pytest.raises(ConfigError, match="MemoryError: planted"):
+            engine.workers[rank].register_kv_caches(engine.pools[rank])
+        refusals.append(rank)
+
+    engine.ranks.run(register)
+    assert sorted(refusals) == [0, 1]
+
+
 def test_no_room_in_host_memory_is_no_error(tmp_path, monkeypatch):
     """Room for three blocks; the last of two requests takes them."""
     monkeypatch.setenv("FLEXKV_CPU_CACHE_GB", str(3 * 4096 / 2**30))
