@@ -245,26 +245,43 @@ class FlexKVWorker(KvCacheConnectorWorker):
     @_refusals_in_one_line()
     def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
         """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
-        report = self._barrier.run(lambda: self._open(cut, cache), self._refuse)
+        report = self._attempt(lambda: self._open(cut, cache))
         if report.refusal == _NO_GPU:
             return  # every rank comes to this, and none exchanges
+        reports = self._introduce(report)
+        if self._deployment.replicas:
+            self._introduce(self._attempt(lambda: self._half.attach(reports)))
+        self._mailbox.post(reports)
+
+    def _introduce(self, report: StepReport) -> list[StepReport]:
+        """Return what every rank says.
+
+        Raises:
+            ConfigError: One of them cannot start.
+        """
         reports = self._exchange.introduce(report)
         if refusal := next((told.refusal for told in reports if told.refusal), ""):
             raise ConfigError(refusal)
-        self._half.attach(reports)
-        self._mailbox.post(reports)
+        return reports
+
+    def _attempt(self, start: Callable[[], StepReport]) -> StepReport:
+        """Return what `start` has to report, or why it could not."""
+
+        def attempt() -> StepReport:
+            try:
+                return start()
+            except FlexKVError as error:
+                return StepReport(rank=self._deployment.rank, refusal=str(error))
+
+        return self._barrier.run(attempt, self._refuse)
 
     def _open(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> StepReport:
-        """Open this rank's tiers, or say why not."""
         deployment, num_planes = self._deployment, self._settings.num_planes
-        try:
-            slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
-            if are_on_gpu(slabs) and not deployment.cache.enable_gpu:
-                self._barrier.switch_off(_NO_GPU)
-                return self._refuse()
-            return self._half.open(slabs, page_pool_of(slabs, num_planes))
-        except FlexKVError as error:
-            return StepReport(rank=deployment.rank, refusal=str(error))
+        slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
+        if are_on_gpu(slabs) and not deployment.cache.enable_gpu:
+            self._barrier.switch_off(_NO_GPU)
+            return self._refuse()
+        return self._half.open(slabs, page_pool_of(slabs, num_planes))
 
     def _load(self, orders: StepOrders) -> None:
         self._promises.keep(self._half.load(orders))

@@ -39,7 +39,7 @@ class Exchange:
         self._is_over = False
 
     def introduce(self, report: StepReport) -> list[StepReport]:
-        """Return what every rank says at the beginning: each calls this once."""
+        """Return what every rank says at the beginning: each calls this equally often."""
         return self._gather(report)
 
     def expect(self, orders: StepOrders) -> None:

@@ -87,12 +87,18 @@ class WorkerHalf:
         report.staging = self._gpu.lane.save_places if self._gpu is not None else None
         return report
 
-    def attach(self, reports: Iterable[StepReport]) -> None:
-        """Read the pool of this rank's owner, who reports it, if this rank has none of its own."""
+    def attach(self, reports: Iterable[StepReport]) -> StepReport:
+        """Read the pool of this rank's owner, who reports it, if this rank has none of its own.
+
+        Raises:
+            ConfigError: The GPU is full.
+            TierError: The owner is on another node, or the pool cannot be pinned.
+        """
         if self._worker is None:
             owner = next(told for told in reports if told.rank == self._deployment.owner)
             assert owner.pool is not None, "owners report their pools"
             self._start(HostPool.attach(owner.pool))
+        return StepReport(rank=self._deployment.rank)
 
     def load(self, orders: StepOrders) -> list[int]:
         """Begin this step's loads, and its copies between host memory and SSD.

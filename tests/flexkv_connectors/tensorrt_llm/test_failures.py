@@ -3,7 +3,7 @@
 import pytest
 from engine_double import PAGE, Engine, Request
 
-from flexkv_core.errors import BrokenPromiseError, ConfigError
+from flexkv_core.errors import BrokenPromiseError, ConfigError, TierError
 from flexkv_core.plan import HostSlots, Status
 from flexkv_core.transfer.results import refused
 
@@ -118,23 +118,25 @@ def test_all_ranks_refuse_where_one_does(tmp_path):
     assert engine.ranks.num_gathers == 1
 
 
-def test_all_ranks_refuse_where_one_fails_for_no_known_reason(tmp_path):
-    """The device may be out of memory on one of them: the others would wait for it for ever."""
+@pytest.mark.parametrize("method", ["open", "attach"])
+@pytest.mark.parametrize("error", [MemoryError("planted"), TierError("host", "planted")])
+def test_all_ranks_refuse_where_one_fails_to_begin(tmp_path, method, error):
+    """Its device may be full, or its owner's pool on another node: the others would wait for it."""
 
     def broken(*_):
-        raise MemoryError("planted")
+        raise error
 
-    engine = Engine(tmp_path, ranks=2)
-    engine.workers[1]._half.open = broken
+    engine = Engine(tmp_path, ranks=4)
+    setattr(engine.workers[1 if method == "attach" else 2]._half, method, broken)
     refusals = []
 
     def register(rank):
-        with pytest.raises(ConfigError, match="MemoryError: planted"):
+        with pytest.raises(ConfigError, match="planted"):
             engine.workers[rank].register_kv_caches(engine.pools[rank])
         refusals.append(rank)
 
     engine.ranks.run(register)
-    assert sorted(refusals) == [0, 1]
+    assert sorted(refusals) == [0, 1, 2, 3]
 
 
 def test_no_room_in_host_memory_is_no_error(tmp_path, monkeypatch):
