@@ -40,7 +40,7 @@ class EngineSettings:
 
     num_nodes: int
     num_engines: int
-    """Ranks that schedule for themselves, under attention data parallelism."""
+    """Ranks of a node that schedule for themselves, under attention data parallelism; else 1."""
 
     unsupported: str
     """What of this deployment no connector here can serve, in one clause; "" for nothing."""
@@ -109,6 +109,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
     dtype = _own_or(arguments.dtype, _dtype_of(config) or _dtype_of(text))
     kv_cache = arguments.kv_cache_config
     ranks = int(arguments.tensor_parallel_size)
+    num_nodes = -(-ranks // int(arguments.gpus_per_node or ranks))
     is_alone = bool(arguments.enable_attention_dp)
     return EngineSettings(
         model=model,
@@ -123,8 +124,8 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
         tokens_per_block=int(kv_cache.tokens_per_block),
         step_tokens=int(arguments.max_num_tokens or _STEP_TOKENS),
         degree=1 if is_alone else ranks,
-        num_nodes=-(-ranks // int(arguments.gpus_per_node or ranks)),
-        num_engines=ranks if is_alone else 1,
+        num_nodes=num_nodes,
+        num_engines=-(-ranks // num_nodes) if is_alone else 1,
         unsupported=_unsupported(arguments) or _unsupported_model(text),
     )
 

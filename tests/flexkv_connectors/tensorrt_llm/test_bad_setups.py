@@ -186,3 +186,8 @@ def test_ranks_under_attention_data_parallelism_are_engines_of_their_own(tmp_pat
     assert (deployment.rank, deployment.num_ranks, deployment.num_engines) == (0, 1, 4)
     assert deployment.engine_id.endswith("-3")
     assert deployment.page_shape.num_heads == 2
+
+
+def test_ranks_that_are_engines_share_the_memory_of_their_node_with_those_on_it(tmp_path):
+    deployment = deployment_of(tmp_path, ranks=16, rank=9, enable_attention_dp=True)
+    assert deployment.num_engines == 8
