@@ -86,8 +86,9 @@ _NOT_PLAIN = ("disk_cache_size", "host_cache_size", "max_attention_window", "sin
 """Options of the KV cache under which a block is not a page of the pool by its number, or not all
 of its tokens are kept: with a host cache of its own, blocks of the engine change their places."""
 
-_CHANGES_KV = ("kv_cache_compression_config", "sparse_attention_config")
-"""Options of some versions under which a page may lack tokens, or be more than its KV."""
+_CHANGES_KV = ("kv_cache_compression_config", "sleep_config", "sparse_attention_config")
+"""Options of some versions under which a page may lack tokens, or be more than its KV, or go away.
+Like workers of Ray, an engine that sleeps may get other weights, and tells no connector."""
 
 _STEP_TOKENS = 8192
 """The engine's own default."""
@@ -172,6 +173,7 @@ def _unsupported(arguments: Any) -> str:  # noqa: ANN401 TorchLlmArgs
         "context_parallel_size above 1": int(arguments.context_parallel_size) > 1,
         "max_beam_width above 1": int(arguments.max_beam_width or 1) > 1,
         "speculative_config": arguments.speculative_config is not None,
+        "orchestrator_type ray": getattr(arguments, "orchestrator_type", None) == "ray",
         **{name: getattr(arguments, name, None) is not None for name in _CHANGES_KV},
         f"attn_backend {arguments.attn_backend}": arguments.attn_backend != "TRTLLM",
         **{f"kv_cache_config.{name}": bool(getattr(kv_cache, name, None)) for name in _NOT_PLAIN},

@@ -83,6 +83,8 @@ def test_an_engine_that_does_not_say_what_it_serves_is_refused(given):
         ({"speculative_config": object()}, "speculative_config"),
         ({"sparse_attention_config": object()}, "sparse_attention_config"),
         ({"kv_cache_compression_config": object()}, "kv_cache_compression_config"),
+        ({"sleep_config": object()}, "sleep_config"),
+        ({"orchestrator_type": "ray"}, "orchestrator_type ray"),
         ({"attn_backend": "FLASHINFER"}, "attn_backend FLASHINFER"),
         ({"kv_cache_config": {"max_attention_window": [512]}}, "max_attention_window"),
         ({"kv_cache_config": {"host_cache_size": 1 << 30}}, "host_cache_size"),
