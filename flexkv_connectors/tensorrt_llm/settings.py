@@ -82,11 +82,22 @@ class EngineSettings:
         return 1 if self.kv_dtype.startswith("fp8") else _SIZES[self.kv_dtype]
 
 
-_NOT_PLAIN = ("disk_cache_size", "host_cache_size", "max_attention_window", "sink_token_length")
+_NOT_PLAIN = (
+    "disk_cache_size",
+    "enable_kv_pool_rebalance",
+    "host_cache_size",
+    "max_attention_window",
+    "sink_token_length",
+)
 """Options of the KV cache under which a block is not a page of the pool by its number, or not all
 of its tokens are kept: with a host cache of its own, blocks of the engine change their places."""
 
-_CHANGES_KV = ("kv_cache_compression_config", "sleep_config", "sparse_attention_config")
+_CHANGES_KV = (
+    "enable_sleep",
+    "kv_cache_compression_config",
+    "sleep_config",
+    "sparse_attention_config",
+)
 """Options of some versions under which a page may lack tokens, or be more than its KV, or go away.
 Like workers of Ray, an engine that sleeps may get other weights, and tells no connector."""
 
@@ -174,7 +185,7 @@ def _unsupported(arguments: Any) -> str:  # noqa: ANN401 TorchLlmArgs
         "max_beam_width above 1": int(arguments.max_beam_width or 1) > 1,
         "speculative_config": arguments.speculative_config is not None,
         "orchestrator_type ray": getattr(arguments, "orchestrator_type", None) == "ray",
-        **{name: getattr(arguments, name, None) is not None for name in _CHANGES_KV},
+        **{name: bool(getattr(arguments, name, None)) for name in _CHANGES_KV},
         f"attn_backend {arguments.attn_backend}": arguments.attn_backend != "TRTLLM",
         **{f"kv_cache_config.{name}": bool(getattr(kv_cache, name, None)) for name in _NOT_PLAIN},
     }

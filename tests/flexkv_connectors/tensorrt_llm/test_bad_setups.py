@@ -84,6 +84,8 @@ def test_an_engine_that_does_not_say_what_it_serves_is_refused(given):
         ({"sparse_attention_config": object()}, "sparse_attention_config"),
         ({"kv_cache_compression_config": object()}, "kv_cache_compression_config"),
         ({"sleep_config": object()}, "sleep_config"),
+        ({"enable_sleep": True}, "enable_sleep"),
+        ({"kv_cache_config": {"enable_kv_pool_rebalance": True}}, "enable_kv_pool_rebalance"),
         ({"orchestrator_type": "ray"}, "orchestrator_type ray"),
         ({"attn_backend": "FLASHINFER"}, "attn_backend FLASHINFER"),
         ({"kv_cache_config": {"max_attention_window": [512]}}, "max_attention_window"),
@@ -101,6 +103,10 @@ def test_a_deployment_that_cannot_be_served_is_named(tmp_path, change, named):
     with pytest.raises(ConfigError, match=named) as refused:
         deployment_of(tmp_path, **change)
     assert one_sentence(refused)
+
+
+def test_what_some_versions_have_is_none_where_it_is_switched_off(tmp_path):
+    deployment_of(tmp_path, enable_sleep=False, sleep_config=None, orchestrator_type="rpc")
 
 
 def test_a_window_that_is_switched_off_is_none(tmp_path):
