@@ -117,7 +117,7 @@ class Rig:
 
     def slot(self, slot: int) -> bytes:
         """Return the content of a host slot."""
-        pool = self.worker._pool
+        pool = self.worker._share.pool
         assert pool is not None
         start = slot * pool.slot_stride
         return bytes(pool.buffer[start : start + pool.slot_bytes])

@@ -11,7 +11,7 @@ import msgspec
 from glass_connector import GlassConnector
 from typing_extensions import override
 
-from flexkv_connectors.vllm import worker
+from flexkv_connectors.common import rank_share
 from flexkv_connectors.vllm.metadata import StepOrders
 from flexkv_core.plan import EnginePages, HostSlots, Status, TransferPlan, TransferResult
 from flexkv_core.transfer.cpu_lane import CpuLane
@@ -80,7 +80,7 @@ class BreakableLane(CpuLane):
         )
 
 
-worker.CpuLane = BreakableLane  # type: ignore[misc] the worker half makes its lane by this name
+rank_share.CpuLane = BreakableLane  # type: ignore[misc] ranks make their lane by this name
 
 
 class SabotagedConnector(GlassConnector):

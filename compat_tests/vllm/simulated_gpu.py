@@ -14,10 +14,9 @@ from fakes import device_config
 from typing_extensions import override
 from vllm.config import VllmConfig
 
-from flexkv_connectors.common import gpu_share
+from flexkv_connectors.common import gpu_share, rank_share
 from flexkv_connectors.common.deployment import PageShape
 from flexkv_connectors.common.gpu_share import Places
-from flexkv_connectors.vllm import worker
 from flexkv_connectors.vllm.kv_caches import page_pool
 from flexkv_core.layout import BlockFormat
 from flexkv_core.testing.cuda_runtime import FakeCuda
@@ -33,7 +32,7 @@ def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> FakeCuda:
         What pins their memory.
     """
     cuda = FakeCuda()
-    monkeypatch.setattr(worker, "_are_on_gpu", lambda layers: True)
+    monkeypatch.setattr(rank_share, "are_on_gpu", lambda layers: True)
     monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: cuda.runtime)
     monkeypatch.setattr(gpu_share, "staging_places", lambda *sizes: places())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))

@@ -45,10 +45,14 @@ def bases(model):
 
 @pytest.fixture
 def weather(monkeypatch):
-    from flexkv_connectors.vllm import worker
+    from flexkv_connectors.common import rank_share
 
     weather = Weather(random.Random(0))
-    monkeypatch.setattr(worker, "CpuLane", lambda *place, num_threads: DelayedLane(weather, *place))
+
+    def late_lane(*place, num_threads):
+        return DelayedLane(weather, *place)
+
+    monkeypatch.setattr(rank_share, "CpuLane", late_lane)
     return weather
 
 

@@ -38,7 +38,7 @@ def waits(gpus, rig, monkeypatch):
 
 
 def test_every_slot_is_pinned_in_pieces_of_whole_slots(gpus, rig):
-    pool = rig.worker._pool
+    pool = rig.worker._share.pool
     sizes = set(gpus.cuda.pinned.values())
     assert sum(gpus.cuda.pinned.values()) == pool.num_slots * pool.slot_stride
     assert len(gpus.cuda.pinned) > 1
@@ -61,8 +61,8 @@ def test_a_device_that_does_not_copy_is_refused_at_start(gpus, monkeypatch):
 
 def test_shutdown_ends_what_is_under_way_and_gives_the_memory_back(gpus, rig, waits):
     expected = rig.ramp[:, [5, 2]].transpose(2, 0, 1, 3, 4).tobytes()
-    slots = rig.worker._pool.buffer
-    stride, size = rig.worker._pool.slot_stride, len(expected)
+    slots = rig.worker._share.pool.buffer
+    stride, size = rig.worker._share.pool.slot_stride, len(expected)
     rig.order_save([5, 2], slots=[3])
     rig.worker.shutdown()
     assert bytes(slots[3 * stride : 3 * stride + size]) == expected
@@ -86,4 +86,4 @@ def test_pages_that_keep_k_and_v_apart_are_refused(rig):
     worker = rig.worker
     apart = replace(worker._pages, behind=worker._pages)
     with pytest.raises(LayoutError, match="K and V lie apart"):
-        GpuShare(worker._deployment, worker._layers, apart, worker._pool)
+        GpuShare(worker._deployment, worker._layers, apart, worker._share.pool)

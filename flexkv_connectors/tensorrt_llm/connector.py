@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from flexkv_connectors.common.deployment import Deployment
 from flexkv_connectors.common.fault_barrier import FaultBarrier
+from flexkv_connectors.common.rank_share import are_on_gpu
 from flexkv_connectors.tensorrt_llm.deployment import read_cache_config, translate
 from flexkv_connectors.tensorrt_llm.exchange import Exchange
 from flexkv_connectors.tensorrt_llm.identity import namespace_of, why_no_identity
@@ -24,7 +25,7 @@ from flexkv_connectors.tensorrt_llm.pages import page_pool_of, slabs_of_layout, 
 from flexkv_connectors.tensorrt_llm.promises import Promises
 from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings, read_settings
-from flexkv_connectors.tensorrt_llm.worker import WorkerHalf, are_on_gpu
+from flexkv_connectors.tensorrt_llm.worker import WorkerHalf
 from flexkv_core.errors import BrokenPromiseError, ConfigError, FlexKVError
 from flexkv_core.namespace import Namespace
 

@@ -1,13 +1,12 @@
 """The worker half: turns a step's orders into verbs of `CacheWorker`, and results into a report."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from flexkv_connectors.common.host_pool import host_budget_bytes, open_host_pool
-from flexkv_connectors.common.ssd_share import SsdShare
+from flexkv_connectors.common.rank_share import RankShare
 from flexkv_connectors.vllm.cpu_pages import VEC, split_vec
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.kv_caches import layers_of, page_pool
@@ -18,15 +17,10 @@ from flexkv_core.layout import PagePool
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import EnginePages, Place, TierOrders, TransferPlan, TransferResult
 from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.cpu_lane import CpuLane
-from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import JobId
-from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
 
 if TYPE_CHECKING:
     import torch
-
-    from flexkv_connectors.common.gpu_share import GpuShare
 
 __all__ = ["WorkerHalf"]
 
@@ -60,11 +54,7 @@ class WorkerHalf:
         self._report = StepReport()
         self._layers: list[torch.Tensor] = []
         self._pages: PagePool | None = None
-        self._pool: HostPool | None = None
-        self._worker: CacheWorker | None = None
-        self._gpu: GpuShare | None = None
-        self._lane: Lane | None = None
-        self._ssd: SsdShare | None = None
+        self._share: RankShare | None = None
         self._unsaved: list[TransferPlan] = []
         self._loading: dict[JobId, Load] = {}
 
@@ -82,10 +72,9 @@ class WorkerHalf:
         if self._deployment.is_owner:
             pool = open_host_pool(self._deployment, self._budget_bytes)
             self._report.pools[self._deployment.rank] = pool.address
-            quota_bytes = self._deployment.ssd_quota_bytes
-            if self._namespace is not None and quota_bytes is not None:
-                self._ssd = SsdShare(self._deployment, self._namespace, pool, quota_bytes)
-            self._open(pool)
+            share = self._open(pool)
+            if share.save_places is not None:
+                self._report.staging[self._deployment.rank] = share.save_places
 
     def _read_pages(self, kv_caches: Mapping[str, "torch.Tensor"]) -> PagePool:
         deployment = self._deployment
@@ -102,17 +91,17 @@ class WorkerHalf:
         self._submit_saves(self._unsaved)
         self._submit_saves(orders.late_saves)
         self._unsaved = orders.saves
-        if self._ssd is not None and orders.ssd is not None:
-            self._move(self._ssd, orders.ssd)
+        if self._share is not None and orders.ssd is not None:
+            self._move(self._share, orders.ssd)
 
     def load(self, orders: StepOrders) -> None:
         """Fill the pages of this step's loads."""
         for load in orders.loads:
-            if load.plan is None or self._worker is None:
+            if load.plan is None or self._share is None:
                 self._ledger.settle(load.request_id, 0)
                 continue
             self._loading[load.plan.job_id] = load
-            self._worker.submit(self._in_kernel_pages(load.plan))
+            self._share.worker.submit(self._in_kernel_pages(load.plan))
 
     def save(self) -> None:
         """Copy this step's finished blocks out, after the forward pass has computed them."""
@@ -122,82 +111,51 @@ class WorkerHalf:
     def take_report(self) -> StepReport | None:
         """Return what the scheduler half has not heard yet, or None."""
         report, self._report = self._report, StepReport()
-        if self._ssd is not None and (told := self._ssd.take_report()):
+        ssd = None if self._share is None else self._share.ssd
+        if ssd is not None and (told := ssd.take_report()):
             report.tiers.append(told)
         return None if report == StepReport() else report
 
     @property
     def is_idle(self) -> bool:
         """Whether no copy that was begun can still write into a page."""
-        return self._lane is None or self._lane.drain(timeout_s=0.0)
+        return self._share is None or self._share.is_idle
 
     def shutdown(self) -> None:
         """Stop copying and give the host memory back."""
-        drained = self._worker is None or self._worker.shutdown(timeout_s=2.0)
-        if self._gpu is not None and drained:
-            self._gpu.close()
-        if self._ssd is not None and drained:
-            self._ssd.close()
-        if self._pool is not None:
-            self._pool.close()
+        if self._share is not None:
+            self._share.close()
 
-    def _open(self, pool: HostPool) -> None:
+    def _open(self, pool: HostPool) -> RankShare:
         assert self._pages is not None
-        self._lane = lane = self._open_lane(self._pages, pool)
-        lanes: dict[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
-        if self._ssd is not None:
-            lanes |= self._ssd.lanes
-        deployment = self._deployment
-        self._pool = pool
-        self._worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
-
-    def _open_lane(self, pages: PagePool, pool: HostPool) -> Lane:
-        """Open the lane to where the engine's tensors lie."""
-        deployment = self._deployment
-        if _are_on_gpu(self._layers):
-            from flexkv_connectors.common.gpu_share import (  # noqa: PLC0415 it imports Triton
-                GpuShare,
-            )
-
-            self._gpu = GpuShare(deployment, self._layers, pages, pool)
-            if deployment.is_owner:
-                self._report.staging[deployment.rank] = self._gpu.lane.save_places
-            return self._gpu.lane
-        if deployment.is_owner:
-            pool.prefault()
-        return CpuLane(
-            deployment.rank,
-            pages,
-            deployment.block_format,
-            pool,
-            num_threads=deployment.cache.copy_threads or _default_threads(),
-        )
+        self._share = RankShare(self._deployment, self._layers, self._pages, pool, self._namespace)
+        return self._share
 
     def _attach(self, orders: StepOrders) -> None:
         address = orders.pools.get(self._deployment.owner)
-        if address is None or self._pool is not None:
+        if address is None or self._share is not None:
             return
         self._open(HostPool.attach(address))
         self._report.attached.add(self._deployment.rank)
 
-    def _move(self, ssd: SsdShare, orders: TierOrders) -> None:
+    def _move(self, share: RankShare, orders: TierOrders) -> None:
         """Start copies between host memory and SSD; they go on beside the forward passes."""
-        assert self._worker is not None, "an owner opens everything together"
-        ssd.prepare(orders)
-        for plan in orders.plans:
-            self._worker.submit(plan)
+        if share.ssd is not None:
+            share.ssd.prepare(orders)
+            for plan in orders.plans:
+                share.worker.submit(plan)
 
     def _submit_saves(self, plans: list[TransferPlan]) -> None:
-        if self._worker is None:
+        if self._share is None:
             return
         for plan in plans:
-            self._worker.submit(self._in_kernel_pages(plan))
+            self._share.worker.submit(self._in_kernel_pages(plan))
 
     def collect(self) -> None:
         """Take in what has ended."""
-        if self._worker is None:
+        if self._share is None:
             return
-        for result in self._worker.poll():
+        for result in self._share.worker.poll():
             self._report.results.append(result)
             if result.job_id in self._loading:
                 self._settle(result)
@@ -218,15 +176,6 @@ class WorkerHalf:
         return msgspec.structs.replace(
             plan, source=_split_pages(plan.source, ratio), target=_split_pages(plan.target, ratio)
         )
-
-
-def _are_on_gpu(layers: "Sequence[torch.Tensor]") -> bool:
-    return bool(layers[0].is_cuda)
-
-
-def _default_threads() -> int:
-    """Return how many threads copy: vLLM pins a worker, and what it starts, to some cores."""
-    return min(2, len(os.sched_getaffinity(0)))
 
 
 def _split_pages(place: Place, ratio: int) -> Place:

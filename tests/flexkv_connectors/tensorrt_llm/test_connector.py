@@ -252,7 +252,7 @@ class Held:
     """Holds back loads on every rank until it is told to let go."""
 
     def __init__(self, engine):
-        self.lanes = [worker._half._worker for worker in engine.workers]
+        self.lanes = [worker._half._share.worker for worker in engine.workers]
         self.held = []
         for lane in self.lanes:
             lane.submit = lambda plan, lane=lane: self.held.append((lane, plan))
@@ -269,7 +269,7 @@ def test_heads_and_layers_are_stored_in_the_order_of_every_engine(start):
     engine = start()
     engine.run(Request(1, prompt(8)))
     [worker] = engine.workers
-    pool = worker._half._pool
+    pool = worker._half._share.pool
     slots = torch.frombuffer(pool.buffer, dtype=torch.float32)[: pool.num_slots * 1024]
     [stored] = [slot for slot in slots.view(pool.num_slots, -1) if slot.any()]
     stored = stored[: HEADS * LAYERS * 8 * 2 * SIZE].view(HEADS, LAYERS, 8, 2, SIZE)

@@ -29,7 +29,7 @@ def prompt(num_tokens, first=0):
 
 def fail(engine, rank, *, loads):
     """Let every load, or every save, of one rank fail."""
-    worker = engine.workers[rank]._half._worker
+    worker = engine.workers[rank]._half._share.worker
     submit = worker.submit
 
     def submit_or_fail(plan):

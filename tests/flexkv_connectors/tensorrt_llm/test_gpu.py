@@ -23,8 +23,8 @@ class PromptDevice(SimulatedDevice):
 @pytest.fixture
 def cuda(monkeypatch):
     """Make every tensor seem to be on a GPU; returns what pins host memory."""
-    from flexkv_connectors.common import gpu_share
-    from flexkv_connectors.tensorrt_llm import connector, pages, worker
+    from flexkv_connectors.common import gpu_share, rank_share
+    from flexkv_connectors.tensorrt_llm import connector, pages
 
     fake = FakeCuda()
 
@@ -34,7 +34,7 @@ def cuda(monkeypatch):
         )
 
     monkeypatch.setattr(connector, "are_on_gpu", lambda slabs: True)
-    monkeypatch.setattr(worker, "are_on_gpu", lambda slabs: True)
+    monkeypatch.setattr(rank_share, "are_on_gpu", lambda slabs: True)
     monkeypatch.setattr(gpu_share, "CudaDevice", device)
     monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: fake.runtime)
     places = gpu_share.Places(save=SAVE_PLACES, load=1)

@@ -56,9 +56,9 @@ class Rig:
 
     def __init__(self, folder):
         self.engine = Engine(folder, ranks=NUM_RANKS, chunk=7).register()
-        self.slow = [Slow(worker._half._worker) for worker in self.engine.workers]
+        self.slow = [Slow(worker._half._share.worker) for worker in self.engine.workers]
         for worker, slow in zip(self.engine.workers, self.slow, strict=True):
-            worker._half._worker = slow
+            worker._half._share.worker = slow
         self.number = 0
 
     def new(self, num_tokens, first):

@@ -23,7 +23,7 @@ def start(tmp_path):
         (tmp_path / "model").mkdir(exist_ok=True)
         engines.append(Engine(tmp_path / "model", **settings).register())
         for worker in engines[-1].workers:
-            worker._half._ssd._tier.wait_recovered()
+            worker._half._share.ssd._tier.wait_recovered()
         return engines[-1]
 
     yield start
@@ -39,7 +39,7 @@ def settle(engine, number):
     for offset in range(3):
         engine.run(Request(100 * number + offset, prompt(2, 500)))
         for worker in engine.workers:
-            assert worker._half._worker.drain(30)
+            assert worker._half._share.worker.drain(30)
         engine.iterate()
 
 
@@ -75,6 +75,6 @@ def test_other_weights_at_the_same_path_miss(start):
 )
 def test_without_a_name_for_the_weights_there_is_no_ssd_tier(tmp_path, caplog, change):
     engine = Engine(tmp_path, **change).register()
-    assert engine.workers[0]._half._ssd is None
+    assert engine.workers[0]._half._share.ssd is None
     assert "set weight_version" in caplog.text
     engine.close()

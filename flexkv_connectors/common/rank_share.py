@@ -1,0 +1,118 @@
+"""What one rank has of the tiers: memory, files, and the lanes between them and its pages."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flexkv_connectors.common.deployment import Deployment
+from flexkv_connectors.common.ssd_share import SsdShare
+from flexkv_core.layout import PagePool
+from flexkv_core.namespace import Namespace
+from flexkv_core.tiers.host import HostPool
+from flexkv_core.transfer.cpu_lane import CpuLane
+from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
+
+if TYPE_CHECKING:
+    import torch
+
+    from flexkv_connectors.common.gpu_share import GpuShare
+    from flexkv_core.transfer.lane import Lane
+
+__all__ = ["RankShare", "are_on_gpu"]
+
+_DRAIN_S = 2.0
+"""Engines kill a worker that takes 4 s to stop."""
+
+
+def are_on_gpu(layers: "Sequence[torch.Tensor]") -> bool:
+    """Tell whether an engine's KV is in device memory; the first tensor speaks for all."""
+    return bool(layers[0].is_cuda)
+
+
+class RankShare:
+    """A rank's host pool, its share of the SSD tier if it owns one, and the worker over both.
+
+    Thread: the engine's worker.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        layers: "Sequence[torch.Tensor]",
+        pages: PagePool,
+        pool: HostPool,
+        namespace: Namespace | None,
+    ) -> None:
+        """Open everything.
+
+        Args:
+            deployment: The engine's shape.
+            layers: The engine's KV, `[B, H, N, C]` for each layer, or for each layer and plane.
+            pages: The same, described.
+            pool: The rank's own, or the one of its owner.
+            namespace: What the blocks on SSD are blocks of; None where there is no SSD tier.
+
+        Raises:
+            ConfigError: The SSD tier has no directory, or the GPU is full.
+            LayoutError: No lane copies such pages.
+            TierError: The pool cannot be pinned.
+        """
+        self._deployment = deployment
+        self.pool = pool
+        self.ssd = self._open_ssd(namespace)
+        self._gpu: GpuShare | None = None
+        self._lane = lane = self._open_lane(layers, pages)
+        lanes: dict[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
+        if self.ssd is not None:
+            lanes |= self.ssd.lanes
+        self.worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
+
+    @property
+    def save_places(self) -> int | None:
+        """Blocks that saves may have under way at once; None where there is no bound."""
+        return None if self._gpu is None else self._gpu.lane.save_places
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no copy that was begun can still write into a page."""
+        return self._lane.drain(timeout_s=0.0)
+
+    def close(self) -> None:
+        """Stop copying and give all of it back, but for what a stuck copy may still use."""
+        drained = self.worker.shutdown(_DRAIN_S)
+        if self._gpu is not None and drained:
+            self._gpu.close()
+        if self.ssd is not None and drained:
+            self.ssd.close()
+        self.pool.close()
+
+    def _open_ssd(self, namespace: Namespace | None) -> SsdShare | None:
+        deployment, quota_bytes = self._deployment, self._deployment.ssd_quota_bytes
+        if not deployment.is_owner or namespace is None or quota_bytes is None:
+            return None
+        return SsdShare(deployment, namespace, self.pool, quota_bytes)
+
+    def _open_lane(self, layers: "Sequence[torch.Tensor]", pages: PagePool) -> "Lane":
+        """Open the lane to where the engine's tensors lie."""
+        deployment = self._deployment
+        if are_on_gpu(layers):
+            from flexkv_connectors.common.gpu_share import (  # noqa: PLC0415 it imports Triton
+                GpuShare,
+            )
+
+            self._gpu = GpuShare(deployment, layers, pages, self.pool)
+            return self._gpu.lane
+        if deployment.is_owner:
+            self.pool.prefault()
+        return CpuLane(
+            deployment.rank,
+            pages,
+            deployment.block_format,
+            self.pool,
+            num_threads=deployment.cache.copy_threads or _default_threads(),
+        )
+
+
+def _default_threads() -> int:
+    """Return how many threads copy: vLLM pins a worker, and what it starts, to some cores."""
+    return min(2, len(os.sched_getaffinity(0)))
