@@ -7,6 +7,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+
 
 def safe_environment() -> dict[str, str]:
     """Return this process's environment, made safe: no network, no imports from the checkout."""
@@ -26,8 +28,12 @@ def safe_environment() -> dict[str, str]:
 
 @contextmanager
 def restored_environment() -> Iterator[None]:
-    """Take back what is changed meanwhile: making a configuration sets variables of vLLM."""
+    """Take back what is changed meanwhile: making a configuration sets variables of vLLM.
+
+    It is made for the model runner that vLLM would choose, whatever a test before has chosen.
+    """
     before = dict(os.environ)
+    os.environ.pop(_RUNNER, None)
     try:
         yield
     finally:
@@ -37,4 +43,4 @@ def restored_environment() -> Iterator[None]:
 
 def choose_model_runner(*, v2: bool) -> None:
     """Tell vLLM in this process which of its model runners it has; it asks each time."""
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(v2))
+    os.environ[_RUNNER] = str(int(v2))
