@@ -87,3 +87,16 @@ def test_pages_that_keep_k_and_v_apart_are_refused(rig):
     apart = replace(worker._pages, behind=worker._pages)
     with pytest.raises(LayoutError, match="K and V lie apart"):
         GpuShare(worker._deployment, worker._layers, apart, worker._share.pool)
+
+
+def test_pages_of_fewer_layers_than_the_model_has_are_refused(rig):
+    """Layers that share their KV count once."""
+    from dataclasses import replace
+
+    from flexkv_connectors.common.gpu_share import GpuShare
+
+    worker = rig.worker
+    run, *_ = worker._pages.runs
+    fewer = replace(worker._pages, runs=(replace(run, num_layers=1),))
+    with pytest.raises(LayoutError, match="must be made from the same model and rank"):
+        GpuShare(worker._deployment, worker._layers[:1], fewer, worker._share.pool)

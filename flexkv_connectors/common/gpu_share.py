@@ -15,6 +15,7 @@ from flexkv_core.tiers.pinning import PinnedPool, find_cuda_runtime
 from flexkv_core.transfer.cuda_device import CudaDevice
 from flexkv_core.transfer.device import Device, Stream
 from flexkv_core.transfer.gpu_lane import GpuLane
+from flexkv_core.transfer.pages import check_fit
 from flexkv_core.transfer.segments import Limits
 
 __all__ = ["GpuShare", "Places", "staging_places"]
@@ -87,7 +88,7 @@ class GpuShare:
 
         Raises:
             ConfigError: The device is full.
-            LayoutError: A page does not hold all of a token in one place.
+            LayoutError: A page does not hold all of a token in one place, or is not of this model.
             TierError: The host pool cannot be pinned, or the device does not copy.
 
         Cost: touches and pins every page of the pool, and compiles the kernel.
@@ -97,6 +98,7 @@ class GpuShare:
         cuda = find_cuda_runtime()
         assert cuda is not None, "the engine's KV is on a GPU"
         fmt = deployment.block_format
+        check_fit(pool, fmt, pages)
         places = _places_on(layers[0].device, deployment)
         self._pinned = PinnedPool(pool, cuda)
         device = CudaDevice(layers, fmt, pool, num_places=places.save + places.load)

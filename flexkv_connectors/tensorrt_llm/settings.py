@@ -123,6 +123,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
     ranks = int(arguments.tensor_parallel_size)
     num_nodes = -(-ranks // int(arguments.gpus_per_node or ranks))
     is_alone = bool(arguments.enable_attention_dp)
+    overrides = getattr(arguments, "model_kwargs", None) or {}
     return EngineSettings(
         model=model,
         revision=revision,
@@ -130,7 +131,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
         dtype=canonical_dtype(dtype),
         kv_dtype=_kv_dtype(kv_cache.dtype, quantization.get("kv_cache_quant_algo") or dtype),
         quantization=str(quantization.get("quant_algo") or "").lower(),
-        overrides=getattr(arguments, "model_kwargs", None) or {},
+        overrides=overrides,
         config=text,
         max_length=int(arguments.max_seq_len or 0),
         tokens_per_block=int(kv_cache.tokens_per_block),
@@ -138,7 +139,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
         degree=1 if is_alone else ranks,
         num_nodes=num_nodes,
         num_engines=-(-ranks // num_nodes) if is_alone else 1,
-        unsupported=_unsupported(arguments) or _unsupported_model(text),
+        unsupported=_unsupported(arguments) or _unsupported_model({**text, **overrides}),
     )
 
 

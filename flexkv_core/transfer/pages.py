@@ -19,7 +19,7 @@ from flexkv_core.errors import LayoutError
 from flexkv_core.layout import BlockFormat, PagePool
 from flexkv_core.tiers.host import HostPool
 
-__all__ = ["Planes", "RunView", "page_views", "slot_view"]
+__all__ = ["Planes", "RunView", "check_fit", "page_views", "slot_view"]
 
 _SIZES_OF_NUMBERS = (1, 2, 4, 8)
 
@@ -78,7 +78,7 @@ def slot_view(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int = 0)
     Raises:
         LayoutError: `pool` cannot fill blocks of `fmt`, or they do not fit the slots.
     """
-    _check_fit(host, fmt, pool, offset)
+    check_fit(host, fmt, pool, offset)
     token = fmt.token_bytes
     layer = fmt.block_tokens * token
     slots: Planes = np.ndarray(
@@ -111,7 +111,8 @@ def _element(num_bytes: int) -> "np.dtype[np.void]":
     return cast("np.dtype[np.void]", np.dtype(kind))
 
 
-def _check_fit(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int) -> None:
+def check_fit(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int = 0) -> None:
+    """Refuse what does not belong together; arguments and errors as in `slot_view`."""
     got = (pool.num_heads, pool.num_layers, offset + pool.token_bytes)
     expected = (fmt.num_heads, fmt.num_layers, fmt.token_bytes)
     if got != expected:

@@ -93,6 +93,7 @@ def test_an_engine_that_does_not_say_what_it_serves_is_refused(given):
         ({"kv_cache_config": {"sink_token_length": 4}}, "sink_token_length"),
         ({"config": {"is_encoder_decoder": True}}, "encoder-decoder"),
         ({"config": {"sliding_window": 512}}, "sliding window"),
+        ({"model_kwargs": {"sliding_window": 512}}, "sliding window"),
         ({"config": {"layer_types": ["full_attention", "linear_attention"]}}, "linear_attention"),
         ({"config": {"index_head_dim": 64}}, "an index"),
         ({"kv_cache_config": {"dtype": "nvfp4"}}, "nvfp4"),
