@@ -77,6 +77,11 @@ class RankShare:
         """Whether no copy that was begun can still write into a page."""
         return self._lane.drain(timeout_s=0.0)
 
+    def hold_compute(self) -> None:
+        """Let the engine's next pass run behind all loads that were submitted."""
+        if self._gpu is not None:
+            self._gpu.lane.hold_compute()
+
     def close(self) -> None:
         """Stop copying and give all of it back, but for what a stuck copy may still use."""
         drained = self.worker.shutdown(_DRAIN_S)

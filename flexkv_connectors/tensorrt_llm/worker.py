@@ -94,6 +94,9 @@ class WorkerHalf:
         plans = {load.request_id: load.plan for load in orders.loads if load.plan is not None}
         self._loading |= {plan.job_id: request for request, plan in plans.items()}
         self._submit(plans.values())
+        if plans and self._share is not None:
+            # Some versions give the pages of a cancelled request away while they are loaded.
+            self._share.hold_compute()
         ssd = self._ssd
         if ssd is not None and orders.ssd is not None:
             ssd.prepare(orders.ssd)

@@ -89,6 +89,14 @@ class GpuLane(Lane):
         if status is not Status.OK:
             self._refused.append(refused(plan, self._rank, status, error))
 
+    def hold_compute(self) -> None:
+        """Let what the engine queues from now on run behind all loads that were submitted.
+
+        For engines that may give the pages of a load to somebody else before it has ended.
+        """
+        if self._last_load is not None:
+            self._device.wait(Stream.COMPUTE, self._last_load)
+
     @override
     def poll(self) -> list[TransferResult]:
         results, self._refused = self._refused, []

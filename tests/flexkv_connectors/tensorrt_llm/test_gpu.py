@@ -7,6 +7,7 @@ from engine_double import PAGE, Engine, Request
 from flexkv_core.layout import BlockFormat
 from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.testing.device import SimulatedDevice
+from flexkv_core.transfer.gpu_lane import GpuLane
 
 SAVE_PLACES = 3
 
@@ -72,3 +73,13 @@ def test_a_step_saves_no_more_than_the_ring_holds_and_the_next_goes_on(on_gpu):
     counts = on_gpu.scheduler._half.take_counts()
     assert counts["save_delayed_blocks"] > 0
     assert on_gpu.offers[2] == 48
+
+
+def test_passes_are_held_back_behind_loads(on_gpu, monkeypatch):
+    """The engine may give the pages of a cancelled request away while they are loaded."""
+    held = []
+    monkeypatch.setattr(GpuLane, "hold_compute", lambda lane: held.append(lane))
+    on_gpu.run(Request(1, list(range(20))))
+    assert held == []
+    on_gpu.run(Request(2, list(range(20))))
+    assert len(held) == 1

@@ -84,6 +84,23 @@ def test_loads_that_follow_one_another_do_not_mix(rig):
     assert [set(rig.page(3)), set(rig.page(4))] == [{1}, {2}]
 
 
+def test_a_pass_that_is_held_back_writes_behind_a_load(rig):
+    """Its engine has given the page to somebody else without waiting for the load."""
+    rig.slot(0).fill(1)
+    rig.lane.submit(onboard([0], [3]))
+    rig.lane.hold_compute()
+    rig.forward(3, value=9)
+    rig.results()
+    assert set(rig.page(3)) == {9}
+
+
+def test_without_loads_no_pass_is_held_back(rig):
+    rig.lane.hold_compute()
+    rig.forward(3, value=9)
+    rig.results()
+    assert set(rig.page(3)) == {9}
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_load_may_begin_and_end_inside_a_block(order):
     rig = make_gpu_rig(ORDERS[order], pages_per_block=4)
