@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 sys.path.append(str(HERE))
 
 from engine_process import EngineProcess  # noqa: E402 the line above makes it importable
-from environment import safe_environment  # noqa: E402 the same
+from environment import restored_environment, safe_environment  # noqa: E402 the same
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.filterwarnings("ignore"))
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Leave no variable of vLLM behind: the next test may start a process."""
+    with restored_environment():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
 PAGE_TOKENS = 4
+DISK_S = 30.0
 Finalize = Literal["step", "late", "never"]
 """When a model runner calls `wait_for_save`: in the step, after it has reported (behind a draft
 model's forward pass), or not at all (V1 runner, pipeline stages and speculation)."""
@@ -77,6 +78,14 @@ class SimulatedRank:
         """Let no page hold what it held."""
         for values in self._values:
             values.fill(0)
+
+    def wait_for_files(self) -> None:
+        """Let what is read and written on disk end, if there is an SSD tier."""
+        half = getattr(self.connector, "_worker", None)  # none where FlexKV does not serve
+        if half is not None and half._share is not None and half._share.ssd is not None:
+            half._share.ssd._tier.wait_recovered()
+            for lane in half._share.ssd.lanes.values():
+                assert lane.drain(DISK_S), "the disk is stuck"
 
     def results(self, finished: set[str]) -> ModelRunnerOutput:
         """Collect what the connector reports at the end of a step."""
