@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from typing import Any
 
+IDLE_LIMIT_S = 30.0
+
 
 class Engine:
     """The commands. Arguments and results are JSON; token ids are lists of int."""
@@ -60,9 +62,14 @@ class Engine:
         return self._manage("clear_hicache_storage")
 
     def _manage(self, call: str, *arguments: str) -> bool:
+        """Ask until it is done: SGLang refuses while it is not idle, as right behind an answer."""
         manager = self._engine.tokenizer_manager
-        done = self._engine.loop.run_until_complete(getattr(manager, call)(*arguments))
-        return done.success
+        end_s = time.monotonic() + IDLE_LIMIT_S
+        while time.monotonic() < end_s:
+            done = self._engine.loop.run_until_complete(getattr(manager, call)(*arguments))
+            if done.success:
+                return True
+        return False
 
     def metrics(self) -> dict[str, float]:
         """Add up the metrics of all of SGLang's processes, as its HTTP server would."""

@@ -1,18 +1,27 @@
 """Stands in for the CUDA copies between SGLang's device and host pools: the same in plain torch.
 
+Beside a build of torch for CUDA there is NCCL, too, which SGLang would use without a GPU.
+
 SGLang runs as its own plug-in (entry point group `sglang.srt.plugins`); see the folder beside this.
 """
 
 
 def register():
     """Replace the copies in the modules that call them."""
+    from sglang.srt.distributed.device_communicators import pynccl
     from sglang.srt.mem_cache.pool_host import common, mha, mla
 
+    pynccl.NCCLLibrary = no_library
     common._cuda_host_register = lambda *args, **kwargs: None
     for module in (mha, mla):
         module.transfer_kv_direct = transfer_kv_direct
         module.transfer_kv_per_layer_direct_pf_lf = load_layer_from_pages
         module.transfer_kv_all_layer_direct_lf_pf = save_layers_to_pages
+
+
+def no_library(path=None):
+    """Refuse, as where NCCL is not installed: SGLang goes on by gloo."""
+    raise RuntimeError("there is no GPU to connect")
 
 
 def transfer_kv_direct(src_layers, dst_layers, src_indices, dst_indices, page_size):
