@@ -5,7 +5,6 @@ one of them with a failed load; no engine is started. `layout`: our geometry aga
 own views of memory. `live`: engines are started and asked.
 """
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -95,13 +94,18 @@ def run(environment: Environment, level: str, files: Sequence[Path]) -> int:
     """
     # From outside the checkout, as users run engines: nothing is found by accident.
     with tempfile.TemporaryDirectory() as outside:
-        command = [str(environment.python), "-m", "pytest", "--quiet", f"--rootdir={ROOT}"]
+        command = [
+            "env",
+            "PYTHONSAFEPATH=1",
+            str(environment.python),
+            "-m",
+            "pytest",
+            "--quiet",
+            f"--rootdir={ROOT}",
+        ]
         command += [f"--config-file={ROOT / 'pyproject.toml'}", *map(str, files)]
-        variables = {**os.environ, "PYTHONSAFEPATH": "1"}
         try:
-            done = subprocess.run(
-                command, check=False, cwd=outside, env=variables, timeout=MAX_S[level]
-            )
+            done = subprocess.run(command, check=False, cwd=outside, timeout=MAX_S[level])
         except subprocess.TimeoutExpired as error:
             msg = f"the tests did not end within {MAX_S[level]} s"
             raise CannotCheckError(msg) from error

@@ -6,14 +6,31 @@ off for good, and from then on the engine gets the answer that promises nothing.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["FaultBarrier"]
+from flexkv_core.errors import FlexKVError
+
+__all__ = ["FaultBarrier", "nothing", "refusals_in_one_line"]
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def refusals_in_one_line() -> Iterator[None]:
+    """Log why the engine does not start in a line of its own: engines bury it in tracebacks."""
+    try:
+        yield
+    except FlexKVError as error:
+        logger.critical("connector.refused: %s", error)
+        raise
+
+
+def nothing() -> None:
+    """Answer a hook that expects no answer."""
 
 
 class FaultBarrier:

@@ -1,14 +1,17 @@
 """The classes that TensorRT-LLM calls. They only delegate, each hook through a fault barrier."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from typing_extensions import override
 
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.fault_barrier import FaultBarrier
+from flexkv_connectors.common.fault_barrier import (
+    FaultBarrier,
+    nothing,
+    refusals_in_one_line,
+)
 from flexkv_connectors.common.rank_share import are_on_gpu
 from flexkv_connectors.tensorrt_llm.deployment import read_cache_config, translate
 from flexkv_connectors.tensorrt_llm.exchange import Exchange
@@ -57,16 +60,6 @@ class Setup(NamedTuple):
     """What the blocks on SSD are blocks of; None where there is no SSD tier."""
 
 
-@contextmanager
-def _refusals_in_one_line() -> Iterator[None]:
-    """Log why the engine does not start in a line of its own."""
-    try:
-        yield
-    except FlexKVError as error:
-        logger.critical("connector.refused: %s", error)
-        raise
-
-
 def _set_up(arguments: object) -> Setup:
     require_engine(arguments)
     cache, settings = read_cache_config(), read_settings(arguments)
@@ -84,10 +77,6 @@ def _alone(report: StepReport) -> list[StepReport]:
     return [report]
 
 
-def _nothing() -> None:
-    """Answer a hook that expects no answer."""
-
-
 class FlexKVScheduler(KvCacheConnectorScheduler):
     """FlexKV behind TensorRT-LLM, on the rank that schedules.
 
@@ -96,7 +85,7 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
 
     supports_attention_dp = True
 
-    @_refusals_in_one_line()
+    @refusals_in_one_line()
     def __init__(self, llm_args: Any = None) -> None:  # noqa: ANN401 TorchLlmArgs
         """Read what the engine serves.
 
@@ -124,7 +113,7 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
 
     @override
     def update_state_after_alloc(self, request: Any, block_ids: list[int]) -> None:
-        self._run(lambda: self._half.accept(request.request_id, block_ids), _nothing)
+        self._run(lambda: self._half.accept(request.request_id, block_ids), nothing)
 
     @override
     def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
@@ -144,7 +133,7 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
 
     def cancel_load(self, request: Any, start: int, end: int) -> None:  # noqa: ANN401 LlmRequest
         """Take tokens [start, end) off an offer. Newer engines call."""
-        self._run(lambda: self._half.shorten(request.request_id, range(start, end)), _nothing)
+        self._run(lambda: self._half.shorten(request.request_id, range(start, end)), nothing)
 
     def _run(self, hook: Callable[[], T], instead: Callable[[], T]) -> T:
         if self._mailbox.refusal:
@@ -164,7 +153,7 @@ class FlexKVWorker(KvCacheConnectorWorker):
 
     supports_attention_dp = True
 
-    @_refusals_in_one_line()
+    @refusals_in_one_line()
     def __init__(self, llm_args: Any = None) -> None:  # noqa: ANN401 TorchLlmArgs
         """Read what the engine serves.
 
@@ -198,7 +187,7 @@ class FlexKVWorker(KvCacheConnectorWorker):
         assert isinstance(metadata, StepOrders)
         super().bind_connector_meta(metadata)
         never_computed = self._unsaved.saves
-        self._barrier.run(lambda: self._half.skip(never_computed), _nothing)
+        self._barrier.run(lambda: self._half.skip(never_computed), nothing)
         self._unloaded = self._unsaved = metadata
         self._promises.make(load.request_id for load in metadata.loads)
         self._exchange.expect(metadata)
@@ -208,7 +197,7 @@ class FlexKVWorker(KvCacheConnectorWorker):
         orders, self._unloaded = self._unloaded, StepOrders()
         is_late = self._deployment.cache.load_async
         self._barrier.run(
-            lambda: self._load(orders), _nothing if is_late else self._promises.require_kept
+            lambda: self._load(orders), nothing if is_late else self._promises.require_kept
         )
 
     @override
@@ -222,14 +211,14 @@ class FlexKVWorker(KvCacheConnectorWorker):
     @override
     def wait_for_save(self, stream: "torch.cuda.Stream") -> None:
         orders, self._unsaved = self._unsaved, StepOrders()
-        self._barrier.run(lambda: self._half.save(orders), _nothing)
+        self._barrier.run(lambda: self._half.save(orders), nothing)
 
     @override
     def get_finished(
         self, finished_gen_req_ids: list[int], started_loading_req_ids: list[int]
     ) -> tuple[list[int], list[int]]:
         self._promises.ask(started_loading_req_ids, finished_gen_req_ids)
-        self._barrier.run(self._collect, _nothing)
+        self._barrier.run(self._collect, nothing)
         reports = self._exchange.all_reports(self._report)
         if broken := next((told for told in reports if told.must_stop), None):
             msg = (
@@ -241,9 +230,9 @@ class FlexKVWorker(KvCacheConnectorWorker):
 
     def shutdown(self) -> None:
         """Let go of everything; the engine has no call for it and ends its processes."""
-        self._barrier.run(self._half.shutdown, _nothing)
+        self._barrier.run(self._half.shutdown, nothing)
 
-    @_refusals_in_one_line()
+    @refusals_in_one_line()
     def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
         """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
         report = self._attempt(lambda: self._open(cut, cache))

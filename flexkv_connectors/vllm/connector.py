@@ -1,8 +1,7 @@
 """The class that vLLM calls. It only delegates, each hook through the fault barrier."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -14,7 +13,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from flexkv_connectors.common.fault_barrier import FaultBarrier
+from flexkv_connectors.common.fault_barrier import (
+    FaultBarrier,
+    nothing,
+    refusals_in_one_line,
+)
 from flexkv_connectors.common.versions import require_supported
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.vllm.identity import namespace_of, why_no_ssd
@@ -23,7 +26,6 @@ from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.scheduler import SchedulerHalf
 from flexkv_connectors.vllm.stats import FlexKVPromMetrics, FlexKVStats
 from flexkv_connectors.vllm.worker import WorkerHalf
-from flexkv_core.errors import FlexKVError
 from flexkv_core.metrics import Counters
 
 if TYPE_CHECKING:
@@ -59,20 +61,6 @@ def _log_like_vllm() -> None:
             ours.setLevel(engine.getEffectiveLevel())
 
 
-@contextmanager
-def _refusals_in_one_line() -> Iterator[None]:
-    """Log why the engine does not start in a line of its own: vLLM buries it in tracebacks."""
-    try:
-        yield
-    except FlexKVError as error:
-        logger.critical("connector.refused: %s", error)
-        raise
-
-
-def _nothing() -> None:
-    """Answer a hook that expects no answer."""
-
-
 class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     """FlexKV behind vLLM's KV connector interface, 0.28 to 0.33.
 
@@ -81,7 +69,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     without caching.
     """
 
-    @_refusals_in_one_line()
+    @refusals_in_one_line()
     def __init__(
         self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> None:
@@ -123,7 +111,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     # Worker: what vLLM's model runner calls around one forward pass, in this order.
 
     @override
-    @_refusals_in_one_line()
+    @refusals_in_one_line()
     def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
         if not self._barrier.reason:
             self._worker.register(kv_caches)
@@ -131,7 +119,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         orders = _orders(kv_connector_metadata)
-        self._barrier.run(lambda: self._worker.begin_step(orders), _nothing)
+        self._barrier.run(lambda: self._worker.begin_step(orders), nothing)
 
     @override
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
@@ -161,7 +149,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @override
     def wait_for_save(self) -> None:
-        self._barrier.run(lambda: self._worker.save(), _nothing)
+        self._barrier.run(lambda: self._worker.save(), nothing)
 
     @override
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
@@ -181,7 +169,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def shutdown(self) -> None:
         if self._role is KVConnectorRole.WORKER:
-            self._barrier.run(lambda: self._worker.shutdown(), _nothing)
+            self._barrier.run(lambda: self._worker.shutdown(), nothing)
 
     def _fail_loads(self) -> None:
         """End open loads as failed, unless a copy may still write: then in a later step."""
@@ -227,11 +215,11 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         if failed_pages := connector_output.invalid_block_ids:
-            self._barrier.run(lambda: self._distrust(failed_pages), _nothing)
-        self._barrier.run(lambda: self._scheduler.end_step(), _nothing)
+            self._barrier.run(lambda: self._distrust(failed_pages), nothing)
+        self._barrier.run(lambda: self._scheduler.end_step(), nothing)
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, StepReport):
-            self._barrier.run(lambda: self._scheduler.digest(report), _nothing)
+            self._barrier.run(lambda: self._scheduler.digest(report), nothing)
             if report.refusal:
                 self._barrier.switch_off(report.refusal)
 
@@ -253,7 +241,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Never delay the release of pages: what is owed is saved before they are reused."""
-        self._barrier.run(lambda: self._scheduler.finish(request), _nothing)
+        self._barrier.run(lambda: self._scheduler.finish(request), nothing)
         return False, None
 
     @override
@@ -269,7 +257,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def reset_cache(self) -> bool:
         """Forget everything, because the weights may have changed."""
-        self._barrier.run(lambda: self._scheduler.reset(), _nothing)
+        self._barrier.run(lambda: self._scheduler.reset(), nothing)
         return True
 
     @override
