@@ -104,7 +104,7 @@ class Drive:
             directories=(self._folder,), quota_bytes=2 * PAYLOAD_BYTES + (64 << 20)
         )
         return SsdTier(
-            self._pool.buffer,
+            self._pool.memory,
             make_namespace(),
             [column],
             self._cell_bytes,
@@ -113,7 +113,7 @@ class Drive:
         )
 
     def _run(self, depth: int, keys: Sequence[BlockKey], *, is_read: bool) -> float:
-        lane = TierLane(0, self._tier, self._pool, num_threads=depth)
+        lane = TierLane(0, self._tier, self._pool.memory, num_threads=depth)
         slots = HostSlots(np.arange(len(keys), dtype=np.int64).tobytes())
         stored = StoredBlocks("ssd", keys)
         plan = TransferPlan(

@@ -134,7 +134,7 @@ def findable_s(folder: Path, num_blocks: int, cell_bytes: int) -> float:
 def _open(folder: Path, num_blocks: int, cell_bytes: int, pool: HostPool) -> SsdTier:
     quota_bytes = PAGE_BYTES + num_blocks * slot_bytes(cell_bytes)
     options = SsdOptions(directories=(folder,), quota_bytes=quota_bytes)
-    return SsdTier(pool.buffer, make_namespace(), [COLUMN], cell_bytes, options, "benchmark")
+    return SsdTier(pool.memory, make_namespace(), [COLUMN], cell_bytes, options, "benchmark")
 
 
 def measure(work: Path, num_blocks: int, rounds: int) -> Iterator[Row]:

@@ -49,6 +49,10 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Tokens in a block, the unit of reuse: a multiple of the engine's own page; None takes 64, or
     what is near it in whole pages."""
 
+    block_format: Literal["cells", "native"] = "cells"
+    """How blocks are stored: as cells, which every engine reads, or, in SGLang, as its pages are in
+    memory: nothing is converted or copied on the way, and nobody else can read them."""
+
     eviction_policy: Literal["lru", "s3fifo"] = "lru"
 
     namespace: _Name = ""
@@ -124,6 +128,7 @@ _EXPECTED: Mapping[str, str] = {
     "ssd_directory_cap_gb": f"{_SIZE}, such as 2000",
     "promotion_timeout_s": f"seconds from 0 (a request never waits) to {_MAX_WAIT_S}, such as 5",
     "block_tokens": f"a whole number of tokens from 1 to {_MAX_BLOCK_TOKENS}, such as 64",
+    "block_format": "'cells' or 'native'",
     "eviction_policy": "'lru' or 's3fifo'",
     "namespace": _TEXT,
     "weight_version": _TEXT,

@@ -62,13 +62,13 @@ def read_blocks(directory: Path, namespace: Namespace, keys: list[BlockKey]) -> 
     pool = HostPool.create(len(keys), namespace.num_kv_heads * head_bytes)
     options = SsdOptions(directories=(directory,), quota_bytes=ROOM_BYTES)
     cell_bytes = namespace.cell_heads * head_bytes
-    tier = SsdTier(pool.buffer, namespace, columns, cell_bytes, options, engine_id="third-reader")
+    tier = SsdTier(pool.memory, namespace, columns, cell_bytes, options, engine_id="third-reader")
     with closing(pool), closing(tier):
         tier.wait_recovered()
-        slots = [
-            TierBlock(key, parent, slot * pool.slot_stride)
+        wanted = [
+            TierBlock(key, parent, slot)
             for slot, (parent, key) in enumerate(zip([None, *keys], keys, strict=False))
         ]
-        assert set(tier.read(slots, deadline_s=None)) == {Status.OK}
-        blocks = b"".join(pool.buffer[slot.offset :][: pool.slot_bytes] for slot in slots)
+        assert set(tier.read(wanted, deadline_s=None)) == {Status.OK}
+        blocks = b"".join(piece for slot in range(len(keys)) for piece in pool.memory.pieces(slot))
     return torch.frombuffer(bytearray(blocks), dtype=dtype)

@@ -1,7 +1,6 @@
 """Our storage behind SGLang's real controller and host pools, without an engine."""
 
 import logging
-import os
 import threading
 
 import pytest
@@ -11,41 +10,14 @@ from prometheus_client import REGISTRY
 from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.observability.metrics_collector import StorageMetrics, StorageMetricsCollector
 from sglang_process import flexkv
+from storage_case import OurCase
 
 from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.settings import read_settings
-from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, StorageCase
+from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract
 from flexkv_core.errors import ConfigError
 
 LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
-
-
-class Case(StorageCase):
-    """Ours, over a directory."""
-
-    def __init__(self, rig, directory):
-        self.rig, self.directory, self.storage = rig, directory, rig.storage
-
-    def indices(self, page_ids):
-        return self.rig.indices(page_ids)
-
-    def page(self, page_id):
-        return self.rig.page_bytes(page_id)
-
-    def damage(self):
-        for slab in self.directory.rglob("*.slab"):
-            with slab.open("r+b") as file:
-                for offset in range(4096 + 4096 + 100, slab.stat().st_size, 4096):
-                    file.seek(offset)
-                    file.write(b"damage")
-
-    def cut(self):
-        for slab in self.directory.rglob("*.slab"):
-            os.truncate(slab, 4096 + 4096 + 100)
-
-    def attach_again(self):
-        self.rig.attach_again()
-        self.storage = self.rig.storage
 
 
 @pytest.fixture
@@ -69,7 +41,7 @@ def start(model, tmp_path):
 class TestOurStorage(HiCacheStorageContract):
     @pytest.fixture
     def case(self, start, layout, tmp_path):
-        return Case(start(layout), tmp_path)
+        return OurCase(start(layout), tmp_path)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -124,6 +96,8 @@ def test_no_exception_of_ours_reaches_sglang(start, monkeypatch):
         ({"cpu_cache_gb": 1}, "--hicache-size"),
         ({"block_tokens": 64}, "--page-size 64"),
         ({"max_tp": 3}, "max_tp is 3"),
+        ({"block_format": "pages"}, "expected 'cells' or 'native'"),
+        ({"block_format": "native", "max_tp": 2}, "leave one of the two out"),
     ],
 )
 def test_an_option_that_cannot_be_used_stops_the_attach_in_one_sentence(start, options, sentence):

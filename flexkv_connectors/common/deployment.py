@@ -8,7 +8,7 @@ from flexkv_core.config import CacheConfig
 from flexkv_core.errors import ConfigError
 from flexkv_core.layout import BlockFormat, Column
 
-__all__ = ["Deployment", "PageShape", "block_tokens_of"]
+__all__ = ["Deployment", "PageShape", "block_tokens_of", "require_cells"]
 
 _DEFAULT_BLOCK_TOKENS = 64
 
@@ -145,3 +145,18 @@ def block_tokens_of(cache: CacheConfig, page_tokens: int, engine: str) -> int:
         )
         raise ConfigError(msg)
     return cache.block_tokens
+
+
+def require_cells(cache: CacheConfig, engine: str) -> CacheConfig:
+    """Return options of an engine whose pages are converted on their way to the host tier.
+
+    Raises:
+        ConfigError: Its blocks are to be stored as its pages are.
+    """
+    if cache.block_format != "cells":
+        msg = (
+            f"block_format is {cache.block_format}, which {engine} has not: leave it out, or keep "
+            "it in SGLang's extra config"
+        )
+        raise ConfigError(msg)
+    return cache

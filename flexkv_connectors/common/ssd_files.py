@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from flexkv_core.config import CacheConfig
 from flexkv_core.errors import ConfigError, TierError
-from flexkv_core.layout import BlockFormat, Column
+from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.memory import BlockMemory
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
 
@@ -17,8 +17,8 @@ def open_ssd_tier(
     cache: CacheConfig,
     namespace: Namespace,
     columns: Sequence[Column],
-    block_format: BlockFormat,
-    pool: HostPool,
+    cell_bytes: int,
+    memory: BlockMemory,
     quota_bytes: int,
     engine_id: str,
 ) -> SsdTier:
@@ -28,8 +28,8 @@ def open_ssd_tier(
         cache: Has an SSD tier.
         namespace: What the blocks are blocks of.
         columns: This rank's.
-        block_format: This rank's share of a block.
-        pool: Host memory that blocks are read to and written from.
+        cell_bytes: Size of each cell.
+        memory: What blocks are read to and written from.
         quota_bytes: This rank's part of the room.
         engine_id: The same on all ranks of the engine, and its own.
 
@@ -43,7 +43,7 @@ def open_ssd_tier(
         leftover_bytes=cache.ssd_cache_bytes or 0,
     )
     try:
-        return SsdTier(pool.buffer, namespace, columns, block_format.cell_bytes, options, engine_id)
+        return SsdTier(memory, namespace, columns, cell_bytes, options, engine_id)
     except TierError as error:
         msg = f"ssd_cache_dir cannot be used: {error.reason}; name a directory that can be"
         raise ConfigError(msg) from error

@@ -39,8 +39,8 @@ class SsdShare:
             deployment.cache,
             namespace,
             deployment.columns,
-            deployment.block_format,
-            pool,
+            deployment.block_format.cell_bytes,
+            pool.memory,
             quota_bytes,
             deployment.engine_id,
         )
@@ -49,8 +49,8 @@ class SsdShare:
         self._told = (-1, False)
         """Capacity and end of the search, as they were last reported."""
 
-        load_lane = TierLane(deployment.rank, self._tier, pool)
-        save_lane = TierLane(deployment.rank, self._tier, pool)
+        load_lane = TierLane(deployment.rank, self._tier, pool.memory)
+        save_lane = TierLane(deployment.rank, self._tier, pool.memory)
         self.lanes: Mapping[Route, Lane] = {
             Route("ssd", HOST): load_lane,
             Route(HOST, "ssd"): save_lane,

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexkv_connectors.common.cells import cell_heads_of, columns_of
+from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of, columns_of
 from flexkv_connectors.sglang.host_pages import page_pool_of
+from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
 from flexkv_connectors.sglang.settings import EngineSettings
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
 from flexkv_core.layout import BlockFormat, Column, PagePool
+from flexkv_core.tiers.memory import PageMemory
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
@@ -35,6 +37,10 @@ class Deployment:
 
     cache: CacheConfig
     pages: PagePool
+    memory: PageMemory | None
+    """The same pages, where blocks are stored as they are; None where blocks are cells."""
+
+    block_format_name: str
     heads: range
     """KV heads of the whole model that this rank keeps; one for MLA."""
 
@@ -135,9 +141,12 @@ def translate(
     head_size = pages.plane_bytes // element_bytes
     num_draft_layers = pages.num_layers - getattr(pool, "target_layer_num", pages.num_layers)
     total_heads = pages.num_heads * storage.tp_size
+    memory = _native_memory(cache, storage, pool)
     return Deployment(
         cache=cache,
         pages=pages,
+        memory=memory,
+        block_format_name=format_name(pool, settings.version) if memory else BLOCK_FORMAT,
         heads=range(storage.tp_rank * pages.num_heads, (storage.tp_rank + 1) * pages.num_heads),
         layers=range(pool.start_layer, pool.start_layer + pages.num_layers),
         num_draft_layers=num_draft_layers,
@@ -150,3 +159,18 @@ def translate(
         num_ranks=storage.tp_size * storage.pp_size,
         engine_id=f"sglang-{os.uname().nodename}-{os.getppid()}-{getattr(storage, 'dp_rank', 0)}",
     )
+
+
+def _native_memory(
+    cache: CacheConfig, storage: "HiCacheStorageConfig", pool: "HostKVCache"
+) -> PageMemory | None:
+    """Return the pages as they are to be stored, or None where blocks are cells."""
+    if cache.block_format != "native":
+        return None
+    if cache.max_tp not in (None, storage.tp_size):
+        msg = (
+            f"max_tp is {cache.max_tp}, but blocks of block_format native are read at one degree "
+            f"only, and this engine's is {storage.tp_size}: leave one of the two out"
+        )
+        raise ConfigError(msg)
+    return page_memory_of(pool)

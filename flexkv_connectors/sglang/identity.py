@@ -7,7 +7,7 @@ gets a name of its own, so that it keeps engines apart.
 from hashlib import sha256
 from pathlib import Path
 
-from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
+from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.settings import EngineSettings
@@ -56,7 +56,7 @@ def namespace_of(settings: EngineSettings, deployment: Deployment) -> Namespace:
         draft_model=_identify(settings, draft, settings.draft_revision) if draft else "",
         num_draft_layers=deployment.num_draft_layers,
         block_tokens=deployment.pages.page_tokens,
-        block_format=BLOCK_FORMAT,
+        block_format=deployment.block_format_name,
         block_format_version=BLOCK_FORMAT_VERSION,
         cell_heads=deployment.cell_heads,
         cell_layers=deployment.cell_layers,

@@ -15,6 +15,9 @@ __all__ = ["EngineSettings", "read_settings"]
 class EngineSettings:
     """What decides which KV an engine computes, with SGLang's own values."""
 
+    version: str
+    """Of SGLang."""
+
     model: str
     revision: str | None
     hub_cache: str | None
@@ -46,10 +49,13 @@ class EngineSettings:
 
 def read_settings() -> EngineSettings:
     """Read the settings of the engine that this process belongs to, as they are in effect."""
+    import sglang  # noqa: PLC0415 only in an engine
+
     arguments = _resolved_arguments()
     model = _model_config()
     text_config = model.hf_text_config
     return EngineSettings(
+        version=sglang.__version__,
         model=model.model_path,
         revision=model.revision,
         hub_cache=arguments("download_dir"),

@@ -250,7 +250,9 @@ class SsdStore:
 
     def _run(self, way: _Way, plan: TransferPlan) -> Completion:
         way.lane.submit(plan)
-        (result,) = way.lane.poll()
+        while not (results := way.lane.poll()):
+            way.lane.drain(way.limit_s)
+        (result,) = results
         way.health.note(ok=result.status not in (Status.ERROR, Status.TIMEOUT), now_s=self._clock())
         with self._index_lock:
             completion = self._manager.complete(result)

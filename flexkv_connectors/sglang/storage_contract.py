@@ -271,6 +271,8 @@ class HiCacheStorageContract(ABC):
 
 
 def _assert_nothing_is_loaded(case: StorageCase, keys: list[str]) -> None:
-    before = case.pages(range(20, 28))
+    """The targets may hold anything: SGLang gives pages back that it was not told to use."""
+    others = [page for page in range(32) if page not in range(20, 28)]
+    before = case.pages(others)
     assert not any(case.get(keys, range(20, 28), []))
-    assert case.pages(range(20, 28)) == before
+    assert case.pages(others) == before

@@ -3,7 +3,12 @@
 import os
 
 from flexkv_connectors.common.cells import cell_heads_of
-from flexkv_connectors.common.deployment import Deployment, PageShape, block_tokens_of
+from flexkv_connectors.common.deployment import (
+    Deployment,
+    PageShape,
+    block_tokens_of,
+    require_cells,
+)
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
@@ -18,7 +23,7 @@ def read_cache_config() -> CacheConfig:
     Raises:
         ConfigError: One sentence about the first option that cannot be used.
     """
-    return parse_config(read_environment())
+    return require_cells(parse_config(read_environment()), "TensorRT-LLM")
 
 
 def translate(settings: EngineSettings, cache: CacheConfig, rank: int) -> Deployment:

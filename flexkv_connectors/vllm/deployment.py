@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexkv_connectors.common import deployment as common
 from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of
-from flexkv_connectors.common.deployment import PageShape, block_tokens_of
+from flexkv_connectors.common.deployment import PageShape, block_tokens_of, require_cells
 from flexkv_connectors.vllm.cpu_pages import PLAIN, VEC, page_order
 from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_not_parallel
 from flexkv_core.config import CacheConfig, parse_config
@@ -69,7 +69,7 @@ def read_cache_config(vllm_config: "VllmConfig") -> CacheConfig:
     """
     transfer = vllm_config.kv_transfer_config
     extra: Mapping[str, Any] = transfer.kv_connector_extra_config if transfer else {}
-    return parse_config(read_environment(), extra)
+    return require_cells(parse_config(read_environment(), extra), "vLLM")
 
 
 def translate(

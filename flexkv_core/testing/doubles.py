@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from flexkv_core.plan import Status, TransferPlan, TransferResult
 from flexkv_core.tiers.base import Capabilities, Tier, TierBlock
+from flexkv_core.tiers.memory import BlockMemory
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import BlockKey, JobId
 
@@ -45,13 +46,11 @@ class DictTier(Tier):
 
     def __init__(
         self,
-        region: memoryview,
-        block_bytes: int,
+        memory: BlockMemory,
         stored: dict[BlockKey, bytes] | None = None,
     ) -> None:
-        """Open on `region`; `stored` outlives the tier, as files outlive a process."""
-        self._region = region
-        self._block_bytes = block_bytes
+        """Open on `memory`; `stored` outlives the tier, as files outlive a process."""
+        self._memory = memory
         self._is_open = True
         self.stored = {} if stored is None else stored
 
@@ -64,7 +63,7 @@ class DictTier(Tier):
         if not self._is_open:
             return [Status.ERROR] * len(blocks)
         for block in blocks:
-            payload = bytes(self._place(block))
+            payload = b"".join(self._memory.pieces(block.slot))
             self.stored.setdefault(block.key, payload + _checksum(payload))
         return [Status.OK] * len(blocks)
 
@@ -86,11 +85,9 @@ class DictTier(Tier):
         payload, checksum = stored[:-4], stored[-4:]
         if checksum != _checksum(payload):
             return Status.CORRUPT
-        self._place(block)[:] = payload
+        for piece in self._memory.pieces(block.slot):
+            piece[:], payload = payload[: len(piece)], payload[len(piece) :]
         return Status.OK
-
-    def _place(self, block: TierBlock) -> memoryview:
-        return self._region[block.offset : block.offset + self._block_bytes]
 
 
 def _checksum(payload: bytes) -> bytes:

@@ -16,6 +16,7 @@ from flexkv_core.plan import Status
 from flexkv_core.testing.geometry import POISON
 from flexkv_core.tiers.base import Tier, TierBlock
 from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.memory import BlockMemory, SlotMemory
 from flexkv_core.types import BlockKey
 
 __all__ = ["TierCase", "TierContract"]
@@ -28,12 +29,11 @@ class TierCase(ABC):
     """A tier's storage, and how to reach it past the tier."""
 
     @abstractmethod
-    def open(self, region: memoryview, block_bytes: int) -> Tier:
+    def open(self, memory: BlockMemory) -> Tier:
         """Open a tier on the storage. It must know everything that is stored when it returns.
 
         Args:
-            region: What blocks are copied from and to; begins on a 4096-byte boundary.
-            block_bytes: Size of a block, a multiple of 4096.
+            memory: What blocks are copied from and to.
         """
 
     @abstractmethod
@@ -51,70 +51,81 @@ class TierContract(ABC):
 
     @pytest.fixture
     def region(self) -> Iterator[memoryview]:
-        """A poisoned host region with room for `_NUM_SLOTS` blocks."""
+        """Poisoned memory with room for `_NUM_SLOTS` blocks, on a page."""
         host = HostPool.create(_NUM_SLOTS, _BLOCK_BYTES)
         host.buffer[:] = bytes([POISON]) * len(host.buffer)
         yield host.buffer
         host.close()
 
     @pytest.fixture
-    def tier(self, case: TierCase, region: memoryview) -> Iterator[Tier]:
-        """An open tier on `region`."""
-        tier = case.open(region, _BLOCK_BYTES)
+    def memory(self, region: memoryview) -> BlockMemory:
+        """Where blocks lie in `region`: a subclass may have them elsewhere."""
+        return SlotMemory(region, _NUM_SLOTS, _BLOCK_BYTES, stride=_BLOCK_BYTES)
+
+    @pytest.fixture
+    def tier(self, case: TierCase, memory: BlockMemory) -> Iterator[Tier]:
+        """An open tier on `memory`."""
+        tier = case.open(memory)
         yield tier
         tier.close()
 
     def test_what_was_written_is_read_to_another_place(
-        self, tier: Tier, region: memoryview
+        self, tier: Tier, memory: BlockMemory
     ) -> None:
         """Byte for byte, and several blocks in one call keep their order."""
-        _fill(region, 0, b"a")
-        _fill(region, 1, b"b")
+        _fill(memory, 0, b"a")
+        _fill(memory, 1, b"b")
         assert tier.write([_block(1, slot=0), _block(2, slot=1)], None) == [Status.OK] * 2
         assert tier.read([_block(2, slot=5), _block(1, slot=7)], None) == [Status.OK] * 2
-        assert _content(b"b") == _slot(region, 5)
-        assert _content(b"a") == _slot(region, 7)
+        assert _content(b"b") == _slot(memory, 5)
+        assert _content(b"a") == _slot(memory, 7)
 
-    def test_a_read_writes_nothing_outside_its_places(self, tier: Tier, region: memoryview) -> None:
+    def test_a_read_writes_nothing_outside_its_places(
+        self, tier: Tier, memory: BlockMemory, region: memoryview
+    ) -> None:
         """The whole region is compared."""
-        _fill(region, 0, b"a")
+        _fill(memory, 0, b"a")
         tier.write([_block(1, slot=0)], None)
-        expected = bytearray(region)
-        expected[5 * _BLOCK_BYTES : 6 * _BLOCK_BYTES] = _content(b"a")
+        _fill(memory, 5, b"b")
+        before = bytes(region)
         tier.read([_block(1, slot=5)], None)
-        assert expected == region
+        assert before != region
+        _fill(memory, 5, b"b")
+        assert before == region
 
-    def test_a_write_leaves_the_region_alone(self, tier: Tier, region: memoryview) -> None:
+    def test_a_write_leaves_the_region_alone(
+        self, tier: Tier, memory: BlockMemory, region: memoryview
+    ) -> None:
         """Its blocks may be loaded by the engine meanwhile."""
-        _fill(region, 0, b"a")
+        _fill(memory, 0, b"a")
         before = bytes(region)
         tier.write([_block(1, slot=0)], None)
         assert before == region
 
     def test_an_unknown_block_is_a_miss_and_no_other_suffers(
-        self, tier: Tier, region: memoryview
+        self, tier: Tier, memory: BlockMemory
     ) -> None:
         """Statuses are the blocks' own, in the order of the call."""
-        _fill(region, 0, b"a")
+        _fill(memory, 0, b"a")
         tier.write([_block(1, slot=0)], None)
         blocks = [_block(8, slot=4), _block(1, slot=5), _block(9, slot=6)]
         assert tier.read(blocks, None) == [Status.MISS, Status.OK, Status.MISS]
-        assert _content(b"a") == _slot(region, 5)
+        assert _content(b"a") == _slot(memory, 5)
 
     def test_no_blocks_are_no_work(self, tier: Tier) -> None:
         """An empty call answers with an empty list."""
         assert [] == tier.read([], None) == tier.write([], None)
 
     def test_a_block_that_is_there_is_not_written_again(
-        self, tier: Tier, region: memoryview
+        self, tier: Tier, memory: BlockMemory
     ) -> None:
         """A key names its content, so the first bytes are as good, and a drive wears less."""
-        _fill(region, 0, b"a")
+        _fill(memory, 0, b"a")
         tier.write([_block(1, slot=0)], None)
-        _fill(region, 0, b"b")
+        _fill(memory, 0, b"b")
         assert tier.write([_block(1, slot=0)], None) == [Status.OK]
         tier.read([_block(1, slot=5)], None)
-        assert _content(b"a") == _slot(region, 5)
+        assert _content(b"a") == _slot(memory, 5)
 
     def test_a_deleted_block_is_a_miss(self, tier: Tier) -> None:
         """Only that one; keys that are not there are ignored."""
@@ -146,15 +157,15 @@ class TierContract(ABC):
         assert len(blocks) == len(tier.read(blocks, past))
         assert allowed >= {*tier.read(blocks, past), *tier.write(blocks, past)}
 
-    def test_several_threads_read_and_write_at_once(self, tier: Tier, region: memoryview) -> None:
+    def test_several_threads_read_and_write_at_once(self, tier: Tier, memory: BlockMemory) -> None:
         """Each gets back what it wrote."""
 
         def round_trip(slot: int) -> bytes:
-            _fill(region, slot, bytes([slot]))
+            _fill(memory, slot, bytes([slot]))
             written = tier.write([_block(slot, slot=slot)], None)
-            _fill(region, slot, b"?")
+            _fill(memory, slot, b"?")
             read = tier.read([_block(slot, slot=slot)], None)
-            return bytes(written + read) + _slot(region, slot)
+            return bytes(written + read) + _slot(memory, slot)
 
         with ThreadPoolExecutor(4) as threads:
             contents = list(threads.map(round_trip, range(_NUM_SLOTS)))
@@ -174,17 +185,17 @@ class TierContract(ABC):
         tier.close()
 
     def test_a_durable_tier_finds_its_blocks_again(
-        self, case: TierCase, tier: Tier, region: memoryview
+        self, case: TierCase, tier: Tier, memory: BlockMemory
     ) -> None:
         """What was stored outlives the tier object."""
         if not tier.capabilities.durable:
             pytest.skip(f"tier {tier.name} is not durable")
-        _fill(region, 0, b"a")
+        _fill(memory, 0, b"a")
         tier.write([_block(1, slot=0)], None)
         tier.close()
-        reopened = case.open(region, _BLOCK_BYTES)
+        reopened = case.open(memory)
         assert reopened.read([_block(1, slot=5)], None) == [Status.OK]
-        assert _content(b"a") == _slot(region, 5)
+        assert _content(b"a") == _slot(memory, 5)
         reopened.close()
 
 
@@ -193,16 +204,17 @@ def _key(number: int) -> BlockKey:
 
 
 def _block(number: int, slot: int) -> TierBlock:
-    return TierBlock(_key(number), parent=None, offset=slot * _BLOCK_BYTES)
+    return TierBlock(_key(number), parent=None, slot=slot)
 
 
 def _content(pattern: bytes) -> bytes:
     return pattern * _BLOCK_BYTES
 
 
-def _slot(region: memoryview, slot: int) -> bytes:
-    return bytes(region[slot * _BLOCK_BYTES : (slot + 1) * _BLOCK_BYTES])
+def _slot(memory: BlockMemory, slot: int) -> bytes:
+    return b"".join(memory.pieces(slot))
 
 
-def _fill(region: memoryview, slot: int, pattern: bytes) -> None:
-    region[slot * _BLOCK_BYTES : (slot + 1) * _BLOCK_BYTES] = _content(pattern)
+def _fill(memory: BlockMemory, slot: int, pattern: bytes) -> None:
+    for piece in memory.pieces(slot):
+        piece[:] = pattern * len(piece)

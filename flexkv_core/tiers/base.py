@@ -26,16 +26,16 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class TierBlock(msgspec.Struct, frozen=True, array_like=True):
-    """One rank's share of one block, and where it lies in the host tier's region."""
+    """One rank's share of one block, and where it lies in the tier's memory."""
 
     key: BlockKey
     parent: BlockKey | None
-    offset: int
-    """Bytes from the start of the host region; the length is the format's `block_bytes`."""
+    slot: int
+    """Of the `BlockMemory` that the tier was opened on."""
 
 
 class Tier(ABC):
-    """Keeps blocks by key; moves them between itself and the host region it was opened with.
+    """Keeps blocks by key; moves them between itself and the memory it was opened on.
 
     Thread: `read`, `write` and `delete` are called from lane threads, several at a time. They
     block, release the GIL while bytes move, and return by `deadline_s` (on `time.monotonic()`) or
@@ -48,11 +48,11 @@ class Tier(ABC):
 
     @abstractmethod
     def read(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
-        """Fill each block's place in the host region, one status a block.
+        """Fill each block's place in memory, one status a block.
 
         Implementer must: verify the bytes before answering OK, and write nothing outside the
         block's own place. After any other status the place holds garbage and is not used. A read
-        that was given up must never write into the region later.
+        that was given up must never write into memory later.
         """
 
     @abstractmethod

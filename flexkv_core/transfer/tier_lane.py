@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from flexkv_core.plan import HostSlots, Status, StoredBlocks, TransferPlan, TransferResult
 from flexkv_core.tiers.base import Tier, TierBlock
-from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.memory import BlockMemory
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.transfer.results import refused
 from flexkv_core.transfer.segments import find_slot_problem
@@ -76,7 +76,7 @@ class TierLane(Lane):
         self,
         rank: int,
         tier: Tier,
-        host: HostPool,
+        memory: BlockMemory,
         *,
         num_threads: int = 8,
         max_waiting_calls: int = 1024,
@@ -86,18 +86,17 @@ class TierLane(Lane):
 
         Args:
             rank: Whose results these are.
-            tier: Opened on `host.buffer`; stays the caller's to close, once `drain` said True.
-            host: Where slots lie.
+            tier: Opened on `memory`; stays the caller's to close, once `drain` said True.
+            memory: Where slots lie.
             num_threads: Calls in flight; 4 to 16 reach the limit of a drive, 8 is a fair choice.
             max_waiting_calls: When so many wait, new plans are refused with TIMEOUT.
             clock: What deadlines are compared with.
         """
         self._rank = rank
         self._tier = tier
-        self._num_slots = host.num_slots
-        self._slot_stride = host.slot_stride
-        self._slot_bytes = host.slot_bytes
-        self._blocks_per_call = max(1, _CALL_BYTES // host.slot_bytes)
+        self._num_slots = memory.num_slots
+        self._slot_bytes = memory.slot_bytes
+        self._blocks_per_call = max(1, _CALL_BYTES // memory.slot_bytes)
         self._max_waiting_calls = max_waiting_calls
         self._clock = clock
         self._changed = threading.Condition()
@@ -158,10 +157,9 @@ class TierLane(Lane):
         return find_slot_problem(plan, slots, self._num_slots)
 
     def _blocks(self, slots: HostSlots, stored: StoredBlocks) -> list[TierBlock]:
-        offsets = np.frombuffer(slots.slots, np.int64) * self._slot_stride
-        parents = (stored.parent, *stored.keys)
-        triples = zip(stored.keys, parents, offsets.tolist(), strict=False)
-        return [TierBlock(key, parent, offset) for key, parent, offset in triples]
+        ids = np.frombuffer(slots.slots, np.int64).tolist()
+        triples = zip(stored.keys, (stored.parent, *stored.keys), ids, strict=False)
+        return [TierBlock(key, parent, slot) for key, parent, slot in triples]
 
     def _enqueue(self, job: _Job, blocks: list[TierBlock]) -> None:
         step = self._blocks_per_call

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.tiers.ssd.counts import Counts
 from flexkv_core.tiers.ssd.format import CellHeader
-from flexkv_core.tiers.ssd.slab import MAX_RUN_CELLS, Cell, Slab
+from flexkv_core.tiers.ssd.slab import Cell, Slab, max_run_cells
 from flexkv_core.tiers.ssd.space import Space
 from flexkv_core.types import BlockKey
 
@@ -64,7 +64,7 @@ class ColumnStore:
             return self._find(key) is not None
 
     def read(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
-        """Fill the cells' places; MISS where a key is unknown."""
+        """Fill the cells; MISS where a key is unknown."""
         self.space.drop_lost()
         statuses = [Status.MISS] * len(cells)
         runs = self._pin(cells)
@@ -154,7 +154,7 @@ class ColumnStore:
         """Write the first of `positions`, as many as one run takes; return how and how many."""
         if deadline_s is not None and self._clock() > deadline_s:
             return Status.TIMEOUT, positions
-        taken = self.space.take(min(len(positions), MAX_RUN_CELLS))
+        taken = self.space.take(min(len(positions), max_run_cells(cells)))
         if taken is None:
             return Status.ERROR, positions
         slab, slots = taken
@@ -192,17 +192,17 @@ class ColumnStore:
 def _runs(places: Sequence[_Place], cells: Sequence[Cell]) -> list[_Run]:
     """Cut places into runs of consecutive slots."""
     groups: list[list[_Place]] = []
+    most = max_run_cells(cells)
     for place in sorted(places, key=lambda place: (id(place.slab), place.slot)):
-        if groups and _continues(groups[-1], place):
+        if groups and len(groups[-1]) < most and _continues(groups[-1][-1], place):
             groups[-1].append(place)
         else:
             groups.append([place])
     return [_run_of(group, cells) for group in groups]
 
 
-def _continues(group: Sequence[_Place], place: _Place) -> bool:
-    last = group[-1]
-    return place.slab is last.slab and place.slot == last.slot + 1 and len(group) < MAX_RUN_CELLS
+def _continues(last: _Place, place: _Place) -> bool:
+    return place.slab is last.slab and place.slot == last.slot + 1
 
 
 def _run_of(group: Sequence[_Place], cells: Sequence[Cell]) -> _Run:

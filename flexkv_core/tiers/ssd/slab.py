@@ -20,34 +20,44 @@ from flexkv_core.tiers.ssd.format import (
 from flexkv_core.tiers.ssd.slots import SlotTable
 from flexkv_core.types import BlockKey
 
-__all__ = ["MAX_RUN_CELLS", "Cell", "Slab", "read_superblock"]
+__all__ = ["Cell", "Slab", "max_run_cells", "read_superblock"]
 
 logger = logging.getLogger(__name__)
 
-MAX_RUN_CELLS = 256
-"""Cells in one call of `Slab.read` or `write`: with header and padding 3 buffers each, and Linux
-takes 1024."""
+_MAX_RUN_CELLS = 256
+_MAX_BUFFERS = 1024
+"""Linux takes so many in one call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A block's part in one column, and where it lies in the host region."""
+    """A block's part in one column, and where it lies in memory."""
 
     key: BlockKey
     parent: BlockKey | None
-    place: memoryview
+    pieces: Sequence[memoryview]
+
+    def __len__(self) -> int:
+        """Count its bytes."""
+        return sum(map(len, self.pieces))
 
 
 class _HeaderPages(threading.local):
     """A thread's own room for the headers of one call; begins on a page, as O_DIRECT asks."""
 
     def __init__(self) -> None:
-        memory = memoryview(mmap.mmap(-1, (MAX_RUN_CELLS + 1) * PAGE_BYTES))
+        memory = memoryview(mmap.mmap(-1, (_MAX_RUN_CELLS + 1) * PAGE_BYTES))
         starts = range(0, len(memory), PAGE_BYTES)
         *self.pages, self.padding = (memory[start : start + PAGE_BYTES] for start in starts)
 
 
 _headers = _HeaderPages()
+
+
+def max_run_cells(cells: Sequence[Cell]) -> int:
+    """Return how many of these equal cells one call of `Slab.read` or `write` takes."""
+    num_buffers = 2 + max((len(cell.pieces) for cell in cells), default=1)  # header and padding
+    return min(_MAX_RUN_CELLS, _MAX_BUFFERS // num_buffers)
 
 
 def read_superblock(file: SlabFile) -> Superblock | None:
@@ -67,7 +77,15 @@ class Slab:
     one at a time; `slots` and `is_retired` belong to the column and are guarded by its lock.
     """
 
-    def __init__(self, file: SlabFile, path: Path, superblock: Superblock, num_slots: int) -> None:
+    def __init__(
+        self,
+        file: SlabFile,
+        path: Path,
+        superblock: Superblock,
+        num_slots: int,
+        *,
+        is_aligned: bool,
+    ) -> None:
         """Own `file`. Use `create` or `adopt`."""
         self.path = path
         self.size = file.size
@@ -78,12 +96,20 @@ class Slab:
         self._identity = bytes.fromhex(superblock.identity)
         self._cell_bytes = superblock.cell_bytes
         self._padding_bytes = self.slot_bytes - PAGE_BYTES - superblock.cell_bytes
-        is_direct = superblock.cell_bytes % PAGE_BYTES == 0 and file.make_direct()
+        may_be_direct = is_aligned and superblock.cell_bytes % PAGE_BYTES == 0
+        is_direct = may_be_direct and file.make_direct()
         logger.info("ssd.slab_opened path=%s slots=%d direct=%s", path, num_slots, is_direct)
 
     @classmethod
-    def create(cls, path: Path, superblock: Superblock) -> "Slab | None":
+    def create(
+        cls, path: Path, superblock: Superblock, *, is_aligned: bool = True
+    ) -> "Slab | None":
         """Make a slab without slots; None if the name is taken.
+
+        Args:
+            path: Its name.
+            superblock: What it says of itself.
+            is_aligned: Whether pieces of cells begin and end on memory pages.
 
         Raises:
             OSError: The file system refuses.
@@ -95,12 +121,14 @@ class Slab:
             undo.callback(file.close)
             undo.callback(file.unlink, path)
             file.write([memoryview(superblock.pack())], 0)
-            slab = cls(file, path, superblock, num_slots=0)
+            slab = cls(file, path, superblock, num_slots=0, is_aligned=is_aligned)
             undo.pop_all()
             return slab
 
     @classmethod
-    def adopt(cls, path: Path, superblock: Superblock, max_bytes: int) -> "Slab | None":
+    def adopt(
+        cls, path: Path, superblock: Superblock, max_bytes: int, *, is_aligned: bool = True
+    ) -> "Slab | None":
         """Take over what another process left; None if it is used, or is not `superblock`'s.
 
         Slots that do not lie whole within the file and within `max_bytes` are cut off.
@@ -118,7 +146,7 @@ class Slab:
             file.touch()
             usable_bytes = min(file.size, max_bytes) - PAGE_BYTES
             num_slots = usable_bytes // slot_bytes(superblock.cell_bytes)
-            slab = cls(file, path, superblock, num_slots)
+            slab = cls(file, path, superblock, num_slots, is_aligned=is_aligned)
             slab.resize(num_slots)
             undo.pop_all()
             return slab
@@ -146,10 +174,10 @@ class Slab:
         self.size = size
 
     def read(self, first_slot: int, cells: Sequence[Cell]) -> list[Status]:
-        """Fill the cells' places from consecutive slots: OK, or CORRUPT if it is anything else.
+        """Fill the cells from consecutive slots: OK, or CORRUPT if it is anything else.
 
         Raises:
-            OSError: Nothing is known about any place.
+            OSError: Nothing is known about any cell.
         """
         pages = _headers.pages[: len(cells)]
         num_bytes = self._file.read(self._buffers(pages, cells), self.size_with(first_slot))
@@ -172,7 +200,7 @@ class Slab:
                 key=cell.key,
                 parent=cell.parent,
                 payload_bytes=self._cell_bytes,
-                payload_checksum=checksum(cell.place),
+                payload_checksum=checksum(*cell.pieces),
             ).pack()
         self._file.write(self._buffers(pages, cells), self.size_with(first_slot))
 
@@ -203,7 +231,7 @@ class Slab:
         return [
             buffer
             for page, cell in zip(pages, cells, strict=True)
-            for buffer in (page, cell.place, padding)
+            for buffer in (page, *cell.pieces, padding)
             if len(buffer)
         ]
 
@@ -212,5 +240,5 @@ class Slab:
         return (
             header is not None
             and header.key == cell.key
-            and header.payload_checksum == checksum(cell.place)
+            and header.payload_checksum == checksum(*cell.pieces)
         )

@@ -42,6 +42,8 @@ class Space:
         quota_bytes: int,
         engine_id: str,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_aligned: bool = True,
     ) -> None:
         """Begin without slabs.
 
@@ -52,6 +54,7 @@ class Space:
             engine_id: The same on all ranks of an engine: they name and choose slabs alike, so
                 that one engine adopts all cells of a block.
             clock: By which failed directories are tried again.
+            is_aligned: Whether the memory of cells is, so that files may be read directly.
         """
         self.lock = threading.Lock()
         self.slabs: tuple[Slab, ...] = ()
@@ -62,6 +65,7 @@ class Space:
         self._step_slots = max(1, step_bytes // len(directories) // self._slot_bytes)
         self._engine_id = engine_id
         self._clock = clock
+        self._is_aligned = is_aligned
         self._retry_s: dict[Directory, float] = dict.fromkeys(directories, 0.0)
         self._turn = 0
         self._is_closed = False
@@ -90,7 +94,7 @@ class Space:
                 return
             try:
                 with directory.locked():
-                    slab = Slab.adopt(path, self._superblock, room)
+                    slab = Slab.adopt(path, self._superblock, room, is_aligned=self._is_aligned)
             except OSError as error:
                 logger.warning("ssd.not_adopted path=%s: %s", path, error.strerror)
             else:
@@ -213,8 +217,9 @@ class Space:
     def _create(self, directory: Directory) -> Slab:
         folder = directory.make_folder(self._superblock)
         stem = sha256(self._engine_id.encode()).hexdigest()[:16]
-        names = (f"{stem}-{number}{SLAB_SUFFIX}" for number in itertools.count())
-        slab = next(filter(None, (Slab.create(folder / name, self._superblock) for name in names)))
+        paths = (folder / f"{stem}-{number}{SLAB_SUFFIX}" for number in itertools.count())
+        slabs = (Slab.create(path, self._superblock, is_aligned=self._is_aligned) for path in paths)
+        slab = next(filter(None, slabs))
         self._add(slab)
         return slab
 

@@ -13,6 +13,7 @@ from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.tiers.base import Capabilities, Tier, TierBlock
+from flexkv_core.tiers.memory import BlockMemory, SlotMemory, cut
 from flexkv_core.tiers.ssd.column import ColumnStore
 from flexkv_core.tiers.ssd.counts import Counts
 from flexkv_core.tiers.ssd.directory import Directory
@@ -26,6 +27,8 @@ from flexkv_core.types import BlockKey
 __all__ = ["SsdTier"]
 
 logger = logging.getLogger(__name__)
+
+_NO_MEMORY = SlotMemory(memoryview(b""), num_slots=0, slot_bytes=0, stride=1)
 
 
 class SsdTier(Tier):
@@ -44,7 +47,7 @@ class SsdTier(Tier):
 
     def __init__(
         self,
-        region: memoryview,
+        memory: BlockMemory,
         namespace: Namespace,
         columns: Sequence[Column],
         cell_bytes: int,
@@ -56,8 +59,8 @@ class SsdTier(Tier):
         """Adopt what earlier processes left, and begin to look through it.
 
         Args:
-            region: Host memory; a block's cells lie one behind the other at its offset. Direct
-                I/O needs both on pages.
+            memory: Where blocks lie; a block's cells lie one behind the other. Direct I/O needs
+                cells whose pieces begin and end on memory pages.
             namespace: What the blocks are blocks of.
             columns: This rank's, in the order of a block's cells.
             cell_bytes: Size of a cell, the same in all columns.
@@ -69,7 +72,7 @@ class SsdTier(Tier):
         Raises:
             TierError: No directory can be used.
         """
-        self._region = region
+        self._memory = memory
         self._namespace = namespace
         self._layout = tuple(columns)
         self._cell_bytes = cell_bytes
@@ -138,7 +141,7 @@ class SsdTier(Tier):
         if self._is_temporary:
             self._unlink()
         self._replace_columns(())
-        self._region = memoryview(b"")
+        self._memory = _NO_MEMORY
 
     @property
     def capacity_blocks(self) -> int:
@@ -192,7 +195,14 @@ class SsdTier(Tier):
             for column in self._layout
         ]
         spaces = [
-            Space(self._directories, superblock, self._quota_bytes, self._engine_id, self._clock)
+            Space(
+                self._directories,
+                superblock,
+                self._quota_bytes,
+                self._engine_id,
+                self._clock,
+                is_aligned=self._memory.is_aligned,
+            )
             for superblock in superblocks
         ]
         return tuple(ColumnStore(space, self._counts, self._clock) for space in spaces)
@@ -208,11 +218,11 @@ class SsdTier(Tier):
             column.space.unlink()
 
     def _cells(self, blocks: Sequence[TierBlock], column: int) -> list[Cell]:
-        """Return where the cells of `blocks` in one column lie in host memory."""
+        """Return where the cells of `blocks` in one column lie in memory."""
         size, first = self._cell_bytes, column * self._cell_bytes
-        region = self._region
+        pieces = self._memory.pieces
         return [
-            Cell(block.key, block.parent, region[block.offset + first :][:size]) for block in blocks
+            Cell(block.key, block.parent, cut(pieces(block.slot), first, size)) for block in blocks
         ]
 
 

@@ -14,6 +14,7 @@ OPTIONS = {"interface_v1": 1, "ssd_cache_gb": 1, "ssd_cache_dir": "/nowhere"}
 
 def settings(**changes):
     values = {
+        "version": "0.5.23",
         "model": "/no/model",
         "revision": None,
         "hub_cache": None,

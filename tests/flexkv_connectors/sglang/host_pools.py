@@ -29,6 +29,22 @@ class MHATokenToKVPoolHost:
         self.layout, self.kv_buffer, self.dtype = layout, Tensor(array), array.dtype
         self.page_num, self.page_size = page_num, page_size
 
+    def get_page_buffer_meta(self, indices):
+        """Name the pieces of pages in layouts whose pages lie in one piece a plane."""
+        assert self.layout in {"page_first", "page_first_direct", "page_head"}
+        planes = self.kv_buffer.array.reshape(-1, self.page_num, self._page_elements)
+        pages = [int(index) // self.page_size for index in indices[:: self.page_size]]
+        pieces = [plane[page] for page in pages for plane in planes]
+        return [piece.ctypes.data for piece in pieces], [piece.nbytes for piece in pieces]
+
+    @property
+    def _page_elements(self):
+        return self.kv_buffer.array[0].size // self.page_num
+
 
 class MLATokenToKVPoolHost(MHATokenToKVPoolHost):
     """The same with one plane."""
+
+    @property
+    def _page_elements(self):
+        return self.kv_buffer.array.size // self.page_num

@@ -34,7 +34,7 @@ class Rig:
         self.host = HostPool.create(2 * STAGING, fmt.block_bytes)
         options = SsdOptions(directories=(directory,), quota_bytes=quota_bytes)
         namespace = make_namespace(num_layers=2, cell_layers=2)
-        self.tier = SsdTier(self.host.buffer, namespace, columns, fmt.cell_bytes, options, "engine")
+        self.tier = SsdTier(self.host.memory, namespace, columns, fmt.cell_bytes, options, "engine")
         seen = wrap(self.tier)
         self.store = SsdStore(
             self.tier,
@@ -46,7 +46,7 @@ class Rig:
 
     def _lane(self, fmt, tier, first_slot):
         near = CpuLane(0, self.pages, fmt, self.host)
-        far = TierLane(0, tier, self.host, num_threads=1)
+        far = TierLane(0, tier, self.host.memory, num_threads=1)
         return StagedLane(0, near, far, range(first_slot, first_slot + STAGING))
 
     def content(self, page_ids):

@@ -30,6 +30,14 @@ def test_ranks_partition_the_heads_into_cells_of_the_largest_degree():
     assert {rank.total_heads for rank in ranks} == {HEADS}
 
 
+def test_pages_as_they_are_are_one_cell_of_one_degree():
+    rank = deployment(keys_and_values(2), {"block_format": "native"}, tp_rank=1, tp_size=2)
+    assert [column.name for column in rank.columns] == ["heads-2-3.layers-0-5"]
+    assert rank.memory.slot_bytes == rank.block_format.cell_bytes
+    with pytest.raises(ConfigError, match="max_tp is 4, .* this engine's is 2"):
+        deployment(keys_and_values(2), {"block_format": "native", "max_tp": 4}, tp_size=2)
+
+
 def test_stages_partition_the_layers():
     pools = [keys_and_values(num_layers=3) for _ in range(2)]
     pools[1].start_layer = 3

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from engine_values import deployment, keys_and_values
+from engine_values import PAGES, deployment, keys_and_values
 
 from flexkv_connectors.sglang.opening import open_store
 from flexkv_core.errors import ConfigError
@@ -39,3 +40,19 @@ def test_a_store_that_cannot_be_opened_keeps_no_memory(tmp_path):
     with pytest.raises(ConfigError):
         open_store(wanted, make_namespace())
     assert staging_memory() <= before
+
+
+def test_a_native_store_needs_no_memory_and_its_pages_come_back(tmp_path):
+    before, pool = staging_memory(), keys_and_values()
+    array = pool.kv_buffer.array
+    array[...] = np.random.default_rng(1).integers(0, 1000, array.shape)
+    options = {"ssd_cache_dir": str(tmp_path), "block_format": "native"}
+    store = open_store(deployment(pool, options), make_namespace())
+    store.wait_restored()
+    assert staging_memory() <= before
+    keys, expected = [bytes([number]) * 32 for number in range(PAGES)], array.copy()
+    assert store.save(keys, range(PAGES)) == PAGES
+    array[...] = 0
+    assert store.load(keys, range(PAGES)) == PAGES
+    assert (array == expected).all()
+    store.close()

@@ -16,13 +16,14 @@ from flexkv_core.testing.doubles import (
 )
 from flexkv_core.testing.tier_contract import TierCase, TierContract
 from flexkv_core.tiers.base import Capabilities, TierBlock
+from flexkv_core.tiers.memory import SlotMemory
 from flexkv_core.transfer.lane import Lane
 
 WAIT_S = 30
 
 
-def block(number, offset=0):
-    return TierBlock(bytes([number]) * 32, parent=None, offset=offset)
+def block(number):
+    return TierBlock(bytes([number]) * 32, parent=None, slot=0)
 
 
 class DurableDictTier(DictTier):
@@ -37,8 +38,8 @@ class DictCase(TierCase):
     def __init__(self, wrap=lambda tier: tier, make=DictTier):
         self.stored, self.wrap, self.make = {}, wrap, make
 
-    def open(self, region, block_bytes):
-        return self.wrap(self.make(region, block_bytes, self.stored))
+    def open(self, memory):
+        return self.wrap(self.make(memory, self.stored))
 
     def corrupt(self, key):
         self.stored[key] = bytes([self.stored[key][0] ^ 1]) + self.stored[key][1:]
@@ -75,11 +76,11 @@ class TestWrappedTier(TierContract):
 
 @pytest.fixture
 def tier():
-    return DictTier(memoryview(bytearray(16)), 8)
+    return DictTier(SlotMemory(memoryview(bytearray(16)), 2, slot_bytes=8, stride=8))
 
 
 def test_a_wrapper_has_the_name_and_abilities_of_what_it_wraps():
-    inner = DurableDictTier(memoryview(bytearray(8)), 8)
+    inner = DurableDictTier(SlotMemory(memoryview(b""), 0, slot_bytes=8, stride=8))
     wrapper = TierWrapper(inner)
     assert (wrapper.name, wrapper.capabilities) == ("dict", Capabilities(durable=True))
 

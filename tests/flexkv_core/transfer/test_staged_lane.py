@@ -46,9 +46,9 @@ class Staged(LaneCase):
 
     def __init__(self, *, saves, wrap=lambda tier: tier, clock=time.monotonic):
         self.rig = make_rig("PLBNHC", P=2)
-        self.tier = DictTier(self.rig.host.buffer, self.rig.fmt.block_bytes)
+        self.tier = DictTier(self.rig.host.memory)
         self.wrapped = wrap(self.tier)
-        far = TierLane(7, self.wrapped, self.rig.host, num_threads=1, clock=clock)
+        far = TierLane(7, self.wrapped, self.rig.host.memory, num_threads=1, clock=clock)
         self.lane = StagedLane(7, self.rig.lane, far, range(NUM_SLOTS), clock=clock)
         self.rank, self.clock_s = 7, clock()
         self.foreign = slots_of(0, 1)
@@ -146,7 +146,7 @@ def test_parts_beside_each_other_have_other_slots_and_the_blocks_stay_one_chain(
     plan = case.plan(1, MANY)
     case.run(plan)
     first, second, third = case.wrapped.calls
-    places = [{block.offset for block in part} for part in (first, second, third)]
+    places = [{block.slot for block in part} for part in (first, second, third)]
     assert places[0].isdisjoint(places[1])
     assert places[1].isdisjoint(places[2])
     keys = (plan.target if saves else plan.source).keys

@@ -78,7 +78,7 @@ def start(host, clock):
     def start_lane(tier, **options):
         if isinstance(tier, SlowTier):
             gates.append(tier.gate)
-        lanes.append(TierLane(0, tier, host, clock=clock, **{"num_threads": 1, **options}))
+        lanes.append(TierLane(0, tier, host.memory, clock=clock, **{"num_threads": 1, **options}))
         return lanes[-1]
 
     yield start_lane
@@ -92,7 +92,7 @@ def start(host, clock):
 @pytest.fixture
 def tier(host):
     """Blocks 1 to 4 are stored; the slots they came from are poisoned again."""
-    tier = DictTier(host.buffer, LARGE)
+    tier = DictTier(host.memory)
     for number in range(1, 5):
         host.buffer[:LARGE] = bytes([number]) * LARGE
         tier.write([block(number)], None)
@@ -100,7 +100,7 @@ def tier(host):
 
 
 def block(number):
-    return TierBlock(key(number), parent=None, offset=0)
+    return TierBlock(key(number), parent=None, slot=0)
 
 
 def run(lane, *plans):
@@ -115,13 +115,13 @@ def test_a_chain_is_written_with_the_parent_of_every_block(host, start):
 
     class Spy(TierWrapper):
         def write(self, blocks, deadline_s):
-            seen.extend((block.key, block.parent, block.offset) for block in blocks)
+            seen.extend((block.key, block.parent, block.slot) for block in blocks)
             return super().write(blocks, deadline_s)
 
     plan = store([2, 3], [5, 0])
     chain = msgspec.structs.replace(plan, target=StoredBlocks("dict", plan.target.keys, key(1)))
-    run(start(Spy(DictTier(host.buffer, LARGE))), chain)
-    assert seen == [(key(2), key(1), 5 * LARGE), (key(3), key(2), 0)]
+    run(start(Spy(DictTier(host.memory))), chain)
+    assert seen == [(key(2), key(1), 5), (key(3), key(2), 0)]
 
 
 def test_the_first_block_of_a_chain_has_no_parent(host, start):
@@ -132,7 +132,7 @@ def test_the_first_block_of_a_chain_has_no_parent(host, start):
             parents.extend(block.parent for block in blocks)
             return super().read(blocks, deadline_s)
 
-    run(start(Spy(DictTier(host.buffer, LARGE))), fetch([1], [0]))
+    run(start(Spy(DictTier(host.memory))), fetch([1], [0]))
     assert parents == [None]
 
 
@@ -178,7 +178,7 @@ def test_small_blocks_go_to_the_tier_together(clock):
             sizes.append(len(blocks))
             return super().write(blocks, deadline_s)
 
-    lane = TierLane(0, Spy(DictTier(host.buffer, LARGE // 2)), host, num_threads=1, clock=clock)
+    lane = TierLane(0, Spy(DictTier(host.memory)), host.memory, num_threads=1, clock=clock)
     run(lane, store([1, 2, 3, 4, 5], [0, 1, 2, 3, 4]))
     assert sizes == [2, 2, 1]
     lane.close()
@@ -312,10 +312,10 @@ class TierLaneCase(LaneCase):
     def __init__(self, num_threads, *, writes):
         self.host = HostPool.create(8, self.block_bytes)
         self.stored = {}
-        self.tier = DictTier(self.host.buffer, self.block_bytes, self.stored)
+        self.tier = DictTier(self.host.memory, self.stored)
         self.rank, self.clock_s = 3, time.monotonic()
         self.foreign = EnginePages([0, 1])
-        self.lane = TierLane(3, self.tier, self.host, num_threads=num_threads)
+        self.lane = TierLane(3, self.tier, self.host.memory, num_threads=num_threads)
         self.writes = writes
         self.make = store if writes else fetch
         self._fill()
@@ -331,7 +331,7 @@ class TierLaneCase(LaneCase):
                 self._slot(slot)[:] = bytes([slot]) * self.block_bytes
             return
         other = HostPool.create(1, self.block_bytes)
-        writer = DictTier(other.buffer, self.block_bytes, self.stored)
+        writer = DictTier(other.memory, self.stored)
         for number in range(8):
             other.buffer[:] = bytes([number]) * len(other.buffer)
             writer.write([block(number)], None)

@@ -39,11 +39,10 @@ class Rank:
     def __init__(self, directories, columns, cell_bytes, namespace, **options):
         self.block_bytes = len(columns) * cell_bytes
         self.host = HostPool.create(NUM_HOST_SLOTS, self.block_bytes)
-        self.stride = self.host.slot_stride
         engine_id = options.pop("engine_id", "engine")
         self.clock = options.pop("clock", ManualClock())
         self.tier = SsdTier(
-            self.host.buffer,
+            self.host.memory,
             namespace,
             columns,
             cell_bytes,
@@ -55,12 +54,13 @@ class Rank:
 
     def blocks(self, numbers):
         return [
-            TierBlock(key_of(number), key_of(number - 1) if number else None, slot * self.stride)
+            TierBlock(key_of(number), key_of(number - 1) if number else None, slot)
             for slot, number in enumerate(numbers)
         ]
 
     def place(self, slot):
-        return self.host.buffer[slot * self.stride :][: self.block_bytes]
+        (place,) = self.host.memory.pieces(slot)
+        return place
 
     def write(self, numbers):
         """Store blocks, a few in each call, as a lane does."""

@@ -23,7 +23,8 @@ def clock():
 
 @pytest.fixture
 def column(disk, clock):
-    space = Space([Directory(disk.path, None, 0)], disk.superblock(), 1 << 20, "engine", clock)
+    directories = [Directory(disk.path, None, 0)]
+    space = Space(directories, disk.superblock(), 1 << 20, "engine", clock, is_aligned=False)
     yield ColumnStore(space, Counts(), clock)
     space.close()
 
@@ -32,17 +33,11 @@ def column(disk, clock):
 def cells(disk):
     def make(numbers):
         return [
-            Cell(disk.key(number), None, memoryview(bytearray(disk.content(number, 8192))))
+            Cell(disk.key(number), None, (memoryview(bytearray(disk.content(number, 8192))),))
             for number in numbers
         ]
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def buffered(monkeypatch):
-    """These cells lie anywhere in memory."""
-    monkeypatch.setattr("flexkv_core.tiers.ssd.files.SlabFile.make_direct", lambda _: False)
 
 
 def test_a_key_is_there_after_its_write(column, cells, disk):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from flexkv_core.plan import Status
-from flexkv_core.tiers.ssd.slab import MAX_RUN_CELLS, Cell, Slab
+from flexkv_core.tiers.ssd.slab import Cell, Slab, max_run_cells
 
 OK, CORRUPT = Status.OK, Status.CORRUPT
 
@@ -28,8 +28,8 @@ def slab(path, superblock):
 def cell(disk):
     def make(number, fill=b"?"):
         place = memoryview(mmap.mmap(-1, disk.cell_bytes))
-        place[:] = fill * len(place)
-        return Cell(disk.key(number), None, place)
+        place[:] = fill * (len(place) // len(fill))
+        return Cell(disk.key(number), None, (place,))
 
     return make
 
@@ -38,7 +38,7 @@ def test_cells_come_back_from_where_they_were_written(slab, cell):
     slab.write(1, [cell(1, b"a"), cell(2, b"b")])
     targets = [cell(1), cell(2)]
     assert slab.read(1, targets) == [OK, OK]
-    assert [bytes(target.place[:2]) for target in targets] == [b"aa", b"bb"]
+    assert [bytes(target.pieces[0][:2]) for target in targets] == [b"aa", b"bb"]
 
 
 def test_a_write_touches_no_other_slot(slab, path, disk, cell):
@@ -81,11 +81,29 @@ def test_what_lies_behind_the_end_of_the_file_is_corrupt(slab, path, cell):
     assert slab.read(0, targets) == [OK, CORRUPT]
 
 
-def test_the_longest_run_fits_one_call(slab, cell):
-    slab.resize(MAX_RUN_CELLS)
-    cells = [cell(number, b"a") for number in range(MAX_RUN_CELLS)]
+@pytest.mark.parametrize("num_pieces", [1, 2, 8])
+def test_the_longest_run_fits_one_call(slab, cell, disk, num_pieces):
+    size = disk.cell_bytes // num_pieces
+
+    def in_pieces(number):
+        whole = cell(number, b"a")
+        pieces = [whole.pieces[0][at : at + size] for at in range(0, disk.cell_bytes, size)]
+        return Cell(whole.key, whole.parent, pieces)
+
+    num_cells = max_run_cells([in_pieces(0)])
+    slab.resize(num_cells)
+    cells = [in_pieces(number) for number in range(num_cells)]
     slab.write(0, cells)
     assert set(slab.read(0, cells)) == {OK}
+
+
+def test_a_cell_in_pieces_is_the_same_on_the_disk(slab, cell):
+    whole = cell(1, b"ab")
+    (content,) = whole.pieces
+    slab.write(0, [Cell(whole.key, whole.parent, [content[:1000], content[1000:]])])
+    target = cell(1)
+    assert slab.read(0, [target]) == [OK]
+    assert target.pieces[0] == content
 
 
 def test_only_headers_of_its_column_are_believed(slab, disk, cell):

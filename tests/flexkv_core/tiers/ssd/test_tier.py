@@ -4,11 +4,13 @@ import errno
 import threading
 
 import msgspec
+import numpy as np
 import pytest
 
 from flexkv_core.errors import TierError
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.testing.tier_contract import TierCase, TierContract
+from flexkv_core.tiers.memory import PageMemory, PagePiece
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
 
@@ -21,10 +23,10 @@ class SsdCase(TierCase):
     def __init__(self, path, namespace, columns):
         self.path, self.namespace, self.columns = path, namespace, columns
 
-    def open(self, region, block_bytes):
+    def open(self, memory):
         options = SsdOptions(directories=(self.path,), quota_bytes=1 << 20)
-        cell_bytes = block_bytes // len(self.columns)
-        tier = SsdTier(region, self.namespace, self.columns, cell_bytes, options, "engine")
+        cell_bytes = memory.slot_bytes // len(self.columns)
+        tier = SsdTier(memory, self.namespace, self.columns, cell_bytes, options, "engine")
         tier.wait_recovered()
         return tier
 
@@ -46,6 +48,22 @@ class TestTwoColumns(TierContract):
     @pytest.fixture
     def case(self, disk):
         return SsdCase(disk.path, disk.namespace, disk.columns)
+
+
+class TestPagesInPieces(TierContract):
+    """An engine's pages: K and V of all layers apart, and on memory pages or not."""
+
+    @pytest.fixture
+    def case(self, disk):
+        return SsdCase(disk.path, disk.namespace, disk.columns[:1])
+
+    @pytest.fixture(params=[[4096, 4096], [4096, 2048, 2048]], ids=["direct", "buffered"])
+    def memory(self, request, region):
+        address, num_pages, pieces = np.frombuffer(region, np.uint8).ctypes.data, 12, []
+        for num_bytes in request.param:
+            pieces.append(PagePiece(address, stride=num_bytes, num_bytes=num_bytes))
+            address += num_pages * num_bytes
+        return PageMemory(pieces, num_pages)
 
 
 @pytest.fixture(params=[1, 2], ids=["one column", "two columns"])

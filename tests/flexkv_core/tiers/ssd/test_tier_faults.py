@@ -137,7 +137,7 @@ def test_a_chain_is_one_transfer(disk, monkeypatch):
 
 
 def test_long_chains_are_cut_where_the_system_would_refuse(disk, monkeypatch):
-    monkeypatch.setattr("flexkv_core.tiers.ssd.column.MAX_RUN_CELLS", 4)
+    monkeypatch.setattr(slab_module, "_MAX_RUN_CELLS", 4)
     monkeypatch.setattr(slab_module, "_headers", slab_module._HeaderPages())
     rank = disk.open()
     assert set(rank.write(range(20)) + rank.read(range(20))) == {OK}
@@ -177,12 +177,11 @@ def test_many_threads_share_a_small_tier(disk, small_steps):
 
     def work(thread):
         rounds = range(150)
-        slot = thread * rank.stride
-        place = rank.host.buffer[slot : slot + rank.block_bytes]
+        place = rank.place(thread)
         for turn in rounds:
             number = (turn * 7 + thread * 5) % 64
             [block] = rank.blocks([number])
-            block = type(block)(block.key, block.parent, slot)
+            block = type(block)(block.key, block.parent, thread)
             content = disk.content(number, rank.block_bytes)
             place[:] = content
             rank.tier.write([block], None)

@@ -1,0 +1,56 @@
+"""HiCache's host pools as memory that files are read into and written from, page by page.
+
+SGLang says itself where a page lies (`get_page_buffer_meta`), for whatever pool it has.
+"""
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from flexkv_core.errors import LayoutError
+from flexkv_core.tiers.memory import PageMemory, PagePiece
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.pool_host import HostKVCache
+
+__all__ = ["format_name", "page_memory_of"]
+
+_AFFINE = frozenset({"MHATokenToKVPoolHost", "MLATokenToKVPoolHost"})
+"""Pools whose pages stay where they are, one stride apart."""
+
+
+def page_memory_of(pool: "HostKVCache") -> PageMemory:
+    """Describe the pages of a host pool as the pieces that SGLang names.
+
+    Raises:
+        LayoutError: The pool is of a kind that we do not know, or its pages are not all alike.
+    """
+    kind = type(pool).__name__
+    if kind not in _AFFINE:
+        msg = f"SGLang's host memory is a {kind}, whose pages FlexKV cannot store as they are"
+        raise LayoutError(msg)
+    first, second, last = (_pieces(pool, page) for page in (0, 1, pool.page_num - 1))
+    pieces = [
+        PagePiece(address, following - address, num_bytes)
+        for (address, num_bytes), (following, _) in zip(first, second, strict=True)
+    ]
+    reached = [piece.address + (pool.page_num - 1) * piece.stride for piece in pieces]
+    if reached != [address for address, _ in last]:
+        msg = f"the pages of SGLang's {kind} are not one distance apart"
+        raise LayoutError(msg)
+    return PageMemory(pieces, pool.page_num)
+
+
+def format_name(pool: "HostKVCache", version: str) -> str:
+    """Name the order of bytes in pages that are stored as they are, of this SGLang alone."""
+    sizes = [num_bytes for _, num_bytes in _pieces(pool, 0)]
+    pieces = "+".join(f"{len([*equal])}x{size}" for size, equal in groupby(sizes))
+    return f"sglang-{version}.{type(pool).__name__}.{pool.layout}.{pieces}"
+
+
+def _pieces(pool: "HostKVCache", page: int) -> list[tuple[int, int]]:
+    """Return address and size of each piece of a page."""
+    first = page * pool.page_size
+    addresses, sizes = pool.get_page_buffer_meta(torch.arange(first, first + pool.page_size))
+    return list(zip(addresses, sizes, strict=True))
