@@ -2,14 +2,15 @@
 
     .venv-sglang/bin/python -m benchmarks.sglang_storage [--json FILE] [--rounds N] [--work FOLDER]
 
-Both stand behind SGLang's real controller and host pools, and are called as it calls them: `file`
-through copies of pages, FlexKV with their places. They take turns within a round, each writes new
-pages and reads them again. `file` goes through the page cache: its writes end when the system has
-them. On a drive FlexKV's are on it when they end (O_DIRECT), so its reads never come from the page
-cache there, and `file` reads once from the page cache and once, dropped, from the drive. In memory
-(a tmpfs) both read from the page cache. FlexKV verifies all that it reads, `file` nothing. FlexKV
-replaces the pages of the round before, as a tier that is full does; `file` has no limit here. torch
-has one thread, as its threads wait for each other where cores are few, which only slows `file`.
+All stand behind SGLang's real controller and host pools, and are called as it calls them: `file`
+through copies of pages, FlexKV with their places, once with `block_format` cells and once native.
+They take turns within a round, each writes new pages and reads them again. `file` goes through the
+page cache: its writes end when the system has them. On a drive FlexKV's are on it when they end
+(O_DIRECT), so its reads never come from the page cache there, and `file` reads once from the page
+cache and once, dropped, from the drive. In memory (a tmpfs) all read from the page cache. FlexKV
+verifies all that it reads, `file` nothing. FlexKV replaces the pages of the round before, as a tier
+that is full does; `file` has no limit here. torch has one thread, as its threads wait for each
+other where cores are few, which only slows `file`.
 """
 
 import argparse
@@ -87,15 +88,20 @@ class Taken(NamedTuple):
     """Of all threads of this process: what other work on the machine changes least."""
 
 
+NAMES = ("cells", "native", "file")
+
+
 class Contender:
     """A storage backend behind a controller, whose host pool holds `NUM_PAGES` random pages."""
 
-    def __init__(self, folder: Path, case: Case, backend: str) -> None:
-        self._folder = folder / backend
+    def __init__(self, folder: Path, case: Case, name: str) -> None:
+        self._folder = folder / name
         self._folder.mkdir()
-        options = flexkv(self._folder, ssd_cache_gb=1.25 * NUM_PAGES * _page_bytes(case) / 2**30)
-        if backend == "file":
-            options = {"file_storage_path": str(self._folder)}
+        room_gb = 1.25 * NUM_PAGES * _page_bytes(case) / 2**30
+        backend, options = "file", {"file_storage_path": str(self._folder)}
+        if name != "file":
+            backend = "dynamic"
+            options = flexkv(self._folder, ssd_cache_gb=room_gb, block_format=name)
         heads, size = MODEL["num_key_value_heads"], MODEL["head_dim"]
         geometry = Geometry(
             MODEL["num_hidden_layers"], heads, size, torch.bfloat16, case.page_tokens
@@ -141,6 +147,14 @@ class Contender:
                     os.fsync(file.fileno())
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def fio_gb_s(self, page_bytes: int) -> float:
+        """Return what fio reads from the same file: places on a drive differ in speed."""
+        slab = next(self._folder.rglob("*.slab"), None)
+        if slab is None:
+            return 0.0
+        num_bytes = slab.stat().st_size // page_bytes * page_bytes
+        return fio_bytes_per_s(slab, num_bytes, "read", page_bytes >> 10, FIO_DEPTH) / 1e9
+
     def close(self) -> None:
         """Give everything back."""
         self._rig.close()
@@ -160,7 +174,7 @@ def keys_of(number: int) -> list[str]:
 
 
 def play_round(contenders: Sequence[Contender], case: Case, number: int) -> dict[str, list[Taken]]:
-    """Return what each operation has cost both."""
+    """Return what each operation has cost each."""
     keys = keys_of(number)
     taken = {
         "set": [contender.set(keys) for contender in contenders],
@@ -179,17 +193,18 @@ def measure_case(case: Case, work: Path, rounds: int) -> Iterator[Row]:
         folder = Path(name)
         (folder / "model").mkdir()
         (folder / "model/config.json").write_text(json.dumps(MODEL))
-        contenders = [Contender(folder, case, backend) for backend in ("dynamic", "file")]
+        contenders = [Contender(folder, case, name) for name in NAMES]
         played = []
         for number in range(rounds + 1):
             print(f"{case}, round {number} of {rounds}", flush=True)
             taken = play_round(contenders, case, number)
-            fio = _fio_gb_s(folder, case) if case.place == "drive" else 0.0
+            is_drive = case.place == "drive"
+            fio = [one.fio_gb_s(_page_bytes(case)) for one in contenders] if is_drive else []
             played.append((taken, fio))
         for contender in contenders:
             contender.close()
     for operation in played[0][0]:
-        samples = [Sample(*taken[operation], fio) for taken, fio in played[1:]]
+        samples = [Sample(taken[operation], fio) for taken, fio in played[1:]]
         yield _row(case, operation, samples)
 
 
@@ -198,16 +213,13 @@ def _page_bytes(case: Case) -> int:
     return case.page_tokens * MODEL["num_hidden_layers"] * heads * size * 2 * 2
 
 
-def _fio_gb_s(folder: Path, case: Case) -> float:
-    return fio_bytes_per_s(folder, "read", _page_bytes(case) >> 10, FIO_DEPTH) / 1e9
-
-
 class Sample(NamedTuple):
     """One operation of a round."""
 
-    ours: Taken
-    file: Taken
-    fio_gb_s: float
+    taken: Sequence[Taken]
+    """In the order of `NAMES`."""
+
+    fio_gb_s: Sequence[float]
 
 
 def _row(case: Case, operation: str, samples: Sequence[Sample]) -> Row:
@@ -218,16 +230,17 @@ def _row(case: Case, operation: str, samples: Sequence[Sample]) -> Row:
         "layout": case.layout,
         "page_kib": _page_bytes(case) >> 10,
         "operation": operation,
-        **rows.spread("flexkv_pages_s", (NUM_PAGES / one.ours.wall_s for one in samples)),
-        **rows.spread("flexkv_gb_s", (gigabytes / one.ours.wall_s for one in samples)),
-        **rows.spread("file_gb_s", (gigabytes / one.file.wall_s for one in samples)),
-        **rows.spread("ratio", (one.file.wall_s / one.ours.wall_s for one in samples)),
-        **rows.spread("flexkv_cpu_s_gb", (one.ours.cpu_s / gigabytes for one in samples)),
-        **rows.spread("file_cpu_s_gb", (one.file.cpu_s / gigabytes for one in samples)),
     }
-    if operation == "get, cold":
-        of_fio = (gigabytes / one.ours.wall_s / one.fio_gb_s for one in samples)
-        row |= rows.spread("of_fio", of_fio)
+    for at, name in enumerate(NAMES):
+        speeds = [gigabytes / one.taken[at].wall_s for one in samples]
+        row |= rows.spread(f"{name}_gb_s", speeds)
+        row |= rows.spread(f"{name}_cpu_s_gb", (one.taken[at].cpu_s / gigabytes for one in samples))
+        if name != "file":
+            ratios = (one.taken[-1].wall_s / one.taken[at].wall_s for one in samples)
+            row |= rows.spread(f"{name}_over_file", ratios)
+        if name != "file" and operation == "get, cold":
+            of_fio = (speed / one.fio_gb_s[at] for speed, one in zip(speeds, samples, strict=True))
+            row |= rows.spread(f"{name}_of_fio", of_fio)
     return row | {"rounds": len(samples)}
 
 

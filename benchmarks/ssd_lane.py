@@ -151,16 +151,16 @@ def busy_thread(*, wanted: bool) -> Iterator[None]:
         thread.join()
 
 
-def fio_bytes_per_s(folder: Path, operation: str, cell_kib: int, depth: int) -> float:
-    """Return what fio reaches on a file that is there from the first call on."""
+def fio_bytes_per_s(path: Path, num_bytes: int, operation: str, cell_kib: int, depth: int) -> float:
+    """Return what fio reaches on the first bytes of a file that is there from the first call on."""
     command = [
         "fio",
         "--name=baseline",
-        f"--filename={folder / 'fio.bin'}",
+        f"--filename={path}",
         f"--rw=rand{operation}",
         f"--bs={cell_kib}k",
         f"--iodepth={depth}",
-        f"--size={PAYLOAD_BYTES}",
+        f"--size={num_bytes}",
         f"--runtime={FIO_SECONDS}",
         f"--ioengine={_fio_engine()}",
         "--time_based",
@@ -200,7 +200,9 @@ def _measure_size(drive: Drive, folder: Path, cell_kib: int, rounds: int) -> Ite
     for number in range(rounds + 1):
         print(f"{cell_kib} KiB, round {number} of {rounds}", file=sys.stderr, flush=True)
         for case in cases:
-            fio = fio_bytes_per_s(folder, case.operation, cell_kib, case.depth)
+            fio = fio_bytes_per_s(
+                folder / "fio.bin", PAYLOAD_BYTES, case.operation, cell_kib, case.depth
+            )
             with busy_thread(wanted=case.is_busy):
                 taken_s = (drive.read if case.operation == "read" else drive.write)(case.depth)
             samples[case].append((PAYLOAD_BYTES / taken_s, fio))

@@ -55,19 +55,22 @@ def damage(directory):
                 file.write(b"damage")
 
 
-def test_a_killed_engine_leaves_its_pages_and_damaged_ones_are_computed_again(start, tmp_path):
+@pytest.mark.parametrize("block_format", ["cells", "native"])
+def test_a_killed_engine_leaves_its_pages_and_damaged_ones_are_computed_again(
+    start, tmp_path, block_format
+):
     prompt = prompt_of(1)
-    engine = start()
+    engine = start(block_format=block_format)
     cold = engine.complete(prompt)
     assert cold.num_cached_tokens == 0
     wait_until_stored(engine, prompt)
     engine.kill()
 
-    warm = start().complete(prompt)
+    warm = start(block_format=block_format).complete(prompt)
     assert warm.num_from_storage == HIT_TOKENS
     assert warm.tokens == cold.tokens
 
-    engine = start()
+    engine = start(block_format=block_format)
     damage(tmp_path / "ssd")
     again = engine.complete(prompt)
     assert again.num_from_storage == 0
@@ -82,8 +85,19 @@ def injector():
 
 
 @pytest.mark.usefixtures("injector")
-def test_answers_stay_the_same_under_sglangs_own_failure_injector(start):
-    engine = start(env={"SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0.3"})
+@pytest.mark.parametrize(
+    ("fault", "limit", "block_format"),
+    [("FAILURE", "0.3", "cells"), ("DELAY", "0.5", "native")],  # of calls; seconds
+)
+def test_answers_stay_the_same_under_sglangs_own_failure_injector(
+    start, fault, limit, block_format
+):
+    # What comes late is not waited for, while it is on its way into SGLang's pages.
+    engine = start(
+        {f"SGLANG_TEST_HICACHE_BACKEND_RANDOM_{fault}": limit},
+        {"hicache_storage_prefetch_policy": "best_effort"},
+        block_format=block_format,
+    )
     prompts = [prompt_of(seed) for seed in range(3)]
     cold = [engine.complete(prompt).tokens for prompt in prompts]
     for _ in range(4):

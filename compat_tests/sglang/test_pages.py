@@ -1,4 +1,10 @@
-"""A page of SGLang's host pool, as SGLang cuts it out, has the elements that our geometry reads."""
+"""A page of SGLang's host pool, as SGLang cuts it out, has the elements that our geometry reads.
+
+And the pools that unit tests have instead of SGLang's answer as SGLang's do.
+"""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,3 +44,22 @@ def test_a_token_is_its_key_and_its_value_side_by_side(pool):
     ours = np.frombuffer(read_block(page_pool_of(pool), [PAGE]), np.float32)
     keys, values = np.split(ours.reshape(HEADS, LAYERS, TOKENS, 2 * SIZE), 2, axis=-1)
     assert np.array_equal(keys + pool.kv_buffer[0].numel(), values)
+
+
+@pytest.fixture
+def doubles(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tests/flexkv_connectors/sglang")
+    import host_pools
+
+    yield host_pools
+    del sys.modules["host_pools"]
+
+
+def test_the_double_of_a_pool_answers_like_the_pool(pool, doubles):
+    double = doubles.MHATokenToKVPoolHost(
+        pool.layout, pool.kv_buffer.numpy(), pool.page_num, pool.page_size
+    )
+    assert page_pool_of(double) == page_pool_of(pool)
+    if pool.layout != "layer_first":  # whose pieces the double does not name
+        indices = torch.arange(3 * TOKENS, 5 * TOKENS)
+        assert double.get_page_buffer_meta(indices) == tuple(pool.get_page_buffer_meta(indices))

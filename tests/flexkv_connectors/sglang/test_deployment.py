@@ -34,7 +34,7 @@ def test_pages_as_they_are_are_one_cell_of_one_degree():
     rank = deployment(keys_and_values(2), {"block_format": "native"}, tp_rank=1, tp_size=2)
     assert [column.name for column in rank.columns] == ["heads-2-3.layers-0-5"]
     assert rank.memory.slot_bytes == rank.block_format.cell_bytes
-    with pytest.raises(ConfigError, match="max_tp is 4, .* this engine's is 2"):
+    with pytest.raises(ConfigError, match=r"max_tp is 4, .* this engine's is 2"):
         deployment(keys_and_values(2), {"block_format": "native", "max_tp": 4}, tp_size=2)
 
 
