@@ -35,8 +35,8 @@ class Namespace(
 
     Append-only. A later field gets a default that means what was true before there was such a
     field: defaults are left out of the digest, so blocks that were stored earlier stay findable.
-    Another meaning for a field that is there needs another `tag`. No field has a default today:
-    an adapter cannot forget one.
+    Another meaning for a field that is there needs another `tag`. The fields of the first day have
+    no default: an adapter cannot forget one.
     """
 
     model: str
@@ -91,6 +91,10 @@ class Namespace(
 
     user: str
     """The user's own keyspace, "" if there is none."""
+
+    cache_group: str = ""
+    """What of the model's state a block holds: "" for the KV of full attention, otherwise the
+    engine's name for what it keeps beside it, such as "mamba"."""
 
     @property
     def digest(self) -> bytes:

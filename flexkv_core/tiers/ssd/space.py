@@ -135,6 +135,16 @@ class Space:
             logger.warning("ssd.slabs_lost paths=%s", [str(slab.path) for slab in lost])
             self.retire(lost)
 
+    def resize(self, quota_bytes: int) -> None:
+        """Use no more than `quota_bytes` from here on; slabs beyond are left to whoever finds them.
+
+        The newest go first.
+        """
+        with self._changing:
+            self._quota_bytes = quota_bytes
+            while self.slabs and self._room() < 0:
+                self._retire(self.slabs[-1:])
+
     def unlink(self) -> None:
         """Delete the files of all slabs: nobody will find their blocks again."""
         with self._changing:

@@ -161,6 +161,12 @@ class SsdTier(Tier):
         """Wait until all that earlier processes have left has been found."""
         self._recovery.join()
 
+    def resize(self, quota_bytes: int) -> None:
+        """Use no more than `quota_bytes` from here on; blocks that do not fit are forgotten."""
+        self._quota_bytes = quota_bytes // len(self._layout)
+        for column in self._columns:
+            column.space.resize(self._quota_bytes)
+
     def take_counts(self) -> dict[str, float]:
         """Return the `ssd_*` rows of `metrics.METRICS` that changed since the last call."""
         return self._counts.take()

@@ -96,6 +96,29 @@ def test_slots_that_nobody_published_are_free_again(make):
     assert space.take(1) is not None
 
 
+def test_room_that_is_taken_away_can_be_given_back(make, disk, tmp_path, small_steps):
+    space = make(20)
+    space.take(4)
+    space.resize(4096 + 8 * disk.slot_bytes)
+    assert space.num_slots == 8
+    assert take_all(space) == 4
+    assert total(tmp_path) == 4096 + 8 * disk.slot_bytes
+    space.resize(4096 + 12 * disk.slot_bytes)
+    assert take_all(space) == 4
+
+
+def test_slabs_beyond_less_room_are_left_and_the_oldest_stays(make, disk, small_steps):
+    space = make(16, directories=2)
+    taken = [space.take(4) for _ in range(2)]
+    for slab, slots in taken:
+        space.leave(slab, slots)
+    oldest, newest = space.slabs
+    space.resize(4096 + 4 * disk.slot_bytes)
+    assert space.slabs == (oldest,)
+    assert newest.is_retired
+    assert newest.path.exists()
+
+
 @given(
     st.integers(0, 1 << 20),
     st.integers(1, 3),

@@ -208,6 +208,14 @@ def test_capacity_is_what_fits_the_quota_and_all_of_it_can_be_used(disk, columns
     assert disk.size == quota
 
 
+def test_a_tier_with_less_room_has_less_capacity_also_after_a_reset(disk, columns):
+    rank = disk.open(columns=columns, quota_bytes=1 << 20)
+    rank.tier.resize(len(columns) * (4096 + 10 * disk.slot_bytes))
+    assert rank.tier.capacity_blocks == 10
+    rank.tier.begin_generation("later", keeps_name=True)
+    assert rank.tier.capacity_blocks == 10
+
+
 def test_a_write_without_room_leaves_nothing_behind(disk, columns):
     rank = disk.open(columns=columns, quota_bytes=len(columns) * (4096 + 2 * disk.slot_bytes))
     rank.write(range(3))
