@@ -3,8 +3,8 @@
 from contextlib import closing
 
 from flexkv_connectors.common.ssd_files import open_ssd_tier
+from flexkv_connectors.sglang.chain_store import ChainStore
 from flexkv_connectors.sglang.deployment import Deployment
-from flexkv_connectors.sglang.ssd_store import SsdStore
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.host import HostPool, slot_stride
 from flexkv_core.tiers.memory import BlockMemory, PageMemory
@@ -24,7 +24,7 @@ _MAX_SLOTS = 128
 """HiCache asks for so many pages at once."""
 
 
-def open_store(deployment: Deployment, namespace: Namespace) -> SsdStore:
+def open_store(deployment: Deployment, namespace: Namespace) -> ChainStore:
     """Open this rank's store.
 
     Raises:
@@ -36,14 +36,14 @@ def open_store(deployment: Deployment, namespace: Namespace) -> SsdStore:
     return _open_direct(deployment, namespace, deployment.memory)
 
 
-def _open_direct(deployment: Deployment, namespace: Namespace, memory: PageMemory) -> SsdStore:
+def _open_direct(deployment: Deployment, namespace: Namespace, memory: PageMemory) -> ChainStore:
     """Open a store of blocks that are moved straight between files and pages."""
     tier = _open_tier(deployment, namespace, memory)
     load_lane, save_lane = (DirectLane(0, TierLane(0, tier, memory)) for _ in range(2))
     return _store(deployment, tier, load_lane, save_lane)
 
 
-def _open_staged(deployment: Deployment, namespace: Namespace) -> SsdStore:
+def _open_staged(deployment: Deployment, namespace: Namespace) -> ChainStore:
     """Open a store of cells, which are made from pages and back."""
     block_format = deployment.block_format
     num_slots = _STAGING_BYTES // slot_stride(block_format.block_bytes)
@@ -72,8 +72,8 @@ def _open_tier(deployment: Deployment, namespace: Namespace, memory: BlockMemory
     )
 
 
-def _store(deployment: Deployment, tier: SsdTier, load_lane: Lane, save_lane: Lane) -> SsdStore:
-    return SsdStore(
+def _store(deployment: Deployment, tier: SsdTier, load_lane: Lane, save_lane: Lane) -> ChainStore:
+    return ChainStore(
         tier,
         load_lane,
         save_lane,

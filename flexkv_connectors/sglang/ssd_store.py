@@ -1,4 +1,4 @@
-"""One rank's blocks on SSD, found, loaded and saved by chains of keys. Knows no engine."""
+"""One rank's blocks of one kind on SSD: what all ways to ask for them share. Knows no engine."""
 
 import logging
 import secrets
@@ -16,12 +16,12 @@ from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion
 from flexkv_core.manager import CacheManager, TierSpec
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, TierReport, TransferPlan
+from flexkv_core.plan import EnginePages, Status, TierReport, TransferPlan, TransferResult
 from flexkv_core.tiers.ssd.tier import SsdTier
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import BlockKey, RequestId
 
-__all__ = ["Copies", "Copy", "SsdStore"]
+__all__ = ["Chain", "Copies", "Copy", "SsdStore"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,23 @@ _REQUEST = RequestId("hicache")
 _RANK = 0
 """Each rank has a manager of its own, which knows of no other rank."""
 
+_FAILURES = frozenset({Status.ERROR, Status.TIMEOUT})
 _RECOVERED_A_STEP = 4096
 _SAVE_LIMIT_S = 60.0
 _COPIES_KEPT = 1024
 """Of each direction, for whoever asks; nobody does where SGLang's metrics are off."""
+
+
+class Chain(NamedTuple):
+    """Keys of blocks from the first of their sequence on, and pages for the last of them."""
+
+    keys: Sequence[BlockKey]
+    page_ids: Sequence[int]
+
+    @property
+    def first_block(self) -> int:
+        """The block that the first page is for."""
+        return len(self.keys) - len(self.page_ids)
 
 
 class Copy(NamedTuple):
@@ -69,7 +82,7 @@ class _Way:
 class SsdStore:
     """A cache manager over one tier, and the lanes that go straight to and from engine pages.
 
-    Every chain of keys begins with the first block of a sequence.
+    Use `ChainStore` or `PageStore`, which say what a block is found by.
 
     Thread: any. `_index_lock` guards the manager, is held for microseconds and never during I/O;
     it is taken last. Loads do not wait for saves.
@@ -101,43 +114,9 @@ class SsdStore:
         self._thread = threading.Thread(target=self._restore, name="flexkv-restore", daemon=True)
         self._thread.start()
 
-    def find(self, keys: Sequence[BlockKey]) -> int:
-        """Return how many leading blocks of the chain are on SSD."""
-        with self._index_lock:
-            return self._manager.look(keys, tier=_TIER).num_ready
-
-    def load(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> int:
-        """Fill pages with the last blocks of the chain; pages of bad blocks stay as they were.
-
-        Returns:
-            How many leading pages were filled.
-        """
-        with self._attempt(self._loads) as way:
-            plan = self._plan_load(keys, page_ids, way.limit_s) if way else None
-            completion = self._run(way, plan) if way and plan else None
-        if completion is None:
-            return 0
-        with self._index_lock:
-            if completion.num_lost and completion.status is not Status.TIMEOUT:
-                first_block = len(keys) - len(page_ids)
-                bad_block = first_block + completion.num_blocks
-                self._manager.drop_from(keys[: bad_block + 1], tier=_TIER)
-            self._forget_gone()
-        return completion.num_blocks
-
-    def save(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> int:
-        """Store pages as the last blocks of the chain.
-
-        Returns:
-            How many leading pages are stored now; 0 as well if a block before them is not.
-        """
-        first_block = len(keys) - len(page_ids)
-        with self._attempt(self._saves) as way:
-            plan = self._plan_save(keys, page_ids, way.limit_s) if way else None
-            if way and plan:
-                self._run(way, plan)
-        with self._index_lock:
-            return max(0, self._manager.look(keys, tier=_TIER).num_ready - first_block)
+    def resize(self, quota_bytes: int) -> None:
+        """Use no more than `quota_bytes` from here on; see `SsdTier.resize`."""
+        self._tier.resize(quota_bytes)
 
     def reset(self, *, keeps_name: bool) -> None:
         """Forget every block; see `SsdTier.begin_generation`."""
@@ -172,6 +151,34 @@ class SsdStore:
                 way.lane.close()
             self._tier.close()
 
+    def _num_found(self, keys: Sequence[BlockKey]) -> int:
+        """Return how many leading blocks of a chain are on SSD; under the lock of the index."""
+        return self._manager.look(keys, tier=_TIER).num_ready
+
+    def _load(self, chains: Sequence[Chain]) -> list[int]:
+        """Fill pages of chains, all at once; return how many leading pages of each were filled."""
+        with self._attempt(self._loads) as way:
+            if way is None:
+                return [0] * len(chains)
+            plans = [self._plan_load(chain, way.limit_s) for chain in chains]
+            completions = self._run(way, plans)
+        with self._index_lock:
+            num_filled = list(map(self._take_in, chains, completions))
+            self._forget_gone()
+            return num_filled
+
+    def _save(self, chains: Sequence[Chain]) -> list[int]:
+        """Store pages of chains, all at once.
+
+        Returns:
+            How many leading pages of each are stored now; 0 as well if a block before them is not.
+        """
+        with self._attempt(self._saves) as way:
+            if way is not None:
+                self._run(way, [self._plan_save(chain, way.limit_s) for chain in chains])
+        with self._index_lock:
+            return [max(0, self._num_found(chain.keys) - chain.first_block) for chain in chains]
+
     def _restore(self) -> None:
         """Take in what earlier processes left: the body of a thread."""
         self._tier.wait_recovered()
@@ -203,21 +210,18 @@ class SsdStore:
             way.health.begin(now_s)
             yield way
 
-    def _plan_load(
-        self, keys: Sequence[BlockKey], page_ids: Sequence[int], limit_s: float
-    ) -> TransferPlan | None:
-        first_block = len(keys) - len(page_ids)
+    def _plan_load(self, chain: Chain, limit_s: float) -> TransferPlan | None:
         with self._index_lock:
-            lease = self._manager.match(_REQUEST, keys, tier=_TIER)
+            lease = self._manager.match(_REQUEST, chain.keys, tier=_TIER)
             if lease is None:
                 return None
-            num_blocks = lease.num_blocks - first_block
+            num_blocks = lease.num_blocks - chain.first_block
             plan = None
             if num_blocks > 0:
                 plan = self._manager.plan_get(
                     lease,
-                    EnginePages(page_ids[:num_blocks]),
-                    first_block=first_block,
+                    EnginePages(chain.page_ids[:num_blocks]),
+                    first_block=chain.first_block,
                     num_blocks=num_blocks,
                     deadline_s=self._clock() + limit_s,
                 )
@@ -225,22 +229,19 @@ class SsdStore:
                 self._manager.cancel(_REQUEST)
             return plan
 
-    def _plan_save(
-        self, keys: Sequence[BlockKey], page_ids: Sequence[int], limit_s: float
-    ) -> TransferPlan | None:
-        first_block = len(keys) - len(page_ids)
+    def _plan_save(self, chain: Chain, limit_s: float) -> TransferPlan | None:
         with self._index_lock:
             if not self._restorer.is_over:
                 return None  # what is on the disk is not known yet, nor where there is room
             self._fit_capacity()
-            reservation = self._manager.reserve(_REQUEST, keys, tier=_TIER)
+            reservation = self._manager.reserve(_REQUEST, chain.keys, tier=_TIER)
             self._forget_gone()
             if isinstance(reservation, Refusal):
                 return None
             plan = None
-            if reservation.first_block >= first_block:
-                first_page = reservation.first_block - first_block
-                pages = EnginePages(page_ids[first_page:][: reservation.num_blocks])
+            first_page = reservation.first_block - chain.first_block
+            if first_page >= 0:
+                pages = EnginePages(chain.page_ids[first_page:][: reservation.num_blocks])
                 plan = self._manager.plan_put(
                     reservation, pages, deadline_s=self._clock() + limit_s
                 )
@@ -248,25 +249,45 @@ class SsdStore:
                 self._manager.cancel(_REQUEST)
             return plan
 
-    def _run(self, way: _Way, plan: TransferPlan) -> Completion:
-        way.lane.submit(plan)
-        while not (results := way.lane.poll()):
-            way.lane.drain(way.limit_s)
-        (result,) = results
-        way.health.note(ok=result.status not in (Status.ERROR, Status.TIMEOUT), now_s=self._clock())
+    def _run(self, way: _Way, plans: Sequence[TransferPlan | None]) -> list[Completion | None]:
+        """Carry out plans at the same time, and say how each ended; None for none."""
+        begin_s, results = self._clock(), self._results(way, list(filter(None, plans)))
+        if results:
+            is_ok = not any(result.status in _FAILURES for result in results)
+            way.health.note(ok=is_ok, now_s=self._clock())
         with self._index_lock:
-            completion = self._manager.complete(result)
-            assert completion is not None
-            self._count(way, completion)
-        return completion
+            completions = list(filter(None, map(self._manager.complete, results)))
+            self._count(way, completions, self._clock() - begin_s)
+        by_job = {completion.job_id: completion for completion in completions}
+        return [by_job[plan.job_id] if plan else None for plan in plans]
 
-    def _count(self, way: _Way, completion: Completion) -> None:
-        self._counters.add(f"{way.name}_bytes", completion.num_bytes)
-        self._counters.add(f"{way.name}_seconds", completion.seconds)
-        self._counters.add(f"{way.name}_failed_blocks", completion.num_lost)
-        if completion.num_blocks:
-            copy = Copy(completion.num_blocks, completion.num_bytes, completion.seconds)
-            way.copies.append(copy)
+    def _results(self, way: _Way, plans: Sequence[TransferPlan]) -> list[TransferResult]:
+        for plan in plans:
+            way.lane.submit(plan)
+        results = way.lane.poll()
+        while len(results) < len(plans):
+            way.lane.drain(way.limit_s)
+            results += way.lane.poll()
+        return results
+
+    def _take_in(self, chain: Chain, completion: Completion | None) -> int:
+        """Forget what could not be read; return how many leading pages were filled."""
+        if completion is None:
+            return 0
+        if completion.num_lost and completion.status is not Status.TIMEOUT:
+            bad_block = chain.first_block + completion.num_blocks
+            self._manager.drop_from(chain.keys[: bad_block + 1], tier=_TIER)
+        return completion.num_blocks
+
+    def _count(self, way: _Way, completions: Sequence[Completion], seconds: float) -> None:
+        num_blocks = sum(completion.num_blocks for completion in completions)
+        num_bytes = sum(completion.num_bytes for completion in completions)
+        num_lost = sum(completion.num_lost for completion in completions)
+        self._counters.add(f"{way.name}_bytes", num_bytes)
+        self._counters.add(f"{way.name}_seconds", seconds if completions else 0)
+        self._counters.add(f"{way.name}_failed_blocks", num_lost)
+        if num_blocks:
+            way.copies.append(Copy(num_blocks, num_bytes, seconds))
 
     def _forget_gone(self) -> None:
         """Let the tier forget what left the index, before anything later is written."""

@@ -11,11 +11,12 @@ from typing_extensions import override
 
 from flexkv_connectors.common.fault_barrier import FaultBarrier
 from flexkv_connectors.common.versions import require_supported
+from flexkv_connectors.sglang.chain_store import ChainStore
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
 from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.settings import read_settings
-from flexkv_connectors.sglang.ssd_store import Copies, SsdStore
+from flexkv_connectors.sglang.ssd_store import Copies
 from flexkv_connectors.sglang.stats import StorageStats
 from flexkv_connectors.sglang.weight_updates import listen, why_unheard
 from flexkv_core.errors import ConfigError
@@ -39,7 +40,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     SGLang makes one instance in each rank's scheduler process. A page that fails in any way is a
     miss; SGLang computes it again.
 
-    Thread: any, as SGLang calls it; see `SsdStore`.
+    Thread: any, as SGLang calls it; see `ChainStore`.
     """
 
     def __init__(self, storage_config: "HiCacheStorageConfig", _: dict[str, Any]) -> None:
@@ -58,7 +59,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._cache = read_cache_config(storage_config.extra_config)
         self._barrier = FaultBarrier()
         self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
-        self._store: SsdStore | None = None
+        self._store: ChainStore | None = None
         self._stats = StorageStats(storage_config)
         self._is_warned = False
 
@@ -190,7 +191,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     ) -> bool:
         return False
 
-    def _guarded(self, hook: Callable[[SsdStore], T], instead: T) -> T:
+    def _guarded(self, hook: Callable[[ChainStore], T], instead: T) -> T:
         """Return `hook(store)`, or `instead` if it fails or there is no store (any more)."""
         store = self._store
         return instead if store is None else self._barrier.run(lambda: hook(store), lambda: instead)

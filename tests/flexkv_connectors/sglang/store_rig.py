@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flexkv_connectors.sglang.ssd_store import SsdStore
+from flexkv_connectors.sglang.chain_store import ChainStore
 from flexkv_core.layout import BlockFormat, Column
 from flexkv_core.testing.geometry import make_pages, read_block
 from flexkv_core.testing.namespaces import make_namespace
@@ -36,7 +36,7 @@ class Rig:
         namespace = make_namespace(num_layers=2, cell_layers=2)
         self.tier = SsdTier(self.host.memory, namespace, columns, fmt.cell_bytes, options, "engine")
         seen = wrap(self.tier)
-        self.store = SsdStore(
+        self.store = ChainStore(
             self.tier,
             *(self._lane(fmt, seen, first) for first in (0, STAGING)),
             eviction_policy="lru",
