@@ -24,7 +24,9 @@ def chain(first, num_keys):
 class Rig:
     """One process of an engine."""
 
-    def __init__(self, directory, *, quota_bytes=64 << 20, wrap=lambda tier: tier):
+    def __init__(
+        self, directory, *, kind=ChainStore, quota_bytes=64 << 20, wrap=lambda tier: tier
+    ):
         self.memory, self.pages = make_pages("PLBNHC", P=2, L=2, B=NUM_PAGES, N=16, H=2, C=32)
         self.memory[:] = np.random.default_rng(1).integers(0, 256, self.memory.size, np.uint8)
         fmt = BlockFormat(num_heads=2, num_layers=2, block_tokens=16, token_bytes=64, cell_heads=1)
@@ -36,7 +38,7 @@ class Rig:
         namespace = make_namespace(num_layers=2, cell_layers=2)
         self.tier = SsdTier(self.host.memory, namespace, columns, fmt.cell_bytes, options, "engine")
         seen = wrap(self.tier)
-        self.store = ChainStore(
+        self.store = kind(
             self.tier,
             *(self._lane(fmt, seen, first) for first in (0, STAGING)),
             eviction_policy="lru",
