@@ -133,7 +133,8 @@ class ControllerRig:
             )
         self.storage = self.controller.storage_backend
         if isinstance(self.storage, FlexKVHiCacheStorage):
-            self.storage._store.wait_restored()
+            for _, store in self.storage._stores:
+                store.wait_restored()
 
     def attach_again(self) -> None:
         """Detach the storage and attach a new one."""

@@ -9,7 +9,7 @@ from flexkv_core.layout import LayerRun, PagePool
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host import HostKVCache
 
-__all__ = ["page_pool_of"]
+__all__ = ["is_of_special_format", "page_pool_of"]
 
 _PLANES: Mapping[str, int] = {"MHATokenToKVPoolHost": 2, "MLATokenToKVPoolHost": 1}
 """Pools whose one tensor holds the KV of full attention, and how many planes it begins with."""
@@ -31,7 +31,7 @@ def page_pool_of(pool: "HostKVCache") -> PagePool:
         LayoutError: The pool is of a kind or a layout that we do not know.
     """
     num_planes, axes = _PLANES.get(type(pool).__name__), _AXES.get(pool.layout)
-    if num_planes is None or axes is None or _is_of_special_format(pool):
+    if num_planes is None or axes is None or is_of_special_format(pool):
         msg = (
             f"SGLang's host memory is a {type(pool).__name__} in layout {pool.layout!r}, which "
             f"FlexKV cannot read: set --hicache-mem-layout to one of {', '.join(_AXES)}, or serve "
@@ -61,7 +61,7 @@ def page_pool_of(pool: "HostKVCache") -> PagePool:
     )
 
 
-def _is_of_special_format(pool: "HostKVCache") -> bool:
+def is_of_special_format(pool: "HostKVCache") -> bool:
     """Tell whether its bytes are not plain KV; before 0.5.22 such pools had other classes."""
     tag = getattr(pool, "storage_format_tag", None)
     return bool(tag or getattr(pool, "stores_page_envelope", False))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from flexkv_connectors.sglang.host_pages import is_of_special_format
 from flexkv_core.errors import LayoutError
 from flexkv_core.tiers.memory import PageMemory, PagePiece
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["format_name", "page_memory_of"]
 
-_AFFINE = frozenset({"MHATokenToKVPoolHost", "MLATokenToKVPoolHost"})
+_AFFINE = frozenset(
+    {"DSAIndexerPoolHost", "MHATokenToKVPoolHost", "MLATokenToKVPoolHost", "MambaPoolHost"}
+)
 """Pools whose pages stay where they are, one stride apart."""
 
 
@@ -27,7 +30,7 @@ def page_memory_of(pool: "HostKVCache") -> PageMemory:
         LayoutError: The pool is of a kind that we do not know, or its pages are not all alike.
     """
     kind = type(pool).__name__
-    if kind not in _AFFINE:
+    if kind not in _AFFINE or is_of_special_format(pool):
         msg = f"SGLang's host memory is a {kind}, whose pages FlexKV cannot store as they are"
         raise LayoutError(msg)
     first, second, last = (_pieces(pool, page) for page in (0, 1, pool.page_num - 1))
@@ -52,5 +55,9 @@ def format_name(pool: "HostKVCache", version: str) -> str:
 def _pieces(pool: "HostKVCache", page: int) -> list[tuple[int, int]]:
     """Return address and size of each piece of a page."""
     first = page * pool.page_size
-    addresses, sizes = pool.get_page_buffer_meta(torch.arange(first, first + pool.page_size))
+    try:
+        addresses, sizes = pool.get_page_buffer_meta(torch.arange(first, first + pool.page_size))
+    except (NotImplementedError, ValueError) as error:
+        msg = f"SGLang does not say where pages of its {type(pool).__name__} lie: {error}"
+        raise LayoutError(msg) from error
     return list(zip(addresses, sizes, strict=True))

@@ -9,6 +9,7 @@ from sglang.srt.observability.metrics_collector import StorageMetrics
 
 from flexkv_connectors.common.prometheus import MetricFamilies
 from flexkv_connectors.sglang.ssd_store import Copies, Copy
+from flexkv_connectors.sglang.stores import Activity
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["StorageStats"]
 
 _LABELS = ("tp_rank", "pp_rank", "dp_rank")
+_POOL = "pool"
+"""SGLang's name for what is stored: "kv", or a pool beside it."""
+
 _GB = 1e9
 
 
@@ -29,25 +33,32 @@ class StorageStats:
     def __init__(self, storage: "HiCacheStorageConfig") -> None:
         self._label_values = [getattr(storage, name, 0) for name in _LABELS]
 
-    def note(self, changes: Mapping[str, float]) -> None:
+    def note(self, pool: str, changes: Mapping[str, float]) -> None:
         """Add what changed of `metrics.METRICS` to the metrics `flexkv:<name>`."""
-        _families().note(changes, self._label_values)
+        _families().note(changes, [*self._label_values, pool])
 
-    def summary(self, copies: Copies) -> StorageMetrics:
-        """Describe calls as SGLang's histograms want them: pages, and GB/s while they moved."""
-        return StorageMetrics(
-            prefetch_pgs=[copy.num_blocks for copy in copies.loads],
-            backup_pgs=[copy.num_blocks for copy in copies.saves],
-            prefetch_bandwidth=_speeds(copies.loads),
-            backup_bandwidth=_speeds(copies.saves),
-        )
+    def take(self, activities: Sequence[Activity]) -> StorageMetrics:
+        """Note what stores have done, and describe their calls to SGLang."""
+        summary = StorageMetrics()
+        for activity in activities:
+            self.note(activity.pool, activity.changes)
+            _add(activity.copies, summary)
+        return summary
+
+
+def _add(copies: Copies, summary: StorageMetrics) -> None:
+    """Describe calls as SGLang's histograms want them: pages, and GB/s while they moved."""
+    summary.prefetch_pgs += [copy.num_blocks for copy in copies.loads]
+    summary.backup_pgs += [copy.num_blocks for copy in copies.saves]
+    summary.prefetch_bandwidth += _speeds(copies.loads)
+    summary.backup_bandwidth += _speeds(copies.saves)
 
 
 @cache
 def _families() -> MetricFamilies:
     """Register the metrics, once in a process: a storage may be attached again."""
     return MetricFamilies(
-        Counter, partial(Gauge, multiprocess_mode="livemostrecent"), label_names=_LABELS
+        Counter, partial(Gauge, multiprocess_mode="livemostrecent"), label_names=[*_LABELS, _POOL]
     )
 
 

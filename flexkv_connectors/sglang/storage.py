@@ -1,30 +1,34 @@
 """The class that SGLang's HiCache calls. It only delegates, each call through the fault barrier."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sglang
-from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferResult
 from sglang.srt.observability.metrics_collector import StorageMetrics
 from typing_extensions import override
 
 from flexkv_connectors.common.fault_barrier import FaultBarrier
 from flexkv_connectors.common.versions import require_supported
-from flexkv_connectors.sglang.chain_store import ChainStore
+from flexkv_connectors.sglang.calls import keys_of, page_ids_of
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
-from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.settings import read_settings
-from flexkv_connectors.sglang.ssd_store import Copies
+from flexkv_connectors.sglang.sidecar_hits import Part, find_hit
+from flexkv_connectors.sglang.sidecars import Sidecar, describe, why_no_sidecars
 from flexkv_connectors.sglang.stats import StorageStats
+from flexkv_connectors.sglang.stores import KV, Activity, Stores
 from flexkv_connectors.sglang.weight_updates import listen, why_unheard
 from flexkv_core.errors import ConfigError
-from flexkv_core.types import BlockKey
 
 if TYPE_CHECKING:
     import torch
-    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheStorageExtraInfo
+    from sglang.srt.mem_cache.hicache_storage import (
+        HiCacheStorageConfig,
+        HiCacheStorageExtraInfo,
+        PoolTransfer,
+    )
     from sglang.srt.mem_cache.pool_host import HostKVCache
 
 __all__ = ["FlexKVHiCacheStorage"]
@@ -33,11 +37,15 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+_KNOWS_SIDECARS = hasattr(HiCacheStorage, "on_host_pools_registered")
+"""Since 0.5.23: how earlier releases ask for pools beside the KV was not looked into."""
+
 
 class FlexKVHiCacheStorage(HiCacheStorage):
     """Keeps HiCache's pages on SSD, by the chain of keys that each page ends.
 
-    SGLang makes one instance in each rank's scheduler process. A page that fails in any way is a
+    What a model keeps beside the KV of its pages is stored by the same keys, pool by pool. SGLang
+    makes one instance in each rank's scheduler process. A page that fails in any way is a
     miss; SGLang computes it again.
 
     Thread: any, as SGLang calls it; see `ChainStore`.
@@ -59,7 +67,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._cache = read_cache_config(storage_config.extra_config)
         self._barrier = FaultBarrier()
         self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
-        self._store: ChainStore | None = None
+        self._stores: Stores | None = None
         self._stats = StorageStats(storage_config)
         self._is_warned = False
 
@@ -83,30 +91,45 @@ class FlexKVHiCacheStorage(HiCacheStorage):
             raise ConfigError(msg)
         deployment = translate(self._cache, self._config, mem_pool_host, settings)
         namespace = namespace_of(settings, deployment)
-        self._store = open_store(deployment, namespace)
+        self._stores = Stores(deployment, namespace)
         listen(self)
         logger.info("connector.ready namespace=%s", namespace.short)
 
     @override
     def register_mem_host_pool_v2(self, host_pool: "HostKVCache", host_pool_name: str) -> None:
-        """Take the KV pool, which is known already, and no other.
+        """Open a store for a pool beside the KV; the KV pool itself is known already.
 
         Raises:
-            ConfigError: A page of this model has parts in other pools, and is useless without.
+            ConfigError: The pool cannot be stored, and KV is useless without it.
+            LayoutError: It is of a kind that we do not know.
         """
-        if host_pool_name != "kv":
+        if host_pool_name == KV or self._stores is None:
+            return
+        why_old = None if _KNOWS_SIDECARS else "which is stored from SGLang 0.5.23 on"
+        reason = why_old or why_no_sidecars(self._config)
+        if reason is not None:
             msg = (
                 f"FlexKV cannot store the pages of this engine: it keeps a pool {host_pool_name} "
-                "beside its KV; serve this model without FlexKV"
+                f"beside its KV, {reason}; serve this model without FlexKV"
             )
             raise ConfigError(msg)
+        pool = describe(
+            str(host_pool_name),
+            host_pool,
+            self._config,
+            sglang.__version__,
+            self._stores.namespace,
+        )
+        self._stores.add(pool)
+        listen(self)  # again: weights that changed before concern this pool, too
+        logger.info("connector.sidecar pool=%s namespace=%s", pool.name, pool.namespace.short)
 
     @override
     def batch_exists(
         self, keys: list[str], extra_info: "HiCacheStorageExtraInfo | None" = None
     ) -> int:
         prefix = _prefix_of(extra_info)
-        num_found = self._guarded(lambda store: store.find(_chain(prefix, keys)), 0)
+        num_found = self._guarded(lambda stores: stores.kv.find(keys_of([*prefix, *keys])), 0)
         return max(0, num_found - len(prefix))
 
     @override
@@ -117,8 +140,8 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> list[bool]:
         num_good = self._guarded(
-            lambda store: store.load(
-                _chain(_prefix_of(extra_info), keys), self._page_ids(host_indices)
+            lambda stores: stores.kv.load(
+                keys_of([*_prefix_of(extra_info), *keys]), self._page_ids(host_indices)
             ),
             0,
         )
@@ -131,14 +154,42 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         host_indices: "torch.Tensor",
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> list[bool]:
-        if extra_info is None or extra_info.prefix_keys is None:
-            self._warn_about_prefix()
+        if not self._says_prefix(extra_info):
             return _leading(0, len(keys))
-        prefix = extra_info.prefix_keys
+        prefix = _prefix_of(extra_info)
         num_good = self._guarded(
-            lambda store: store.save(_chain(prefix, keys), self._page_ids(host_indices)), 0
+            lambda stores: stores.kv.save(keys_of([*prefix, *keys]), self._page_ids(host_indices)),
+            0,
         )
         return _leading(num_good, len(keys))
+
+    @override
+    def batch_exists_v2(
+        self,
+        keys: list[str],
+        pool_transfers: "list[PoolTransfer] | None" = None,
+        extra_info: "HiCacheStorageExtraInfo | None" = None,
+    ) -> PoolTransferResult:
+        num_pages = self.batch_exists(keys, extra_info)
+        parts = [self._part(transfer, keys[:num_pages]) for transfer in pool_transfers or ()]
+        return PoolTransferResult(*find_hit(num_pages, parts))
+
+    @override
+    def batch_get_v2(
+        self,
+        transfers: "list[PoolTransfer]",
+        extra_info: "HiCacheStorageExtraInfo | None" = None,
+    ) -> dict[str, list[bool]]:
+        return {transfer.name: self._move(transfer, Sidecar.load) for transfer in transfers}
+
+    @override
+    def batch_set_v2(
+        self,
+        transfers: "list[PoolTransfer]",
+        extra_info: "HiCacheStorageExtraInfo | None" = None,
+    ) -> dict[str, list[bool]]:
+        move = Sidecar.save if self._says_prefix(extra_info) else _save_nothing
+        return {transfer.name: self._move(transfer, move) for transfer in transfers}
 
     @override
     def exists(self, key: str) -> bool:
@@ -147,7 +198,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     @override
     def clear(self) -> None:
         """Delete every block of this model."""
-        self._guarded(lambda store: store.reset(keeps_name=True), None)
+        self._guarded(lambda stores: stores.reset(keeps_name=True), None)
 
     @override
     def get_stats(self) -> StorageMetrics:
@@ -157,13 +208,13 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     def forget_weights(self) -> None:
         """Note that SGLang serves other weights now."""
         keeps_name = bool(self._cache.weight_version)
-        self._guarded(lambda store: store.reset(keeps_name=keeps_name), None)
+        self._guarded(lambda stores: stores.reset(keeps_name=keeps_name), None)
 
     def close(self) -> None:
         """Let go of the files, whatever has failed before; what was stored stays."""
-        store, self._store = self._store, None
-        if store is not None:
-            FaultBarrier().run(store.close, lambda: None)
+        stores, self._stores = self._stores, None
+        if stores is not None:
+            FaultBarrier().run(stores.close, lambda: None)
 
     @override
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:
@@ -191,24 +242,50 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     ) -> bool:
         return False
 
-    def _guarded(self, hook: Callable[[ChainStore], T], instead: T) -> T:
-        """Return `hook(store)`, or `instead` if it fails or there is no store (any more)."""
-        store = self._store
-        return instead if store is None else self._barrier.run(lambda: hook(store), lambda: instead)
+    def _guarded(self, hook: Callable[[Stores], T], instead: T) -> T:
+        """Return `hook(stores)`, or `instead` if it fails or there are none (any more)."""
+        stores = self._stores
+        if stores is None:
+            return instead
+        return self._barrier.run(lambda: hook(stores), lambda: instead)
+
+    def _of_sidecar(
+        self, name: str, hook: Callable[[Sidecar], list[bool]], num_pages: int
+    ) -> list[bool]:
+        """Return `hook(sidecar)`, or that all is missing where there is no such pool."""
+        nothing = [False] * num_pages
+
+        def ask(stores: Stores) -> list[bool]:
+            sidecar = stores.sidecars.get(name)
+            return nothing if sidecar is None else hook(sidecar)
+
+        return self._guarded(ask, nothing)
+
+    def _move(
+        self, transfer: "PoolTransfer", move: "Callable[[Sidecar, PoolTransfer], list[bool]]"
+    ) -> list[bool]:
+        num_pages = len(transfer.keys or ())
+        return self._of_sidecar(transfer.name, lambda sidecar: move(sidecar, transfer), num_pages)
+
+    def _part(self, transfer: "PoolTransfer", keys: list[str]) -> Part:
+        """Return what a pool has of pages."""
+        has_page = self._of_sidecar(transfer.name, lambda pool: pool.find(keys), len(keys))
+        window = len(transfer.keys or ())
+        return Part(str(transfer.name), transfer.hit_policy, window, has_page)
 
     def _take_stats(self) -> StorageMetrics:
-        nothing: dict[str, float] = {}
-        changes = self._guarded(lambda store: store.take_counts(), nothing)
-        self._stats.note(changes | {"switched_off": bool(self._barrier.reason)})
-        return self._stats.summary(self._guarded(lambda store: store.take_copies(), Copies([], [])))
+        nothing: list[Activity] = []
+        activities = self._guarded(lambda stores: stores.take_activities(), nothing)
+        self._stats.note(KV, {"switched_off": bool(self._barrier.reason)})
+        return self._stats.take(activities)
 
     def _page_ids(self, host_indices: "torch.Tensor") -> list[int]:
-        """Return the pages that begin at every `page_size`th index."""
-        page_tokens = self.mem_pool_host.page_size
-        page_ids: list[int] = (host_indices[::page_tokens] // page_tokens).tolist()
-        return page_ids
+        return page_ids_of(host_indices, self.mem_pool_host.page_size)
 
-    def _warn_about_prefix(self) -> None:
+    def _says_prefix(self, extra_info: "HiCacheStorageExtraInfo | None") -> bool:
+        """Tell whether SGLang says which pages come before a call's; warn once if not."""
+        if extra_info is not None and extra_info.prefix_keys is not None:
+            return True
         if not self._is_warned:
             self._is_warned = True
             logger.warning(
@@ -216,6 +293,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
                 'pages come before others: add "hicache_storage_pass_prefix_keys": true to '
                 "--hicache-storage-backend-extra-config"
             )
+        return False
 
 
 def _prefix_of(extra_info: "HiCacheStorageExtraInfo | None") -> list[str]:
@@ -223,9 +301,9 @@ def _prefix_of(extra_info: "HiCacheStorageExtraInfo | None") -> list[str]:
     return (extra_info.prefix_keys if extra_info else None) or []
 
 
-def _chain(prefix: Sequence[str], keys: Sequence[str]) -> list[BlockKey]:
-    return [BlockKey(bytes.fromhex(key)) for key in (*prefix, *keys)]
-
-
 def _leading(num_good: int, num_keys: int) -> list[bool]:
     return [position < num_good for position in range(num_keys)]
+
+
+def _save_nothing(_: Sidecar, transfer: "PoolTransfer") -> list[bool]:
+    return [False] * len(transfer.keys or ())

@@ -1,0 +1,154 @@
+"""Pools that SGLang keeps beside its KV (a sliding window, a state, an indexer): what is stored.
+
+A page of such a pool is stored as it is in memory, by the key of the page of KV that it belongs to.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+
+from flexkv_connectors.common.ssd_files import open_ssd_tier
+from flexkv_connectors.sglang.calls import keys_of, page_ids_of
+from flexkv_connectors.sglang.deployment import Deployment
+from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
+from flexkv_connectors.sglang.page_store import PageStore
+from flexkv_core.layout import Column
+from flexkv_core.namespace import Namespace
+from flexkv_core.tiers.memory import PageMemory
+from flexkv_core.transfer.direct_lane import DirectLane
+from flexkv_core.transfer.tier_lane import TierLane
+from flexkv_core.types import BlockKey
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, PoolTransfer
+    from sglang.srt.mem_cache.pool_host import HostKVCache
+
+__all__ = ["Sidecar", "SidecarPool", "describe", "open_sidecar", "why_no_sidecars"]
+
+_FORMAT_VERSION = 1
+_DTYPES = ("dtype", "temporal_dtype")
+"""Where host pools say what their elements are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarPool:
+    """One rank's pages of one pool, and what they are pages of."""
+
+    name: str
+    """SGLang's, such as "swa"."""
+
+    memory: PageMemory
+    page_tokens: int
+    namespace: Namespace
+    column: Column
+    """This rank's share: of no heads or layers, but of ranks, as if each were one head."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all pages."""
+        return self.memory.num_slots * self.memory.slot_bytes
+
+
+def why_no_sidecars(storage: "HiCacheStorageConfig") -> str | None:
+    """Name what keeps pools beside the KV from being stored, if anything does."""
+    if storage.pp_size > 1:
+        return f"and its layers are spread over {storage.pp_size} pipeline stages"
+    if storage.is_mla_model and storage.tp_size > 1:
+        return f"and only some of its {storage.tp_size} ranks would write it"
+    if torch.version.hip is not None:
+        return "and on ROCm other packages decide how it lies in memory"
+    return None
+
+
+def describe(
+    name: str,
+    pool: "HostKVCache",
+    storage: "HiCacheStorageConfig",
+    version: str,
+    kv_namespace: Namespace,
+) -> SidecarPool:
+    """Describe a pool beside the KV of `kv_namespace`; each rank keeps a share of its own.
+
+    Raises:
+        LayoutError: The pool is of a kind that we do not know, or its pages are not all alike.
+    """
+    memory = page_memory_of(pool)
+    dtypes = [str(getattr(pool, dtype)) for dtype in _DTYPES if hasattr(pool, dtype)]
+    block_format = f"{format_name(pool, version)}.{'+'.join(dtypes)}.{storage.tp_size}-shares"
+    namespace = msgspec.structs.replace(
+        kv_namespace,
+        cache_group=name,
+        block_format=block_format,
+        block_format_version=_FORMAT_VERSION,
+        cell_heads=1,
+        cell_layers=1,
+    )
+    return SidecarPool(
+        name=name,
+        memory=memory,
+        page_tokens=pool.page_size,
+        namespace=namespace,
+        column=Column(first_head=storage.tp_rank, num_heads=1, first_layer=0, num_layers=1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A pool beside the KV, as SGLang's calls ask for it.
+
+    Thread: any; see `PageStore`.
+    """
+
+    store: PageStore
+    page_tokens: int
+
+    def find(self, hashes: Sequence[str]) -> list[bool]:
+        """Tell for each key whether its page is stored."""
+        return self.store.find(keys_of(hashes))
+
+    def load(self, transfer: "PoolTransfer") -> list[bool]:
+        """Fill the pages of a transfer, and tell for each whether it was."""
+        return self._move(self.store.load, transfer)
+
+    def save(self, transfer: "PoolTransfer") -> list[bool]:
+        """Store the pages of a transfer, and tell for each whether it is stored now."""
+        return self._move(self.store.save, transfer)
+
+    def _move(
+        self,
+        move: Callable[[Sequence[BlockKey], Sequence[int]], list[bool]],
+        transfer: "PoolTransfer",
+    ) -> list[bool]:
+        hashes, indices = transfer.keys or [], transfer.host_indices
+        if indices is None or len(indices) != len(hashes) * self.page_tokens:
+            return [False] * len(hashes)  # it is not said which page is whose
+        return move(keys_of(hashes), page_ids_of(indices, self.page_tokens))
+
+
+def open_sidecar(deployment: Deployment, pool: SidecarPool, quota_bytes: int) -> Sidecar:
+    """Open the store of a pool.
+
+    Raises:
+        ConfigError: None of the directories can be used.
+    """
+    tier = open_ssd_tier(
+        deployment.cache,
+        pool.namespace,
+        [pool.column],
+        pool.memory.slot_bytes,
+        pool.memory,
+        quota_bytes,
+        deployment.engine_id,
+    )
+    load_lane, save_lane = (DirectLane(0, TierLane(0, tier, pool.memory)) for _ in range(2))
+    store = PageStore(
+        tier,
+        load_lane,
+        save_lane,
+        eviction_policy=deployment.cache.eviction_policy,
+        load_limit_s=deployment.cache.promotion_timeout_s,
+    )
+    return Sidecar(store, pool.page_tokens)

@@ -1,0 +1,81 @@
+"""All that one rank stores: its KV, and the pools that SGLang keeps beside it."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from flexkv_connectors.sglang.deployment import Deployment
+from flexkv_connectors.sglang.opening import open_store
+from flexkv_connectors.sglang.sidecars import Sidecar, SidecarPool, open_sidecar
+from flexkv_connectors.sglang.ssd_store import Copies, SsdStore
+from flexkv_core.namespace import Namespace
+
+__all__ = ["KV", "Activity", "Stores"]
+
+KV = "kv"
+"""What SGLang calls the pool of full attention."""
+
+
+class Activity(NamedTuple):
+    """What the store of one pool has done since it was last asked."""
+
+    pool: str
+    changes: Mapping[str, float]
+    """Of `metrics.METRICS`."""
+
+    copies: Copies
+
+
+class Stores:
+    """A store of KV, and one for each pool beside it: they divide the room by their pools' bytes.
+
+    Thread: `add` the scheduler's, which SGLang calls before it asks for the pool; all else any.
+    """
+
+    def __init__(self, deployment: Deployment, namespace: Namespace) -> None:
+        """Open the store of the KV, which has all the room until a pool is added.
+
+        Raises:
+            ConfigError: None of the directories can be used.
+            TierError: There is no memory to stage blocks in.
+        """
+        self.namespace = namespace
+        self.kv = open_store(deployment, namespace)
+        self.sidecars: dict[str, Sidecar] = {}
+        self._deployment = deployment
+        self._pool_bytes = {KV: deployment.pages.num_pages * deployment.block_format.block_bytes}
+
+    def add(self, pool: SidecarPool) -> None:
+        """Open the store of a pool, and give it its part of the room.
+
+        Raises:
+            ConfigError: None of the directories can be used.
+        """
+        self._pool_bytes[pool.name] = pool.num_bytes
+        sidecar = open_sidecar(self._deployment, pool, self._share(pool.name))
+        self.sidecars |= {pool.name: sidecar}
+        for name, store in self:
+            store.resize(self._share(name))
+
+    def __iter__(self) -> Iterator[tuple[str, SsdStore]]:
+        """Yield the stores, each with the name of its pool."""
+        yield KV, self.kv
+        for name, sidecar in self.sidecars.items():
+            yield name, sidecar.store
+
+    def reset(self, *, keeps_name: bool) -> None:
+        """Forget everything; see `SsdTier.begin_generation`."""
+        for _, store in self:
+            store.reset(keeps_name=keeps_name)
+
+    def close(self) -> None:
+        """Let go of the files; calls under way end first."""
+        for _, store in self:
+            store.close()
+
+    def take_activities(self) -> list[Activity]:
+        """Return what each store has done since the last call."""
+        return [Activity(name, store.take_counts(), store.take_copies()) for name, store in self]
+
+    def _share(self, name: str) -> int:
+        total_bytes = sum(self._pool_bytes.values())
+        return self._deployment.quota_bytes * self._pool_bytes[name] // total_bytes
