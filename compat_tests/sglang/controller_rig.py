@@ -87,10 +87,13 @@ class ControllerRig:
         options = {name: value for name, value in storage.items() if name not in _POPPED}
         self.options, self._backend = options, backend
         with get_parallel().override(**self._place):
-            self.controller = HiCacheController(
-                allocator, self.pool, page_tokens, None, None, io_backend="direct"
-            )
+            self.controller = self._make_controller(allocator, page_tokens)
         self.attach()
+
+    def _make_controller(
+        self, allocator: PagedTokenToKVPoolAllocator, page_tokens: int
+    ) -> HiCacheController:
+        return HiCacheController(allocator, self.pool, page_tokens, None, None, io_backend="direct")
 
     def _make_device(self) -> KVCache:
         geometry = self._geometry
@@ -130,11 +133,16 @@ class ControllerRig:
                 self._backend,
                 prefetch_threshold=TOKENS,
                 storage_backend_extra_config=dict(self.options),
+                **self._attach_arguments(),
             )
         self.storage = self.controller.storage_backend
         if isinstance(self.storage, FlexKVHiCacheStorage):
             for _, store in self.storage._stores:
                 store.wait_restored()
+
+    def _attach_arguments(self) -> dict[str, Any]:
+        """Return what this kind of controller wants to know besides."""
+        return {}
 
     def attach_again(self) -> None:
         """Detach the storage and attach a new one."""

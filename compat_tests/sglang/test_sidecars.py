@@ -1,54 +1,61 @@
-"""A model whose pages have parts beside their KV, on SGLang's real controller for such models."""
+"""Models that keep more than KV, on SGLang's real controller for them and its real host pools."""
 
 import pytest
-from controller_rig import TOKENS, ControllerRig, place_of
-from sglang.srt.mem_cache.hicache_storage import PoolName
-from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
-from sglang.srt.mem_cache.pool_host import HostPoolGroup, PoolEntry
-from sglang.srt.runtime_context import get_parallel
+import torch
+from controller_rig import TOKENS
+from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
+from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang_process import flexkv
+from sidecar_rig import IndexerRig, SidecarRig, indexer, state, tensors_of, window
+from storage_case import OurCase
 
-from flexkv_core.errors import ConfigError
+from flexkv_connectors.sglang.sidecar_contract import SidecarCase, SidecarContract
+
+PROMPT = list(range(8 * TOKENS))
+KEYS = get_storage_hash_str(PROMPT, None, page_size=TOKENS)
+POOLS = {
+    PoolName.SWA: (SidecarRig, window),
+    PoolName.MAMBA: (SidecarRig, state),
+    PoolName.INDEXER: (IndexerRig, indexer),
+}
+
+
+class OurSidecarCase(SidecarCase):
+    """Ours, over a directory."""
+
+    def __init__(self, rig, name, directory):
+        self.kv, self.name = OurCase(rig, directory), name
+
+    def indices(self, page_ids):
+        return self.kv.rig.sidecar_indices(self.name, page_ids)
+
+    def page(self, page_id):
+        return self.kv.rig.sidecar_page(self.name, page_id)
 
 
 @pytest.fixture
-def attach(model, tmp_path):
-    """Attach our storage to a controller with pools of these names, the KV first."""
-    options = flexkv(tmp_path)
-    rig = ControllerRig(model("oracle"), "page_first", options)
-    rig.controller.detach_storage_backend()
+def start(model, tmp_path):
+    """Start controllers on one directory, one after the other."""
+    rigs = []
 
-    def attach(*names):
-        entries = [
-            PoolEntry(name, rig.make_pool("page_first", 32), rig.device, int, name is PoolName.KV)
-            for name in names
-        ]
-        with get_parallel().override(**place_of(0, 1)):
-            controller = HybridCacheController(
-                rig.controller.mem_pool_device_allocator,
-                HostPoolGroup(entries),
-                TOKENS,
-                None,
-                None,
-                io_backend="direct",
-            )
-            controller.attach_storage_backend(
-                "dynamic",
-                prefetch_threshold=TOKENS,
-                storage_backend_extra_config=rig.options,
-                host_pools=entries,
-            )
-        controller.detach_storage_backend()
+    def start(*names, layout="page_first_direct", place=None, **options):
+        for rig in rigs:
+            rig.close()
+        kind, _ = POOLS[names[0]]
+        makers = {name: POOLS[name][1] for name in names}
+        storage = flexkv(tmp_path, **options)
+        rigs[:] = [kind(model("oracle"), layout, storage, sidecars=makers, **(place or {}))]
+        rigs[0].fill(1)
+        return rigs[0]
 
-    return attach
+    yield start
+    for rig in rigs:
+        rig.close()
 
 
-def test_a_model_with_nothing_beside_its_kv_is_served(attach):
-    attach(PoolName.KV)
-
-
-@pytest.mark.parametrize("name", [PoolName.SWA, PoolName.MAMBA, PoolName.INDEXER, PoolName.DRAFT])
-def test_a_model_with_parts_beside_its_kv_is_refused_in_one_sentence(attach, name):
-    with pytest.raises(ConfigError, match=f"it keeps a pool {name} beside its KV") as caught:
-        attach(PoolName.KV, name)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("layout", ["page_first", "page_first_direct"])
+@pytest.mark.parametrize("name", POOLS)
+class TestOurSidecars(SidecarContract):
+    @pytest.fixture
+    def case(self, start, name, layout, tmp_path):
+        return OurSidecarCase(start(name, layout=layout), name, tmp_path)

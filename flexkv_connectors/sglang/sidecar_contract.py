@@ -7,6 +7,7 @@ Inherit `SidecarContract` as `storage_contract` says.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 from sglang.srt.mem_cache.hicache_storage import (
@@ -17,6 +18,9 @@ from sglang.srt.mem_cache.hicache_storage import (
 )
 
 from flexkv_connectors.sglang.storage_contract import StorageCase, chain_of, extra_of
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["SidecarCase", "SidecarContract"]
 
@@ -33,6 +37,13 @@ class SidecarCase(ABC):
     @abstractmethod
     def page(self, page_id: int) -> bytes:
         """Return the content of a page of the sidecar's pool."""
+
+    def indices(self, page_ids: Sequence[int]) -> "torch.Tensor":
+        """Return the indices of the sidecar's pages, as SGLang passes them.
+
+        As many for each page as its pool has tokens in a page; a state has one.
+        """
+        return self.kv.indices(page_ids)
 
     def set(self, keys: list[str], page_ids: Sequence[int]) -> list[bool]:
         """Store pages of the sidecar."""
@@ -54,7 +65,7 @@ class SidecarCase(ABC):
         return [self.page(page_id) for page_id in page_ids]
 
     def _transfer(self, keys: list[str], page_ids: Sequence[int]) -> PoolTransfer:
-        return PoolTransfer(name=self.name, host_indices=self.kv.indices(page_ids), keys=keys)
+        return PoolTransfer(name=self.name, host_indices=self.indices(page_ids), keys=keys)
 
     def _result_of(self, results: dict[str, list[bool]]) -> list[bool]:
         return results[self.name]
@@ -128,3 +139,47 @@ class SidecarContract(ABC):
         case.kv.set(keys[:5], range(5), [])
         found = case.kv.storage.batch_exists_v2(keys, None, extra_of([]))
         assert found.kv_hit_pages == 5  # noqa: PLR2004 what was set
+
+    def test_a_storage_that_is_attached_again_has_its_parts(self, case: SidecarCase) -> None:
+        """Also after a restart of the engine."""
+        keys, expected = chain_of(1), case.pages(range(_NUM_KEYS))
+        case.set(keys, range(_NUM_KEYS))
+        case.kv.set(keys, range(_NUM_KEYS), [])
+        case.kv.attach_again()
+        found = case.find(keys, PoolHitPolicy.ALL_PAGES, _NUM_KEYS)
+        assert found.kv_hit_pages == _NUM_KEYS
+        assert all(case.get(keys, range(20, 28)))
+        assert case.pages(range(20, 28)) == expected
+
+    def test_clear_forgets_the_parts(self, case: SidecarCase) -> None:
+        """Or they would be found with the KV of whatever comes after."""
+        keys = chain_of(1)
+        case.set(keys, range(_NUM_KEYS))
+        case.kv.storage.clear()
+        assert not any(case.get(keys, range(20, 28)))
+        assert all(case.set(keys, range(_NUM_KEYS)))
+
+    def test_wrong_bytes_of_a_part_are_said_to_be_missing(self, case: SidecarCase) -> None:
+        """SGLang notices nothing itself: it would answer from them."""
+        keys = chain_of(1)
+        case.set(keys, range(_NUM_KEYS))
+        case.kv.damage()
+        assert not any(case.get(keys, range(20, 28)))
+
+    def test_a_part_that_turned_out_bad_can_be_stored_again(self, case: SidecarCase) -> None:
+        """Or its prompt would be computed for ever."""
+        keys, expected = chain_of(1), case.pages(range(_NUM_KEYS))
+        case.set(keys, range(_NUM_KEYS))
+        case.kv.damage()
+        case.get(keys, range(20, 28))
+        assert all(case.set(keys, range(_NUM_KEYS)))
+        assert all(case.get(keys, range(20, 28)))
+        assert case.pages(range(20, 28)) == expected
+
+    def test_no_page_of_a_part_but_the_targets_changes(self, case: SidecarCase) -> None:
+        """Running requests share the others."""
+        others = [page for page in range(32) if page not in range(20, 28)]
+        before = case.pages(others)
+        case.set(chain_of(1), range(_NUM_KEYS))
+        case.get(chain_of(1), range(20, 28))
+        assert case.pages(others) == before
