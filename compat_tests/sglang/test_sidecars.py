@@ -3,13 +3,18 @@
 import pytest
 import torch
 from controller_rig import TOKENS
+from prometheus_client import REGISTRY
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
+from sglang.srt.mem_cache.pool_host import PoolEntry
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang_process import flexkv
 from sidecar_rig import IndexerRig, SidecarRig, indexer, state, tensors_of, window
 from storage_case import OurCase
 
+from flexkv_connectors.sglang import storage as storage_module
 from flexkv_connectors.sglang.sidecar_contract import SidecarCase, SidecarContract
+from flexkv_connectors.sglang.storage_contract import extra_of
+from flexkv_core.errors import ConfigError, LayoutError
 
 PROMPT = list(range(8 * TOKENS))
 KEYS = get_storage_hash_str(PROMPT, None, page_size=TOKENS)
@@ -59,3 +64,240 @@ class TestOurSidecars(SidecarContract):
     @pytest.fixture
     def case(self, start, name, layout, tmp_path):
         return OurSidecarCase(start(name, layout=layout), name, tmp_path)
+
+
+def backup(rig, *transfers):
+    """Store the prompt's KV from pages 0 to 7, and what belongs to it."""
+    return rig.backup_with(PROMPT, range(8), list(transfers))
+
+
+def forget(rig):
+    """Overwrite all that the rig's pools hold."""
+    for pool in (rig.pool, *rig.sidecars.values()):
+        for tensor in tensors_of(pool):
+            tensor.zero_()
+
+
+def test_a_window_is_restored_by_a_new_process_where_the_prompt_ends(start):
+    rig = start(PoolName.SWA)
+    expected = [rig.sidecar_page(PoolName.SWA, page) for page in (3, 4)]
+    kv_expected = [rig.page_bytes(page) for page in range(8)]
+    assert backup(rig, rig.transfer(PoolName.SWA, KEYS[6:], [3, 4])) == {"swa": 2}
+    rig = start(PoolName.SWA)
+    forget(rig)
+    wanted = rig.transfer(PoolName.SWA, KEYS[6:], [20, 21])
+    assert rig.prefetch_with(PROMPT, range(30, 38), [wanted]) == (len(PROMPT), {"swa": 2})
+    assert [rig.sidecar_page(PoolName.SWA, page) for page in (20, 21)] == expected
+    assert [rig.page_bytes(page) for page in range(30, 38)] == kv_expected
+
+
+def test_a_prompt_is_restored_up_to_where_a_state_was_stored(start):
+    rig = start(PoolName.MAMBA)
+    expected = rig.sidecar_page(PoolName.MAMBA, 5)
+    backup(rig, rig.transfer(PoolName.MAMBA, [KEYS[4]], [5]))
+    rig = start(PoolName.MAMBA)
+    forget(rig)
+    wanted = rig.transfer(PoolName.MAMBA, [KEYS[7]], [20])
+    assert rig.prefetch_with(PROMPT, range(30, 38), [wanted]) == (5 * TOKENS, {"mamba": 1})
+    assert rig.sidecar_page(PoolName.MAMBA, 20) == expected
+
+
+def test_without_its_state_a_prompt_is_computed_again(start):
+    rig = start(PoolName.MAMBA)
+    backup(rig)
+    wanted = rig.transfer(PoolName.MAMBA, [KEYS[7]], [20])
+    assert rig.prefetch_with(PROMPT, range(30, 38), [wanted]) == (0, {})
+
+
+def test_what_every_page_needs_comes_back_with_it(start):
+    rig = start(PoolName.INDEXER)
+    of_kv = {"name": PoolName.INDEXER, "indices_from_pool": PoolName.KV}
+    expected = [rig.sidecar_page(PoolName.INDEXER, page) for page in range(8)]
+    assert backup(rig, PoolTransfer(**of_kv)) == {"indexer": 8}
+    rig = start(PoolName.INDEXER)
+    forget(rig)
+    loaded, _ = rig.prefetch_with(PROMPT, range(30, 38), [PoolTransfer(**of_kv)])
+    assert loaded == len(PROMPT)
+    assert [rig.sidecar_page(PoolName.INDEXER, page) for page in range(30, 38)] == expected
+
+
+def test_pages_without_what_every_page_needs_end_the_prompt(start):
+    rig = start(PoolName.INDEXER)
+    backup(rig)
+    keys, policy = KEYS[:3], PoolHitPolicy.ALL_PAGES
+    rig.storage.batch_set_v2([rig.transfer(PoolName.INDEXER, keys, range(3), policy)], extra_of([]))
+    wanted = PoolTransfer(name=PoolName.INDEXER, indices_from_pool=PoolName.KV)
+    assert rig.prefetch_with(PROMPT, range(30, 38), [wanted])[0] == 3 * TOKENS
+
+
+def test_pools_beside_each_other_have_to_agree_where_a_prompt_ends(start):
+    names = (PoolName.SWA, PoolName.MAMBA)
+    rig = start(*names)
+    backup(
+        rig,
+        rig.transfer(PoolName.SWA, KEYS[2:4] + KEYS[6:], [2, 3, 6, 7]),
+        rig.transfer(PoolName.MAMBA, [KEYS[3], KEYS[5]], [3, 5]),
+    )
+    rig = start(*names)
+    wanted = [
+        rig.transfer(PoolName.SWA, KEYS[6:], [20, 21]),
+        rig.transfer(PoolName.MAMBA, [KEYS[7]], [20]),
+    ]
+    loaded = rig.prefetch_with(PROMPT, range(30, 38), wanted)
+    assert loaded == (4 * TOKENS, {"swa": 2, "mamba": 1})
+
+
+def found(rig, name):
+    """Tell which pages of the prompt the storage has of a pool."""
+    wanted = rig.transfer(name, KEYS, range(20, 28))
+    return rig.storage.batch_get_v2([wanted], extra_of([]))[name]
+
+
+def store(rig, name):
+    """Store all pages of the prompt of a pool."""
+    wanted = rig.transfer(name, KEYS, range(8))
+    assert all(rig.storage.batch_set_v2([wanted], extra_of([]))[name])
+
+
+@pytest.mark.parametrize("name", [PoolName.SWA, PoolName.MAMBA])
+def test_each_rank_has_pages_of_its_own(start, name):
+    places = [{"rank": rank, "num_ranks": 2} for rank in range(2)]
+    store(start(name, place=places[0]), name)
+    assert not any(found(start(name, place=places[1]), name))
+    assert all(found(start(name, place=places[0]), name))
+    assert not any(found(start(name), name))
+
+
+def test_pages_of_another_layout_are_a_miss(start):
+    store(start(PoolName.MAMBA, layout="page_first"), PoolName.MAMBA)
+    assert not any(found(start(PoolName.MAMBA, layout="page_first_direct"), PoolName.MAMBA))
+    assert all(found(start(PoolName.MAMBA, layout="page_first"), PoolName.MAMBA))
+
+
+def test_states_of_other_numbers_of_the_same_size_are_a_miss(start, monkeypatch):
+    def other(rig):
+        pool = state(rig)
+        pool.temporal_dtype = torch.int32
+        return pool
+
+    store(start(PoolName.MAMBA), PoolName.MAMBA)
+    monkeypatch.setitem(POOLS, PoolName.MAMBA, (SidecarRig, other))
+    assert not any(found(start(PoolName.MAMBA), PoolName.MAMBA))
+
+
+def test_pools_of_equal_pages_are_not_mixed_up(start, monkeypatch):
+    monkeypatch.setitem(POOLS, PoolName.DRAFT, POOLS[PoolName.SWA])
+    rig = start(PoolName.SWA, PoolName.DRAFT)
+    store(rig, PoolName.SWA)
+    assert not any(found(rig, PoolName.DRAFT))
+
+
+def test_all_pools_together_stay_within_the_room(start, tmp_path):
+    gb = 4 / 1024
+    rig = start(PoolName.SWA, PoolName.MAMBA, ssd_cache_gb=gb)
+    for first in range(60):
+        tokens = list(range(1000 * first, 1000 * first + len(PROMPT)))
+        keys = get_storage_hash_str(tokens, None, page_size=TOKENS)
+        transfers = [rig.transfer(name, keys, range(8)) for name in rig.sidecars]
+        stored = rig.backup_with(tokens, range(8), transfers)
+        assert stored == {"swa": 8, "mamba": 8}
+    sizes = [slab.stat().st_size for slab in tmp_path.rglob("*.slab")]
+    assert len(sizes) == 3
+    assert gb * (1 << 30) / 2 < sum(sizes) <= gb * (1 << 30)
+
+
+def test_a_pool_that_comes_while_the_storage_is_attached_is_stored_as_well(start):
+    rig = start(PoolName.SWA)
+    pool = state(rig)
+    rig.sidecars[PoolName.MAMBA] = pool
+    entry = PoolEntry(PoolName.MAMBA, pool, rig.device, int)
+    rig.controller.register_host_pool_entry(entry)
+    for _, its_store in rig.storage._stores:
+        its_store.wait_restored()
+    store(rig, PoolName.MAMBA)
+    assert all(found(rig, PoolName.MAMBA))
+
+
+def test_a_pool_that_was_never_registered_has_no_pages(start):
+    rig = start(PoolName.SWA)
+    keys = KEYS[:2]
+    wanted = PoolTransfer(name=PoolName.MAMBA, keys=keys, host_indices=torch.arange(2))
+    assert rig.storage.batch_set_v2([wanted], extra_of([])) == {"mamba": [False, False]}
+    assert rig.storage.batch_get_v2([wanted], extra_of([])) == {"mamba": [False, False]}
+    assert rig.storage.batch_exists_v2(keys, [wanted], extra_of([])).kv_hit_pages == 0
+
+
+def test_without_keys_before_a_call_parts_are_not_stored_either(start):
+    rig = start(PoolName.SWA)
+    wanted = rig.transfer(PoolName.SWA, KEYS, range(8))
+    assert rig.storage.batch_set_v2([wanted]) == {"swa": [False] * 8}
+    assert not any(found(rig, PoolName.SWA))
+
+
+def test_former_weights_take_their_parts_with_them(start):
+    rig = start(PoolName.SWA)
+    store(rig, PoolName.SWA)
+    rig.storage.forget_weights()
+    assert not any(found(rig, PoolName.SWA))
+    store(rig, PoolName.SWA)
+    assert all(found(rig, PoolName.SWA))
+    assert all(found(start(PoolName.SWA), PoolName.SWA))
+
+
+def test_no_exception_of_ours_reaches_sglang(start, monkeypatch):
+    rig = start(PoolName.SWA)
+    monkeypatch.setattr(rig.storage._stores.sidecars["swa"].store, "find", lambda _: 1 // 0)
+    backup(rig)
+    wanted = [rig.transfer(PoolName.SWA, KEYS[6:], [20, 21])]
+    assert rig.storage.batch_exists_v2(KEYS, wanted, extra_of([])).kv_hit_pages == 0
+    assert not any(found(rig, PoolName.SWA))
+
+
+def test_each_pool_counts_for_itself(start):
+    rig = start(PoolName.SWA)
+    before = sample("flexkv:save_bytes_total", PoolName.SWA)
+    store(rig, PoolName.SWA)
+    rig.storage.get_stats()
+    page_bytes = len(rig.sidecar_page(PoolName.SWA, 0))
+    assert sample("flexkv:save_bytes_total", PoolName.SWA) - before == 8 * page_bytes
+
+
+def sample(name, pool):
+    labels = {"tp_rank": "0", "pp_rank": "0", "dp_rank": "0", "pool": str(pool)}
+    return REGISTRY.get_sample_value(name, labels) or 0
+
+
+def of_unknown_kind(rig):
+    """Make a pool whose pages may move."""
+    pool = window(rig)
+    pool.__class__ = type("EnvelopeHostPool", (type(pool),), {})
+    return pool
+
+
+def with_a_state_beside_the_state(rig):
+    """Make a pool of states that SGLang itself cannot name the pieces of."""
+    pool = state(rig)
+    pool.slot_state_device_tensors = [torch.zeros(1)]
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (of_unknown_kind, "is a EnvelopeHostPool, whose pages FlexKV cannot store"),
+        (with_a_state_beside_the_state, "does not say where pages of its MambaPoolHost lie"),
+    ],
+)
+def test_a_pool_that_cannot_be_stored_stops_the_attach_in_one_sentence(
+    start, monkeypatch, make, sentence
+):
+    monkeypatch.setitem(POOLS, PoolName.MAMBA, (SidecarRig, make))
+    with pytest.raises(LayoutError, match=sentence) as caught:
+        start(PoolName.MAMBA)
+    assert "\n" not in str(caught.value)
+
+
+def test_before_sglang_0_5_23_a_model_with_more_than_kv_is_refused(start, monkeypatch):
+    monkeypatch.setattr(storage_module, "_KNOWS_SIDECARS", False)
+    with pytest.raises(ConfigError, match=r"pool swa beside its KV, which is stored from SGLang"):
+        start(PoolName.SWA)
