@@ -82,7 +82,14 @@ class WindowCase(SidecarCase):
     def __init__(self, kv):
         self.kv, self._pool = kv, kv.rig.make_pool("page_first_direct", 32)
         self._pool.kv_buffer.copy_(torch.randn(self._pool.kv_buffer.shape))
-        kv.storage.register_mem_host_pool_v2(self._pool, self.name)
+        self._register()
+
+    def _register(self):
+        self.kv.storage.register_mem_host_pool_v2(self._pool, self.name)
+
+    def attach_again(self):
+        super().attach_again()
+        self._register()
 
     def page(self, page_id):
         return self._pool.kv_buffer[:, page_id].contiguous().numpy().tobytes()
@@ -92,3 +99,11 @@ class TestSidecarsOfFileStorage(SidecarContract):
     @pytest.fixture
     def case(self, start):
         return WindowCase(start("page_first_direct"))
+
+    @pytest.mark.xfail(strict=True, reason="it has no checksums: wrong bytes are loaded")
+    def test_wrong_bytes_of_a_part_are_said_to_be_missing(self, case):
+        super().test_wrong_bytes_of_a_part_are_said_to_be_missing(case)
+
+    @pytest.mark.xfail(strict=True, reason="a file that exists is never written again")
+    def test_a_part_that_turned_out_bad_can_be_stored_again(self, case):
+        super().test_a_part_that_turned_out_bad_can_be_stored_again(case)

@@ -1,5 +1,7 @@
 """Models that keep more than KV, on SGLang's real controller for them and its real host pools."""
 
+import threading
+
 import pytest
 import torch
 from controller_rig import TOKENS
@@ -12,6 +14,7 @@ from sidecar_rig import IndexerRig, SidecarRig, indexer, state, tensors_of, wind
 from storage_case import OurCase
 
 from flexkv_connectors.sglang import storage as storage_module
+from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.sidecar_contract import SidecarCase, SidecarContract
 from flexkv_connectors.sglang.storage_contract import extra_of
 from flexkv_core.errors import ConfigError, LayoutError
@@ -185,11 +188,11 @@ def test_states_of_other_numbers_of_the_same_size_are_a_miss(start, monkeypatch)
     assert not any(found(start(PoolName.MAMBA), PoolName.MAMBA))
 
 
-def test_pools_of_equal_pages_are_not_mixed_up(start, monkeypatch):
+def test_pages_of_one_pool_are_not_taken_for_those_of_another(start, monkeypatch):
     monkeypatch.setitem(POOLS, PoolName.DRAFT, POOLS[PoolName.SWA])
-    rig = start(PoolName.SWA, PoolName.DRAFT)
-    store(rig, PoolName.SWA)
-    assert not any(found(rig, PoolName.DRAFT))
+    store(start(PoolName.SWA), PoolName.SWA)
+    assert not any(found(start(PoolName.DRAFT), PoolName.DRAFT))
+    assert all(found(start(PoolName.SWA), PoolName.SWA))
 
 
 def test_all_pools_together_stay_within_the_room(start, tmp_path):
@@ -241,6 +244,18 @@ def test_former_weights_take_their_parts_with_them(start):
     assert not any(found(rig, PoolName.SWA))
     store(rig, PoolName.SWA)
     assert all(found(rig, PoolName.SWA))
+    assert all(found(start(PoolName.SWA), PoolName.SWA))
+
+
+def test_parts_of_weights_that_changed_while_it_was_detached_are_not_found(start, monkeypatch):
+    rig = start(PoolName.SWA)
+    store(rig, PoolName.SWA)
+    rig.controller.detach_storage_backend()
+    with monkeypatch.context() as this_process:
+        this_process.setattr(weight_updates, "_changed", threading.Event())
+        weight_updates.tell(None)
+        rig.attach()
+        assert not any(found(rig, PoolName.SWA))
     assert all(found(start(PoolName.SWA), PoolName.SWA))
 
 

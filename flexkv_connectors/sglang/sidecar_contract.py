@@ -60,6 +60,10 @@ class SidecarCase(ABC):
         transfer = PoolTransfer(name=self.name, keys=keys[-num_pages:], hit_policy=policy)
         return self.kv.storage.batch_exists_v2(keys, [transfer], extra_of([]))
 
+    def attach_again(self) -> None:
+        """Detach the storage and attach another to the same pools."""
+        self.kv.attach_again()
+
     def pages(self, page_ids: Sequence[int]) -> list[bytes]:
         """Return the content of pages of the sidecar's pool."""
         return [self.page(page_id) for page_id in page_ids]
@@ -132,6 +136,7 @@ class SidecarContract(ABC):
         assert not any(case.set(keys, range(_NUM_KEYS - 1)))
         assert not any(case.get(keys, range(_NUM_KEYS - 1)))
         assert case.pages(range(32)) == before
+        assert all(case.set(keys, range(_NUM_KEYS)))
 
     def test_no_part_is_asked_for_and_the_kv_decides(self, case: SidecarCase) -> None:
         """As `batch_exists` would."""
@@ -145,7 +150,7 @@ class SidecarContract(ABC):
         keys, expected = chain_of(1), case.pages(range(_NUM_KEYS))
         case.set(keys, range(_NUM_KEYS))
         case.kv.set(keys, range(_NUM_KEYS), [])
-        case.kv.attach_again()
+        case.attach_again()
         found = case.find(keys, PoolHitPolicy.ALL_PAGES, _NUM_KEYS)
         assert found.kv_hit_pages == _NUM_KEYS
         assert all(case.get(keys, range(20, 28)))
