@@ -1,22 +1,47 @@
 """Stands in for the CUDA copies between SGLang's device and host pools: the same in plain torch.
 
+SGLang's attention for CPUs writes a sliding window's KV where the window's own pool has it, and reads
+it by the indices of the other pool, which are the same until something was restored (0.5.23).
+
 Beside a build of torch for CUDA there is NCCL, too, which SGLang would use without a GPU.
 
 SGLang runs as its own plug-in (entry point group `sglang.srt.plugins`); see the folder beside this.
 """
 
+from types import SimpleNamespace
+
 
 def register():
     """Replace the copies in the modules that call them."""
     from sglang.srt.distributed.device_communicators import pynccl
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend as Attention
     from sglang.srt.mem_cache.pool_host import common, mha, mla
 
     pynccl.NCCLLibrary = no_library
     common._cuda_host_register = lambda *args, **kwargs: None
+    Attention.forward_extend = by_indices_of_the_layer(Attention.forward_extend)
+    Attention.forward_decode = by_indices_of_the_layer(Attention.forward_decode)
     for module in (mha, mla):
         module.transfer_kv_direct = transfer_kv_direct
         module.transfer_kv_per_layer_direct_pf_lf = load_layer_from_pages
         module.transfer_kv_all_layer_direct_lf_pf = save_layers_to_pages
+
+
+def by_indices_of_the_layer(forward):
+    """Let a forward read the KV of layers with a sliding window from where it is."""
+
+    def translated(self, q, k, v, layer, *args, **kwargs):
+        requests, pool = self.req_to_token_pool, self.token_to_kv_pool
+        mapping = getattr(pool, "layers_mapping", {})
+        if mapping.get(layer.layer_id, (0, False))[1]:
+            table = pool.translate_loc_from_full_to_swa(requests.req_to_token)
+            self.req_to_token_pool = SimpleNamespace(req_to_token=table)
+        try:
+            return forward(self, q, k, v, layer, *args, **kwargs)
+        finally:
+            self.req_to_token_pool = requests
+
+    return translated
 
 
 def no_library(path=None):
