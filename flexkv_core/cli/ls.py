@@ -51,6 +51,7 @@ class _Listed(msgspec.Struct, kw_only=True):
     block_tokens: int
     weight_version: str
     user: str
+    cache_group: str
     temporary: bool
     blocks: int
     columns: list[_Column]
@@ -145,6 +146,7 @@ class _NamespaceReader:
             block_tokens=namespace.block_tokens,
             weight_version=namespace.weight_version,
             user=namespace.user,
+            cache_group=namespace.cache_group,
             temporary=self._is_temporary,
             blocks=len(set.intersection(*self._keys.values())),
             columns=[self._columns[name] for name in sorted(self._columns)],
@@ -210,6 +212,8 @@ def _namespace_lines(listed: _Listed) -> Iterator[str]:
         yield f"  weight version {printable(listed.weight_version)}\n"
     if listed.user:
         yield f"  user {printable(listed.user)}\n"
+    if listed.cache_group:
+        yield f"  not KV but what belongs to it: {printable(listed.cache_group)}\n"
     if listed.temporary:
         yield "  temporary: deleted once no engine uses it\n"
     header = ("COLUMN", "SLABS", "IN USE", "CELLS", "ON DISK", "USED", "NEWEST WRITE")

@@ -1,7 +1,7 @@
 """Stands in for the CUDA copies between SGLang's device and host pools: the same in plain torch.
 
-SGLang's attention for CPUs writes a sliding window's KV where the window's own pool has it, and reads
-it by the indices of the other pool, which are the same until something was restored (0.5.23).
+SGLang's attention for CPUs writes the KV of a sliding window where the window's own pool has it,
+and reads it by the indices of the other pool: the same until something was restored (0.5.23).
 
 Beside a build of torch for CUDA there is NCCL, too, which SGLang would use without a GPU.
 

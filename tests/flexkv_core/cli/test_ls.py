@@ -51,6 +51,7 @@ def test_the_listing_is_the_golden_one(flexkv, make_slab, mebibyte_slabs, namesp
                 "block_tokens": 64,
                 "weight_version": "",
                 "user": "",
+                "cache_group": "",
                 "temporary": False,
                 "blocks": 2,
                 "columns": [
@@ -81,6 +82,7 @@ def test_the_listing_is_the_golden_one(flexkv, make_slab, mebibyte_slabs, namesp
                 "block_tokens": 64,
                 "weight_version": "r1",
                 "user": "me",
+                "cache_group": "",
                 "temporary": True,
                 "blocks": 1,
                 "columns": [
@@ -109,7 +111,7 @@ def test_the_listing_is_the_golden_one(flexkv, make_slab, mebibyte_slabs, namesp
 def test_the_text_names_what_an_operator_asks_for(
     flexkv, make_slab, mebibyte_slabs, namespace_with, tmp_path
 ):
-    namespace = namespace_with(weight_version="r1", user="team")
+    namespace = namespace_with(weight_version="r1", user="team", cache_group="swa")
     slab = make_slab(namespace=namespace, is_temporary=True).write_chain(2)
     os.utime(slab.path, (0, 1_700_000_000))
     make_slab(name="broken.slab").write_at(0, b"x")
@@ -117,7 +119,8 @@ def test_the_text_names_what_an_operator_asks_for(
     text = flexkv("ls", tmp_path).out
 
     assert f"namespace {namespace.short}: 2 blocks of 64 tokens, bfloat16\n" in text
-    assert "  weight version r1\n  user team\n  temporary: deleted once no engine uses it\n" in text
+    assert "  weight version r1\n  user team\n  not KV but what belongs to it: swa\n" in text
+    assert "swa\n  temporary: deleted once no engine uses it\n" in text
     assert "  heads-0-3.layers-0-31  1      0       2      1.0 MiB  24.0 KiB  2023-11-14 22" in text
     assert "broken.slab (1.0 MiB): the superblock cannot be read\n" in text
 
