@@ -103,6 +103,12 @@ SGLANG = Engine(
         "sglang.srt.managers.cache_controller",
         f"{_CACHE}.hybrid_cache.hybrid_cache_controller",
     ),
+    behaviour=(
+        f"{_CACHE}.pool_host.mha.MHATokenToKVPoolHost.get_page_buffer_meta",
+        f"{_CACHE}.pool_host.mla.MLATokenToKVPoolHost.get_page_buffer_meta",
+        f"{_CACHE}.pool_host.mamba.MambaPoolHost.get_page_buffer_meta",
+        f"{_CACHE}.pool_host.dsa.DSAIndexerPoolHost.get_page_buffer_meta",
+    ),
     present=(
         f"{_CACHE}.hiradix_cache",
         f"{_CACHE}.unified_radix_cache",
