@@ -14,6 +14,7 @@ from flexkv_core.tiers.memory import PageMemory, PagePiece
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host import HostKVCache
+    from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 
 __all__ = ["format_name", "page_memory_of"]
 
@@ -52,8 +53,8 @@ def format_name(pool: "HostKVCache", version: str) -> str:
     return f"sglang-{version}.{type(pool).__name__}.{pool.layout}.{pieces}"
 
 
-def _pieces(pool: "HostKVCache", page: int) -> list[tuple[int, int]]:
-    """Return address and size of each piece of a page."""
+def _pieces(pool: "MHATokenToKVPoolHost", page: int) -> list[tuple[int, int]]:
+    """Return address and size of each piece of a page; every pool in `_AFFINE` names them so."""
     first = page * pool.page_size
     try:
         addresses, sizes = pool.get_page_buffer_meta(torch.arange(first, first + pool.page_size))
