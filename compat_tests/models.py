@@ -8,6 +8,7 @@ a comparison of outputs passes on garbage.
     demo     Qwen3, bfloat16, 31 M parameters: big enough that a hit is visibly faster
     mla      DeepSeek-V2, float32: one latent head instead of keys and values
     hybrid   Gemma 3, bfloat16: two layers of three see a sliding window only
+    state    LFM2, float32: two layers of three keep a state instead of KV
     window   Mellum, float32: the same, and SGLang keeps the window in a pool of its own
     lora-1, lora-2   adapters for `oracle`
 """
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NAMES = ("oracle", "demo", "mla", "hybrid", "window", "lora-1", "lora-2")
+NAMES = ("oracle", "demo", "mla", "hybrid", "state", "window", "lora-1", "lora-2")
 MAX_POSITIONS = 8192
 BOS, USER, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -212,6 +213,23 @@ def _hybrid(vocab_size: int) -> tuple[Any, str]:
     return config, "bfloat16"
 
 
+def _state(vocab_size: int) -> tuple[Any, str]:
+    from transformers import Lfm2Config
+
+    config = Lfm2Config(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        layer_types=["conv", "full_attention", "conv"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.12,
+    )
+    return config, "float32"
+
+
 def _window(vocab_size: int) -> tuple[Any, str]:
     from transformers import MellumConfig
 
@@ -237,6 +255,7 @@ _MODELS: dict[str, Callable[[int], tuple[Any, str]]] = {
     "demo": _demo,
     "mla": _mla,
     "hybrid": _hybrid,
+    "state": _state,
     "window": _window,
 }
 

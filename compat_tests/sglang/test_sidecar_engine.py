@@ -1,19 +1,45 @@
-"""Real SGLang on a CPU with a model that keeps more than KV: what it stored outlives it, whole."""
+"""Real SGLang on a CPU with models that keep more than KV: what it stored outlives it, whole."""
 
 import random
 import time
+from typing import Any, NamedTuple
 
 import pytest
 from sglang_process import PAGE_TOKENS, SglangProcess, flexkv
 
-NUM_TOKENS = 1000
-HIT_TOKENS = NUM_TOKENS // PAGE_TOKENS * PAGE_TOKENS
-PROMPT = random.Random(1).choices(range(400), k=NUM_TOKENS)
+NUM_TOKENS = 10 * PAGE_TOKENS
+LONGER = random.Random(1).choices(range(400), k=NUM_TOKENS + 50)
+PROMPT = LONGER[:NUM_TOKENS]
+"""A state is stored where a prompt ended, and is of use to prompts that go on from there."""
+
 STORED_LIMIT_S = 60
 
 
+class Model(NamedTuple):
+    """A model that keeps something beside its KV."""
+
+    name: str
+    pool: str
+    arguments: dict[str, Any]
+
+
+WINDOW = Model("window", "swa", {})
+STATE = Model(
+    "state",
+    "mamba",
+    # SGLang keeps states of this model in pages of one token only, and as many as there is room.
+    {"page_size": 1, "max_mamba_cache_size": 64, "max_running_requests": 4},
+)
+
+
+@pytest.fixture(params=[WINDOW, STATE], ids=lambda model: model.name)
+def kind(request):
+    """Each of the models."""
+    return request.param
+
+
 @pytest.fixture
-def start(model, tmp_path, tmp_path_factory):
+def start(model, kind, tmp_path, tmp_path_factory):
     """Start engines on one directory, each after the end of the one before."""
     engines = []
 
@@ -21,7 +47,7 @@ def start(model, tmp_path, tmp_path_factory):
         for engine in engines:
             engine.close()
         folder, storage = tmp_path_factory.mktemp("engine"), flexkv(tmp_path / "ssd")
-        engines[:] = [SglangProcess(model("window"), folder, storage)]
+        engines[:] = [SglangProcess(model(kind.name), folder, storage, **kind.arguments)]
         return engines[0]
 
     yield start
@@ -29,19 +55,21 @@ def start(model, tmp_path, tmp_path_factory):
         engine.close()
 
 
-def wait_until_stored(engine):
-    """Return when the whole prompt comes from storage after SGLang has dropped its own caches."""
+def store(engine):
+    """Store the prompt; return when it comes from storage, SGLang's own caches being empty."""
+    engine.complete(PROMPT, 1)
     end_s = time.monotonic() + STORED_LIMIT_S
     while time.monotonic() < end_s:
         engine.flush()
-        if engine.complete(PROMPT, 1).num_from_storage == HIT_TOKENS:
+        if engine.complete(LONGER, 1).num_from_storage >= NUM_TOKENS:
             return
     pytest.fail("not stored in time")
 
 
-def damage_windows(directory):
-    """Change what is stored of windows, whose namespaces say that they are none of KV."""
-    slabs = [slab for slab in directory.rglob("*.slab") if b'"swa"' in slab.read_bytes()[:4096]]
+def damage(directory, pool):
+    """Change what is stored of a pool, whose namespace says that it is none of KV."""
+    mark = f'"cache_group":"{pool}"'.encode()
+    slabs = [slab for slab in directory.rglob("*.slab") if mark in slab.read_bytes()[:4096]]
     assert slabs
     for slab in slabs:
         with slab.open("r+b") as file:
@@ -50,19 +78,22 @@ def damage_windows(directory):
                 file.write(b"damage")
 
 
-def test_a_killed_engine_leaves_its_windows_and_damaged_ones_are_computed_again(start, tmp_path):
+def test_a_killed_engine_leaves_all_parts_and_damaged_ones_are_computed_again(
+    start, kind, tmp_path
+):
     engine = start()
-    cold = engine.complete(PROMPT)
+    cold = engine.complete(LONGER)
     assert cold.num_cached_tokens == 0
-    wait_until_stored(engine)
+    engine.flush()
+    store(engine)
     engine.kill()
 
-    warm = start().complete(PROMPT)
-    assert warm.num_from_storage == HIT_TOKENS
+    warm = start().complete(LONGER)
+    assert warm.num_from_storage >= NUM_TOKENS
     assert warm.tokens == cold.tokens
 
     engine = start()
-    damage_windows(tmp_path / "ssd")
-    again = engine.complete(PROMPT)
-    assert again.num_from_storage < HIT_TOKENS
+    damage(tmp_path / "ssd", kind.pool)
+    again = engine.complete(LONGER)
+    assert again.num_from_storage < NUM_TOKENS
     assert again.tokens == cold.tokens

@@ -18,6 +18,7 @@ from flexkv_connectors.sglang.page_store import PageStore
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.memory import PageMemory
+from flexkv_core.tiers.ssd.format import slot_bytes
 from flexkv_core.transfer.direct_lane import DirectLane
 from flexkv_core.transfer.tier_lane import TierLane
 from flexkv_core.types import BlockKey
@@ -47,9 +48,9 @@ class SidecarPool:
     """This rank's share: of no heads or layers, but of ranks, as if each were one head."""
 
     @property
-    def num_bytes(self) -> int:
-        """Size of all pages."""
-        return self.memory.num_slots * self.memory.slot_bytes
+    def stored_bytes(self) -> int:
+        """What all pages would take on SSD."""
+        return self.memory.num_slots * slot_bytes(self.memory.slot_bytes)
 
 
 def why_no_sidecars(storage: "HiCacheStorageConfig") -> str | None:

@@ -8,6 +8,7 @@ from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.sidecars import Sidecar, SidecarPool, open_sidecar
 from flexkv_connectors.sglang.ssd_store import Copies, SsdStore
 from flexkv_core.namespace import Namespace
+from flexkv_core.tiers.ssd.format import slot_bytes
 
 __all__ = ["KV", "Activity", "Stores"]
 
@@ -26,7 +27,7 @@ class Activity(NamedTuple):
 
 
 class Stores:
-    """A store of KV, and one for each pool beside it: they divide the room by their pools' bytes.
+    """A store of KV, and one for each pool beside it: they divide the room as their pools would.
 
     Thread: `add` the scheduler's, which SGLang calls before it asks for the pool; all else any.
     """
@@ -42,7 +43,10 @@ class Stores:
         self.kv = open_store(deployment, namespace)
         self.sidecars: dict[str, Sidecar] = {}
         self._deployment = deployment
-        self._pool_bytes = {KV: deployment.pages.num_pages * deployment.block_format.block_bytes}
+        block_format = deployment.block_format
+        kv_bytes = block_format.num_cells * slot_bytes(block_format.cell_bytes)
+        self._stored_bytes = {KV: deployment.pages.num_pages * kv_bytes}
+        """What all pages of a pool would take on SSD."""
 
     def add(self, pool: SidecarPool) -> None:
         """Open the store of a pool, and give it its part of the room.
@@ -50,7 +54,7 @@ class Stores:
         Raises:
             ConfigError: None of the directories can be used.
         """
-        self._pool_bytes[pool.name] = pool.num_bytes
+        self._stored_bytes[pool.name] = pool.stored_bytes
         sidecar = open_sidecar(self._deployment, pool, self._share(pool.name))
         self.sidecars |= {pool.name: sidecar}
         for name, store in self:
@@ -77,5 +81,5 @@ class Stores:
         return [Activity(name, store.take_counts(), store.take_copies()) for name, store in self]
 
     def _share(self, name: str) -> int:
-        total_bytes = sum(self._pool_bytes.values())
-        return self._deployment.quota_bytes * self._pool_bytes[name] // total_bytes
+        total_bytes = sum(self._stored_bytes.values())
+        return self._deployment.quota_bytes * self._stored_bytes[name] // total_bytes

@@ -8,20 +8,25 @@ Beside a build of torch for CUDA there is NCCL, too, which SGLang would use with
 SGLang runs as its own plug-in (entry point group `sglang.srt.plugins`); see the folder beside this.
 """
 
+from itertools import pairwise
 from types import SimpleNamespace
+
+import torch
 
 
 def register():
     """Replace the copies in the modules that call them."""
     from sglang.srt.distributed.device_communicators import pynccl
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend as Attention
-    from sglang.srt.mem_cache.pool_host import common, mha, mla
+    from sglang.srt.mem_cache.pool_host import common, mamba, mha, mla
+    from sglang.srt.models import lfm2
 
     pynccl.NCCLLibrary = no_library
     common._cuda_host_register = lambda *args, **kwargs: None
     Attention.forward_extend = by_indices_of_the_layer(Attention.forward_extend)
     Attention.forward_decode = by_indices_of_the_layer(Attention.forward_decode)
-    for module in (mha, mla):
+    lfm2.causal_conv1d_fn, lfm2.causal_conv1d_update = convolve, convolve_one
+    for module in (mamba, mha, mla):
         module.transfer_kv_direct = transfer_kv_direct
         module.transfer_kv_per_layer_direct_pf_lf = load_layer_from_pages
         module.transfer_kv_all_layer_direct_lf_pf = save_layers_to_pages
@@ -71,3 +76,26 @@ def save_layers_to_pages(src_ptrs, dst_ptrs, src_indices, dst_indices, page_size
         tokens = source[src_indices]
         target = dst_ptrs[position // num_layers]
         target[pages, position % num_layers] = tokens.reshape(-1, page_size, *tokens.shape[1:])
+
+
+def convolve(
+    x, weight, bias, query_start_loc, cache_indices, has_initial_state, conv_states, activation
+):
+    """Convolve tokens of requests, `[channel, token]`; the last of each are its state."""
+    outputs = []
+    bounds = pairwise(query_start_loc.tolist())
+    for (first, end), index, is_going_on in zip(
+        bounds, cache_indices, has_initial_state, strict=False
+    ):
+        seen = torch.cat([conv_states[index] * is_going_on, x[:, first:end]], dim=1)
+        conv_states[index] = seen[:, -conv_states.shape[-1] :]
+        outputs.append(torch.conv1d(seen[None], weight[:, None], bias, groups=len(weight))[0])
+    return torch.cat(outputs, dim=1)
+
+
+def convolve_one(x, conv_state, weight, bias, activation, conv_state_indices):
+    """Convolve one more token of each request, `[request, channel]`."""
+    seen = torch.cat([conv_state[conv_state_indices], x[..., None]], dim=-1)
+    conv_state[conv_state_indices] = seen[..., 1:].to(conv_state.dtype)
+    convolved = (seen * weight).sum(dim=-1)
+    return convolved if bias is None else convolved + bias
