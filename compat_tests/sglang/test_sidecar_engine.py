@@ -8,9 +8,10 @@ import pytest
 from sglang_process import PAGE_TOKENS, SglangProcess, flexkv
 
 NUM_TOKENS = 10 * PAGE_TOKENS
-LONGER = random.Random(1).choices(range(400), k=NUM_TOKENS + 50)
+LONGER = random.Random(1).choices(range(400), k=NUM_TOKENS + 1)
 PROMPT = LONGER[:NUM_TOKENS]
-"""A state is stored where a prompt ended, and is of use to prompts that go on from there."""
+"""A state is stored where a prompt ended, and is of use to prompts that go on from there: here by
+one token, which a wrong state makes another."""
 
 STORED_LIMIT_S = 60
 
@@ -48,11 +49,20 @@ def start(model, kind, tmp_path, tmp_path_factory):
             engine.close()
         folder, storage = tmp_path_factory.mktemp("engine"), flexkv(tmp_path / "ssd")
         engines[:] = [SglangProcess(model(kind.name), folder, storage, **kind.arguments)]
+        wait_until_found_again(engines[0])
         return engines[0]
 
     yield start
     for engine in engines:
         engine.close()
+
+
+def wait_until_found_again(engine):
+    """Return when the KV and the pool beside it know what lies in their files."""
+    end_s = time.monotonic() + STORED_LIMIT_S
+    while engine.log_text().count("ssd.restored") < 2:
+        engine.flush()
+        assert time.monotonic() < end_s, "not found again in time"
 
 
 def store(engine):

@@ -186,6 +186,7 @@ class SsdStore:
         while not is_over:
             with self._index_lock:
                 is_over = self._restore_some()
+        logger.info("ssd.restored blocks=%d", self._manager.num_used_blocks(_TIER))
 
     def _restore_some(self) -> bool:
         found = TierReport(
