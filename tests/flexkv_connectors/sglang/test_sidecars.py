@@ -1,0 +1,119 @@
+"""Pools beside the KV: what their pages are, and what SGLang's calls do with them."""
+
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from engine_values import PAGES, TOKENS, deployment, keys_and_values, storage
+
+from flexkv_connectors.sglang.sidecars import describe, open_sidecar, why_no_sidecars
+from flexkv_core.testing.namespaces import make_namespace
+
+KEYS = [bytes([number + 1]).hex() * 32 for number in range(PAGES)]
+
+
+def described(name="swa", pool=None, version="0.5.23", **place):
+    pool = pool or keys_and_values()
+    return describe(name, pool, storage(**place), version, make_namespace())
+
+
+def transfer(page_ids, keys=KEYS):
+    indices = [page * TOKENS + token for page in page_ids for token in range(TOKENS)]
+    return SimpleNamespace(host_indices=torch.tensor(indices), keys=keys)
+
+
+@pytest.fixture
+def pool():
+    """A pool whose pages differ."""
+    pool = keys_and_values()
+    array = pool.kv_buffer.array
+    array[...] = np.random.default_rng(1).integers(0, 1000, array.shape)
+    return pool
+
+
+@pytest.fixture
+def sidecar(pool, tmp_path):
+    rank = deployment(pool, {"ssd_cache_dir": str(tmp_path)})
+    sidecar = open_sidecar(rank, described(pool=pool), 16 << 20)
+    sidecar.store.wait_restored()
+    yield sidecar
+    sidecar.store.close()
+
+
+def test_pages_come_back_to_other_places(sidecar, pool):
+    array = pool.kv_buffer.array
+    expected = array[:, ::-1].copy()
+    assert sidecar.save(transfer(range(PAGES))) == [True] * PAGES
+    array[...] = 0
+    assert sidecar.find(KEYS) == [True] * PAGES
+    assert sidecar.load(transfer(range(PAGES - 1, -1, -1))) == [True] * PAGES
+    assert (array == expected).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        transfer(range(PAGES - 1)),
+        SimpleNamespace(host_indices=None, keys=KEYS),
+        SimpleNamespace(host_indices=torch.arange(PAGES * TOKENS + 1), keys=KEYS),
+    ],
+    ids=["too few", "none", "too many"],
+)
+def test_indices_that_do_not_fit_the_keys_move_nothing(sidecar, wrong):
+    assert sidecar.save(wrong) == [False] * PAGES
+    assert sidecar.load(wrong) == [False] * PAGES
+    assert sidecar.find(KEYS) == [False] * PAGES
+
+
+def test_a_transfer_without_keys_moves_nothing(sidecar):
+    assert sidecar.save(transfer([], keys=None)) == sidecar.load(transfer([], keys=None)) == []
+
+
+def test_a_pool_is_what_the_kv_is_but_for_its_bytes():
+    ours, kv = described().namespace, make_namespace()
+    changed = {
+        field for field in msgspec.structs.asdict(kv) if getattr(ours, field) != getattr(kv, field)
+    }
+    assert changed == {"cache_group", "block_format", "cell_layers"}
+    assert ours.cache_group == "swa"
+
+
+def of_other_numbers():
+    pool = keys_and_values()
+    pool.dtype = np.dtype(np.int16)
+    return pool
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "draft"}, {"version": "0.5.24"}, {"tp_size": 2}, {"pool": of_other_numbers()}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_decides_over_bytes_is_part_of_the_identity(change):
+    assert described(**change).namespace.digest != described().namespace.digest
+
+
+def test_each_rank_has_a_column_of_its_own():
+    columns = [described(tp_rank=rank, tp_size=2).column.name for rank in range(2)]
+    assert columns == ["heads-0-0.layers-0-0", "heads-1-1.layers-0-0"]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ({}, None),
+        ({"tp_size": 2}, None),
+        ({"is_mla_model": True}, None),
+        ({"pp_size": 2}, "and its layers are spread over 2 pipeline stages"),
+        ({"is_mla_model": True, "tp_size": 4}, "and only some of its 4 ranks would write it"),
+    ],
+)
+def test_places_that_cannot_be_served_are_named(place, reason):
+    assert why_no_sidecars(storage(**place)) == reason
+
+
+def test_on_rocm_nothing_beside_the_kv_is_stored(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "on ROCm" in why_no_sidecars(storage())
