@@ -8,7 +8,7 @@ from sglang_process import flexkv
 from storage_case import OurCase
 
 from flexkv_connectors.sglang.page_memory import page_memory_of
-from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract
+from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, chain_of, extra_of
 
 PROMPT = list(range(8 * TOKENS))
 LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
@@ -94,3 +94,25 @@ def test_the_pieces_are_the_page_that_sglang_cuts_out(start, layout):
     theirs = rig.pool.get_data_page(7 * TOKENS, flat=True).numpy()
     assert sorted(np.frombuffer(ours, np.float32)) == sorted(theirs)
     assert memory.num_slots == rig.pool.page_num
+
+
+def indices_of(rig, what):
+    """Return indices that do not name the 8 pages of 8 keys."""
+    whole = rig.indices(range(20, 28))
+    return {
+        "one page less": whole[:-TOKENS],
+        "one page more": rig.indices(range(20, 29)),
+        "a page begun inside another": whole + 1,
+    }[what]
+
+
+@pytest.mark.parametrize("block_format", ["cells", "native"])
+@pytest.mark.parametrize("what", ["one page less", "one page more", "a page begun inside another"])
+def test_indices_that_do_not_name_a_page_for_each_key_are_refused(start, block_format, what):
+    rig, keys = start(block_format=block_format), chain_of(1)
+    before = [rig.page_bytes(page) for page in range(32)]
+    assert not any(rig.storage.batch_set_v1(keys, indices_of(rig, what), extra_of([])))
+    assert all(rig.storage.batch_set_v1(keys, rig.indices(range(8)), extra_of([])))
+    assert not any(rig.storage.batch_get_v1(keys, indices_of(rig, what), extra_of([])))
+    assert [rig.page_bytes(page) for page in range(32)] == before
+    assert rig.storage.batch_exists(keys) == len(keys)

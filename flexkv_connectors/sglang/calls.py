@@ -16,7 +16,15 @@ def keys_of(hashes: Iterable[str]) -> list[BlockKey]:
     return [BlockKey(bytes.fromhex(text)) for text in hashes]
 
 
-def page_ids_of(host_indices: "torch.Tensor", page_tokens: int) -> list[int]:
-    """Return the pages that begin at every `page_tokens`th of the indices of a pool."""
-    page_ids: list[int] = (host_indices[::page_tokens] // page_tokens).tolist()
-    return page_ids
+def page_ids_of(
+    host_indices: "torch.Tensor | None", page_tokens: int, num_keys: int
+) -> list[int] | None:
+    """Return the page of each key, which begins at every `page_tokens`th of the indices of a pool.
+
+    None where it is not said which page is whose: not all of every page is named, or more is.
+    """
+    if host_indices is None or len(host_indices) != num_keys * page_tokens:
+        return None
+    starts: list[int] = host_indices[::page_tokens].tolist()
+    is_whole = not any(start % page_tokens for start in starts)
+    return [start // page_tokens for start in starts] if is_whole else None

@@ -123,10 +123,9 @@ class Sidecar:
         move: Callable[[Sequence[BlockKey], Sequence[int]], list[bool]],
         transfer: "PoolTransfer",
     ) -> list[bool]:
-        hashes, indices = transfer.keys or [], transfer.host_indices
-        if indices is None or len(indices) != len(hashes) * self.page_tokens:
-            return [False] * len(hashes)  # it is not said which page is whose
-        return move(keys_of(hashes), page_ids_of(indices, self.page_tokens))
+        hashes = transfer.keys or []
+        page_ids = page_ids_of(transfer.host_indices, self.page_tokens, len(hashes))
+        return [False] * len(hashes) if page_ids is None else move(keys_of(hashes), page_ids)
 
 
 def open_sidecar(deployment: Deployment, pool: SidecarPool, quota_bytes: int) -> Sidecar:

@@ -1,7 +1,7 @@
 """The class that SGLang's HiCache calls. It only delegates, each call through the fault barrier."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sglang
@@ -12,6 +12,7 @@ from typing_extensions import override
 from flexkv_connectors.common.fault_barrier import FaultBarrier
 from flexkv_connectors.common.versions import require_supported
 from flexkv_connectors.sglang.calls import keys_of, page_ids_of
+from flexkv_connectors.sglang.chain_store import ChainStore
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
 from flexkv_connectors.sglang.settings import read_settings
@@ -21,6 +22,7 @@ from flexkv_connectors.sglang.stats import StorageStats
 from flexkv_connectors.sglang.stores import KV, Activity, Stores
 from flexkv_connectors.sglang.weight_updates import listen, why_unheard
 from flexkv_core.errors import ConfigError
+from flexkv_core.types import BlockKey
 
 if TYPE_CHECKING:
     import torch
@@ -139,13 +141,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         host_indices: "torch.Tensor",
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> list[bool]:
-        num_good = self._guarded(
-            lambda stores: stores.kv.load(
-                keys_of([*_prefix_of(extra_info), *keys]), self._page_ids(host_indices)
-            ),
-            0,
-        )
-        return _leading(num_good, len(keys))
+        return self._move_kv(ChainStore.load, keys, host_indices, extra_info)
 
     @override
     def batch_set_v1(
@@ -156,12 +152,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     ) -> list[bool]:
         if not self._says_prefix(extra_info):
             return _leading(0, len(keys))
-        prefix = _prefix_of(extra_info)
-        num_good = self._guarded(
-            lambda stores: stores.kv.save(keys_of([*prefix, *keys]), self._page_ids(host_indices)),
-            0,
-        )
-        return _leading(num_good, len(keys))
+        return self._move_kv(ChainStore.save, keys, host_indices, extra_info)
 
     @override
     def batch_exists_v2(
@@ -249,6 +240,20 @@ class FlexKVHiCacheStorage(HiCacheStorage):
             return instead
         return self._barrier.run(lambda: hook(stores), lambda: instead)
 
+    def _move_kv(
+        self,
+        move: Callable[[ChainStore, Sequence[BlockKey], Sequence[int]], int],
+        keys: list[str],
+        host_indices: "torch.Tensor",
+        extra_info: "HiCacheStorageExtraInfo | None",
+    ) -> list[bool]:
+        def ask(stores: Stores) -> int:
+            page_ids = page_ids_of(host_indices, self.mem_pool_host.page_size, len(keys))
+            chain = keys_of([*_prefix_of(extra_info), *keys])
+            return 0 if page_ids is None else move(stores.kv, chain, page_ids)
+
+        return _leading(self._guarded(ask, 0), len(keys))
+
     def _of_sidecar(
         self, name: str, hook: Callable[[Sidecar], list[bool]], num_pages: int
     ) -> list[bool]:
@@ -278,9 +283,6 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         activities = self._guarded(lambda stores: stores.take_activities(), nothing)
         self._stats.note(KV, {"switched_off": bool(self._barrier.reason)})
         return self._stats.take(activities)
-
-    def _page_ids(self, host_indices: "torch.Tensor") -> list[int]:
-        return page_ids_of(host_indices, self.mem_pool_host.page_size)
 
     def _says_prefix(self, extra_info: "HiCacheStorageExtraInfo | None") -> bool:
         """Tell whether SGLang says which pages come before a call's; warn once if not."""
