@@ -109,7 +109,8 @@ class ColumnStore:
         """
         learned = []
         with self.space.lock:
-            for slot, header in enumerate(headers, first_slot):
+            still_there = range(first_slot, len(slab.slots))  # the end may have been cut off since
+            for slot, header in zip(still_there, headers, strict=False):
                 if header is None or self._find(header.key):
                     slab.slots.release(slot)
                 else:

@@ -37,6 +37,15 @@ class SlotTable:
         self._taken += bytes(num_slots)
         self.num_free += num_slots
 
+    def cut(self, num_slots: int) -> bool:
+        """Forget all slots but the first `num_slots`, unless a call uses one; tell whether so."""
+        if any(slot >= num_slots for slot in self._num_pins):
+            return False
+        self._slots = {key: slot for key, slot in self._slots.items() if slot < num_slots}
+        self.num_free -= self._taken.count(0, num_slots)
+        del self._taken[num_slots:]
+        return True
+
     def find(self, key: BlockKey) -> int | None:
         """Return the slot of `key`."""
         return self._slots.get(key)

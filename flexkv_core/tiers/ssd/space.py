@@ -136,14 +136,15 @@ class Space:
             self.retire(lost)
 
     def resize(self, quota_bytes: int) -> None:
-        """Use no more than `quota_bytes` from here on; slabs beyond are left to whoever finds them.
+        """Use no more than `quota_bytes` from here on; the newest slabs are cut first.
 
-        The newest go first.
+        One of which nothing would be left, or whose end is in use, is left to whoever finds it.
         """
         with self._changing:
             self._quota_bytes = quota_bytes
             while self.slabs and self._room() < 0:
-                self._retire(self.slabs[-1:])
+                if not self._cut(self.slabs[-1]):
+                    self._retire(self.slabs[-1:])
 
     def unlink(self) -> None:
         """Delete the files of all slabs: nobody will find their blocks again."""
@@ -178,6 +179,19 @@ class Space:
             idle = [slab for slab in retired if slab.slots.is_idle]
         for slab in idle:
             slab.close()
+
+    def _cut(self, slab: Slab) -> bool:
+        """Shorten `slab` by what is used beyond the quota; False if it cannot be."""
+        num_slots = self._num_slots_in(slab.size + self._room() - PAGE_BYTES)
+        with self.lock:
+            is_cut = num_slots > 0 and slab.slots.cut(num_slots)
+        try:
+            if is_cut:
+                slab.resize(num_slots)
+        except OSError as error:
+            logger.warning("ssd.not_cut path=%s: %s", slab.path, error.strerror)
+            return False
+        return is_cut
 
     def _take_free(self, num_slots: int) -> tuple[Slab, range] | None:
         """Take slots from the slabs in turn: what is written together is spread over drives."""

@@ -104,3 +104,13 @@ def test_old_pages_make_room_for_new_ones_where_there_is_less_of_it(rig, tmp_pat
         assert all(rig.store.save(chain(first, 5), range(5)))
     assert rig.store.find(chain(0, 5)) == [False] * 5
     assert sum(slab.stat().st_size for slab in tmp_path.rglob("*.slab")) <= 256 << 10
+
+
+def test_a_full_store_that_gets_a_little_less_room_loses_little(start):
+    rig = start(quota_bytes=300 << 10)
+    rig.store.save(KEYS, range(10))
+    num_stored = sum(rig.store.save(chain(20, 10), range(10, 20)))
+    rig = start(quota_bytes=300 << 10)
+    rig.store.resize((300 << 10) - 1)
+    num_loaded = sum(rig.store.load(KEYS + chain(20, 10), range(20)))
+    assert num_loaded >= num_stored - 2

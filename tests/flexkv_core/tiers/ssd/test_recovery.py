@@ -130,3 +130,14 @@ def test_a_slab_that_is_deleted_meanwhile_is_given_up(disk, open_early, paused):
 def test_all_batches_are_looked_at(disk):
     disk.store(range(10), quota_bytes=4096 + 10 * disk.slot_bytes)
     assert disk.open().recovered() == list(range(10))
+
+
+def test_a_slab_may_be_cut_while_it_is_looked_through(disk, open_early, paused):
+    quota = 4096 + 8 * disk.slot_bytes
+    disk.store(range(8), quota_bytes=quota)
+    rank = open_early(quota_bytes=quota)
+    rank.tier.resize(quota - 1)
+    paused.set()
+    rank.tier.wait_recovered()
+    assert rank.read(range(8)).count(OK) == 7
+    assert rank.write([20]) == [ERROR]

@@ -35,6 +35,24 @@ def test_slots_that_are_taken_together_lie_together(table):
     assert table.take(5) == range(5)
 
 
+def test_what_is_cut_off_is_forgotten_and_the_rest_stays(table):
+    take_and_publish(table, range(6))
+    table.forget(1)
+    assert table.cut(4)
+    assert [table.find(key) for key in range(6)] == [0, None, 2, 3, None, None]
+    assert (len(table), table.num_free) == (4, 1)
+    assert list(table.take(8)) == [1]
+
+
+def test_slots_in_use_are_not_cut_off(table):
+    take_and_publish(table, range(6))
+    table.pin([5])
+    assert not table.cut(5)
+    assert (len(table), table.find(5)) == (8, 5)
+    table.unpin([5])
+    assert table.cut(5)
+
+
 def test_a_run_that_is_nowhere_is_taken_in_shorter_ones(table):
     take_and_publish(table, range(8))
     for key in (1, 2, 5, 6):

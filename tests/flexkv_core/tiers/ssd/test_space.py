@@ -1,5 +1,6 @@
 """Where slots come from: quota, growth, adoption, directories that fail and come back."""
 
+import errno
 import itertools
 import shutil
 
@@ -113,10 +114,45 @@ def test_slabs_beyond_less_room_are_left_and_the_oldest_stays(make, disk, small_
     for slab, slots in taken:
         space.leave(slab, slots)
     oldest, newest = space.slabs
-    space.resize(4096 + 4 * disk.slot_bytes)
+    space.resize(4096 + 2 * disk.slot_bytes)
     assert space.slabs == (oldest,)
     assert newest.is_retired
     assert newest.path.exists()
+
+
+def test_less_room_cuts_the_end_off_a_slab_and_the_rest_stays(make, disk, tmp_path):
+    space = make(10)
+    slab, slots = space.take(10)
+    for slot in slots:
+        slab.slots.publish(disk.key(slot), slot)
+    space.leave(slab, slots)
+    space.resize(4096 + 9 * disk.slot_bytes + 1)
+    assert space.slabs == (slab,)
+    assert [slab.slots.find(disk.key(slot)) for slot in slots] == [*range(9), None]
+    assert total(tmp_path) == slab.size == 4096 + 9 * disk.slot_bytes
+    assert space.num_slots == 9
+
+
+def test_a_slab_whose_end_is_in_use_is_left_whole(make, disk):
+    space = make(10)
+    slab, slots = space.take(10)
+    space.resize(4096 + 9 * disk.slot_bytes)
+    assert space.slabs == ()
+    assert slab.path.stat().st_size == 4096 + 10 * disk.slot_bytes
+    space.leave(slab, slots)
+
+
+def test_a_slab_that_cannot_be_cut_is_left(make, disk, monkeypatch):
+    space = make(10)
+    slab, slots = space.take(10)
+    space.leave(slab, slots)
+
+    def refuse(_):
+        raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(slab, "resize", refuse)
+    space.resize(4096 + 9 * disk.slot_bytes)
+    assert space.slabs == ()
 
 
 @given(
