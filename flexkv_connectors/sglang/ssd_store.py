@@ -6,10 +6,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from flexkv_core.errors import TierError
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.hierarchy.restorer import Restorer
 from flexkv_core.index.radix import Refusal
@@ -119,8 +120,12 @@ class SsdStore:
         self._tier.resize(quota_bytes)
 
     def reset(self, *, keeps_name: bool) -> None:
-        """Forget every block; see `SsdTier.begin_generation`."""
-        with self._loads.lock, self._saves.lock, self._index_lock:
+        """Forget every block; see `SsdTier.begin_generation`.
+
+        Raises:
+            TierError: A call does not end; nothing is forgotten.
+        """
+        with self._idle(), self._index_lock:
             self._manager.reset()
             self._manager.take_gone(_TIER)
             self._restorer = Restorer(self._manager, _TIER, (), self._counters)
@@ -145,8 +150,12 @@ class SsdStore:
         self._thread.join()
 
     def close(self) -> None:
-        """Let go of the files; calls under way end first. A second call does nothing."""
-        with self._loads.lock, self._saves.lock:
+        """Let go of the files; calls under way end first. A second call does nothing.
+
+        Raises:
+            TierError: A call does not end; it keeps the files.
+        """
+        with self._idle():
             for way in (self._loads, self._saves):
                 way.lane.close()
             self._tier.close()
@@ -199,6 +208,16 @@ class SsdStore:
         self._restorer.note(found)
         self._tier.delete(self._restorer.step())
         return self._restorer.is_over
+
+    @contextmanager
+    def _idle(self) -> Iterator[None]:
+        """Let no call be under way; a disk that hangs must not hang the thread that schedules."""
+        with ExitStack() as held:
+            for way in (self._loads, self._saves):
+                if not way.lock.acquire(timeout=2 * way.limit_s):
+                    raise TierError(_TIER, f"a {way.name} of tier {_TIER} does not end")
+                held.callback(way.lock.release)
+            yield
 
     @contextmanager
     def _attempt(self, way: _Way) -> Iterator[_Way | None]:

@@ -41,7 +41,8 @@ class SlotTable:
         """Forget all slots but the first `num_slots`, unless a call uses one; tell whether so."""
         if any(slot >= num_slots for slot in self._num_pins):
             return False
-        self._slots = {key: slot for key, slot in self._slots.items() if slot < num_slots}
+        for key in [key for key, slot in self._slots.items() if slot >= num_slots]:
+            self.forget(key)
         self.num_free -= self._taken.count(0, num_slots)
         del self._taken[num_slots:]
         return True

@@ -4,12 +4,15 @@ import numpy as np
 
 from flexkv_connectors.sglang.chain_store import ChainStore
 from flexkv_core.layout import BlockFormat, Column
+from flexkv_core.testing.doubles import ManualClock
 from flexkv_core.testing.geometry import make_pages, read_block
 from flexkv_core.testing.namespaces import make_namespace
 from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.memory import PageMemory, PagePiece
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
 from flexkv_core.transfer.cpu_lane import CpuLane
+from flexkv_core.transfer.direct_lane import DirectLane
 from flexkv_core.transfer.staged_lane import StagedLane
 from flexkv_core.transfer.tier_lane import TierLane
 
@@ -19,6 +22,29 @@ STAGING = 4
 
 def chain(first, num_keys):
     return [(first + number + 1).to_bytes(4, "big") * 8 for number in range(num_keys)]
+
+
+class DirectRig:
+    """One process of an engine whose pages are stored as they are, in one piece each."""
+
+    def __init__(self, directory, *, kind=ChainStore, wrap=lambda tier: tier, load_limit_s=30.0):
+        self.pages = np.random.default_rng(1).integers(0, 256, (NUM_PAGES, 4096), np.uint8)
+        memory = PageMemory([PagePiece(self.pages.ctypes.data, 4096, 4096)], NUM_PAGES)
+        column = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
+        options = SsdOptions(directories=(directory,), quota_bytes=64 << 20)
+        clock = ManualClock()  # no deadline passes
+        self.tier = SsdTier(
+            memory, make_namespace(), [column], 4096, options, "engine", clock=clock
+        )
+        seen = wrap(self.tier)
+        self.store = kind(
+            self.tier,
+            *(DirectLane(0, TierLane(0, seen, memory, clock=clock)) for _ in range(2)),
+            eviction_policy="lru",
+            load_limit_s=load_limit_s,
+            clock=clock,
+        )
+        self.store.wait_restored()
 
 
 class Rig:
