@@ -34,12 +34,13 @@ def page_memory_of(pool: "HostKVCache") -> PageMemory:
     if kind not in _AFFINE or is_of_special_format(pool):
         msg = f"SGLang's host memory is a {kind}, whose pages FlexKV cannot store as they are"
         raise LayoutError(msg)
-    first, second, last = (_pieces(pool, page) for page in (0, 1, pool.page_num - 1))
+    last_page = pool.page_num - 1
+    first, second, last = (_pieces(pool, page) for page in (0, min(1, last_page), last_page))
     pieces = [
         PagePiece(address, following - address, num_bytes)
         for (address, num_bytes), (following, _) in zip(first, second, strict=True)
     ]
-    reached = [piece.address + (pool.page_num - 1) * piece.stride for piece in pieces]
+    reached = [piece.address + last_page * piece.stride for piece in pieces]
     if reached != [address for address, _ in last]:
         msg = f"the pages of SGLang's {kind} are not one distance apart"
         raise LayoutError(msg)

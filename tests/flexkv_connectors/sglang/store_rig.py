@@ -27,7 +27,9 @@ def chain(first, num_keys):
 class DirectRig:
     """One process of an engine whose pages are stored as they are, in one piece each."""
 
-    def __init__(self, directory, *, kind=ChainStore, wrap=lambda tier: tier, load_limit_s=30.0):
+    def __init__(
+        self, directory, *, kind=ChainStore, wrap=lambda tier: tier, load_limit_s=30.0, waits=True
+    ):
         self.pages = np.random.default_rng(1).integers(0, 256, (NUM_PAGES, 4096), np.uint8)
         memory = PageMemory([PagePiece(self.pages.ctypes.data, 4096, 4096)], NUM_PAGES)
         column = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
@@ -44,7 +46,8 @@ class DirectRig:
             load_limit_s=load_limit_s,
             clock=clock,
         )
-        self.store.wait_restored()
+        if waits:
+            self.store.wait_restored()
 
 
 class Rig:

@@ -1,5 +1,6 @@
 """SGLang's pages as pieces of memory."""
 
+import host_pools
 import numpy as np
 import pytest
 from engine_values import HEADS, LAYERS, PAGES, SIZE, TOKENS, keys_and_values, latents
@@ -53,6 +54,23 @@ def test_a_pool_of_an_unknown_kind_is_refused():
     pool.__class__ = EnvelopeHostPool
     with pytest.raises(LayoutError, match="is a EnvelopeHostPool, whose pages FlexKV cannot"):
         page_memory_of(pool)
+
+
+@pytest.mark.parametrize("name", ["storage_format_tag", "stores_page_envelope"])
+def test_a_pool_whose_bytes_are_not_plain_is_refused(name):
+    pool = keys_and_values()
+    setattr(pool, name, "packed")
+    with pytest.raises(LayoutError, match="whose pages FlexKV cannot store as they are"):
+        page_memory_of(pool)
+
+
+def test_the_only_page_of_a_pool_is_known():
+    pool = keys_and_values()
+    whole = pool.kv_buffer.array
+    pool.page_num, pool.kv_buffer = 1, host_pools.Tensor(whole[:, :1].copy())
+    theirs = pool.kv_buffer.array
+    keys, values = page_memory_of(pool).pieces(0)
+    assert (bytes(keys), bytes(values)) == (theirs[0].tobytes(), theirs[1].tobytes())
 
 
 def test_pages_that_are_not_one_distance_apart_are_refused(monkeypatch):

@@ -6,8 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from store_rig import DirectRig, chain
 
+from flexkv_connectors.sglang.page_store import PageStore
 from flexkv_core.errors import TierError
-from flexkv_core.testing.doubles import SlowTier
+from flexkv_core.plan import Status
+from flexkv_core.testing.doubles import FaultyTier, SlowTier
+from flexkv_core.tiers.ssd.files import HeaderFile
 
 KEYS = chain(0, 10)
 
@@ -48,3 +51,62 @@ def test_while_the_disk_hangs_nobody_waits_for_it_for_ever(hanging):
     with pytest.raises(TierError, match="a load of tier ssd does not end"):
         hanging.close()
     assert hanging.find(KEYS) == 10
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start processes of an engine on one directory."""
+    rigs = []
+
+    def start(**options):
+        for rig in rigs:
+            rig.store.close()
+        rigs.append(DirectRig(tmp_path, **options))
+        return rigs[-1].store
+
+    yield start
+    rigs[-1].store.close()
+
+
+def failing(status, numbers):
+    """Return a wrapper under which the accesses of these numbers end so."""
+    return lambda tier: FaultyTier(tier, dict.fromkeys(numbers, status))
+
+
+def test_blocks_that_came_too_late_are_not_forgotten(start):
+    store = start(wrap=failing(Status.TIMEOUT, [13]))
+    store.save(KEYS, range(10))
+    assert store.load(KEYS, range(10)) == 3
+    assert store.find(KEYS) == 10
+
+
+def test_a_disk_that_fails_again_and_again_is_left_alone(start):
+    store = start(wrap=failing(Status.ERROR, [10, 11, 12]))
+    store.save(KEYS, range(10))
+    for number in range(3):
+        assert not store.take_counts().get("ssd_off")
+        assert store.load(KEYS[: 3 - number], range(3 - number)) == 0
+    assert store.take_counts()["ssd_off"]
+
+
+def test_nothing_is_stored_before_it_is_known_what_is_there(start, monkeypatch):
+    start().save(KEYS, range(10))
+    may_go_on = threading.Event()
+    prefetch = HeaderFile.prefetch
+
+    def wait_first(self, offset):
+        may_go_on.wait()
+        prefetch(self, offset)
+
+    monkeypatch.setattr(HeaderFile, "prefetch", wait_first)
+    store = start(waits=False)
+    assert store.save(chain(20, 10), range(10)) == 0
+    may_go_on.set()
+    store.wait_restored()
+    assert store.find(KEYS) == store.save(chain(20, 10), range(10)) == 10
+
+
+def test_thousands_of_pages_are_stored_in_one_call(start):
+    store, keys = start(kind=PageStore), chain(0, 3000)
+    assert all(store.save(keys, [number % 32 for number in range(3000)]))
+    assert all(store.find(keys))
