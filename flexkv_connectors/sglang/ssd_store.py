@@ -215,7 +215,11 @@ class SsdStore:
         with ExitStack() as held:
             for way in (self._loads, self._saves):
                 if not way.lock.acquire(timeout=2 * way.limit_s):
-                    raise TierError(_TIER, f"a {way.name} of tier {_TIER} does not end")
+                    msg = (
+                        f"a {way.name} does not end, and what is stored stays: if the weights have "
+                        "changed, delete it before the next start"
+                    )
+                    raise TierError(_TIER, msg)
                 held.callback(way.lock.release)
             yield
 
