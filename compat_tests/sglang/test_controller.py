@@ -11,6 +11,7 @@ from sglang.srt.observability.metrics_collector import StorageMetrics, StorageMe
 from sglang_process import flexkv
 from storage_case import OurCase
 
+from flexkv_connectors.sglang import storage as storage_module
 from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract
@@ -81,7 +82,7 @@ def test_without_prefix_keys_nothing_is_stored_and_it_is_said_once(start, caplog
 
 def test_no_exception_of_ours_reaches_sglang(start, monkeypatch):
     rig = start()
-    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
+    monkeypatch.setattr(storage_module, "page_ids_of", lambda *_: 1 // 0)
     keys = [bytes([1] * 32).hex()]
     assert rig.storage.batch_get_v1(keys, rig.indices([0])) == [False]
     assert rig.storage.batch_exists(keys) == 0
@@ -170,7 +171,7 @@ def test_counts_are_among_the_metrics_of_the_process_also_after_a_new_attach(sta
 
 def test_a_storage_that_has_failed_says_so_in_its_metrics(start, monkeypatch):
     rig = start()
-    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
+    monkeypatch.setattr(storage_module, "page_ids_of", lambda *_: 1 // 0)
     rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0]))
     assert rig.storage.get_stats() == StorageMetrics()
     assert sample("flexkv:switched_off") == 1
@@ -188,8 +189,10 @@ def test_a_storage_that_has_failed_lets_go_of_its_files(start, monkeypatch):
     rig = start()
     tokens = list(range(4 * TOKENS))
     rig.backup(tokens, range(4))
-    monkeypatch.setattr(rig.storage, "_page_ids", lambda _: 1 // 0)
-    assert rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0])) == [False]
+    with monkeypatch.context() as failing:
+        failing.setattr(storage_module, "page_ids_of", lambda *_: 1 // 0)
+        assert rig.storage.batch_get_v1([bytes([1] * 32).hex()], rig.indices([0])) == [False]
+    assert rig.prefetch(tokens, range(10, 14)) == 0
     rig.attach_again()
     assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
 
