@@ -1,45 +1,18 @@
 """One column of a rank's blocks: key -> slot, and the transfers between slots and host memory."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.tiers.ssd.counts import Counts
 from flexkv_core.tiers.ssd.format import CellHeader
+from flexkv_core.tiers.ssd.key_log import KeyLog
+from flexkv_core.tiers.ssd.runs import Place, Run, RunReader, runs_of
 from flexkv_core.tiers.ssd.slab import Cell, Slab, max_run_cells
 from flexkv_core.tiers.ssd.space import Space
 from flexkv_core.types import BlockKey
 
 __all__ = ["ColumnStore"]
-
-logger = logging.getLogger(__name__)
-
-
-class _Place(NamedTuple):
-    """Where one cell of a call lies."""
-
-    slab: Slab
-    slot: int
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Cells of a call that lie in consecutive slots: one transfer."""
-
-    slab: Slab
-    slots: Sequence[int]
-    cells: Sequence[Cell]
-    positions: Sequence[int]
-    """Where the cells stand in the call."""
-
-    @property
-    def num_bytes(self) -> int:
-        """What the transfer moves."""
-        return len(self.slots) * self.slab.slot_bytes
 
 
 class ColumnStore:
@@ -50,18 +23,30 @@ class ColumnStore:
     """
 
     def __init__(
-        self, space: Space, counts: Counts, clock: Callable[[], float] = time.monotonic
+        self,
+        space: Space,
+        counts: Counts,
+        clock: Callable[[], float] = time.monotonic,
+        log: KeyLog | None = None,
     ) -> None:
-        """Begin with no keys; whoever scans the slabs of `space` adds what they hold."""
+        """Begin with no keys; whoever scans the slabs of `space` adds what they hold.
+
+        Args:
+            space: Where slots come from.
+            counts: Where to count.
+            clock: What deadlines are compared with.
+            log: Told of every change, where other processes follow.
+        """
         self.space = space
         self._counts = counts
         self._clock = clock
-        self._has_failed = False
+        self._reader = RunReader(counts, clock)
+        self._log = log
 
     def __contains__(self, key: BlockKey) -> bool:
         """Whether `key` can be read."""
         with self.space.lock:
-            return self._find(key) is not None
+            return self.space.find(key) is not None
 
     def read(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
         """Fill the cells; MISS where a key is unknown."""
@@ -70,7 +55,7 @@ class ColumnStore:
         runs = self._pin(cells)
         try:
             for run in runs:
-                results = self._read_run(run, deadline_s)
+                results = self._reader.read(run, deadline_s)
                 for position, status in zip(run.positions, results, strict=True):
                     statuses[position] = status
         finally:
@@ -83,7 +68,7 @@ class ColumnStore:
         self.space.drop_lost()
         statuses = [Status.OK] * len(cells)
         with self.space.lock:
-            missing = [at for at, cell in enumerate(cells) if self._find(cell.key) is None]
+            missing = [at for at, cell in enumerate(cells) if self.space.find(cell.key) is None]
         while missing:
             status, positions = self._write_some(cells, missing, deadline_s)
             for position in positions:
@@ -97,6 +82,7 @@ class ColumnStore:
             for key in keys:
                 for slab in self.space.slabs:
                     slab.slots.forget(key)
+        self._tell(keys)
 
     def learn(
         self, slab: Slab, first_slot: int, headers: Sequence[CellHeader | None]
@@ -111,43 +97,30 @@ class ColumnStore:
         with self.space.lock:
             still_there = range(first_slot, len(slab.slots))  # the end may have been cut off since
             for slot, header in zip(still_there, headers, strict=False):
-                if header is None or self._find(header.key):
+                if header is None or self.space.find(header.key):
                     slab.slots.release(slot)
                 else:
                     slab.slots.publish(header.key, slot)
                     learned.append(StoredKey(header.key, header.parent))
+        self._tell([stored.key for stored in learned])
         return learned
 
-    def _find(self, key: BlockKey) -> tuple[Slab, int] | None:
-        for slab in self.space.slabs:
-            slot = slab.slots.find(key)
-            if slot is not None:
-                return slab, slot
-        return None
+    def close(self) -> None:
+        """Leave the slabs to others; calls that are under way still end well."""
+        if self._log is not None:
+            self._log.close()
+        self.space.close()
 
-    def _pin(self, cells: Sequence[Cell]) -> list[_Run]:
+    def _pin(self, cells: Sequence[Cell]) -> list[Run[Slab]]:
         """Pin the slots of all cells that are there."""
         places = []
         with self.space.lock:
             for position, cell in enumerate(cells):
-                if found := self._find(cell.key):
+                if found := self.space.find(cell.key):
                     slab, slot = found
                     slab.slots.pin([slot])
-                    places.append(_Place(slab, slot, position))
-        return _runs(places, cells)
-
-    def _read_run(self, run: _Run, deadline_s: float | None) -> list[Status]:
-        begin_s = self._clock()
-        if deadline_s is not None and begin_s > deadline_s:
-            return [Status.TIMEOUT] * len(run.cells)
-        try:
-            statuses = run.slab.read(run.slots[0], run.cells)
-        except OSError as error:
-            self._note_failure(run, error)
-            return [Status.ERROR] * len(run.cells)
-        self._counts.add("ssd_read_bytes", run.num_bytes)
-        self._counts.add("ssd_read_seconds", self._clock() - begin_s)
-        return statuses
+                    places.append(Place(slab, slot, position))
+        return runs_of(places, cells)
 
     def _write_some(
         self, cells: Sequence[Cell], positions: Sequence[int], deadline_s: float | None
@@ -160,16 +133,16 @@ class ColumnStore:
             return Status.ERROR, positions
         slab, slots = taken
         positions = positions[: len(slots)]
-        run = _Run(slab, slots, [cells[position] for position in positions], positions)
+        run = Run(slab, slots, [cells[position] for position in positions], positions)
         return self._write_run(run), positions
 
-    def _write_run(self, run: _Run) -> Status:
+    def _write_run(self, run: Run[Slab]) -> Status:
         begin_s = self._clock()
         try:
             run.slab.write(run.slots[0], run.cells)
             self._publish(run)
         except OSError as error:
-            self._note_failure(run, error)
+            self._reader.note_failure(run, error)
             return Status.ERROR
         finally:
             self.space.leave(run.slab, run.slots)
@@ -177,36 +150,14 @@ class ColumnStore:
         self._counts.add("ssd_write_seconds", self._clock() - begin_s)
         return Status.OK
 
-    def _publish(self, run: _Run) -> None:
+    def _publish(self, run: Run[Slab]) -> None:
         with self.space.lock:
             for slot, cell in zip(run.slots, run.cells, strict=True):
-                if self._find(cell.key) is None:
+                if self.space.find(cell.key) is None:
                     run.slab.slots.publish(cell.key, slot)
+        self._tell([cell.key for cell in run.cells])
 
-    def _note_failure(self, run: _Run, error: OSError) -> None:
-        self._counts.add("ssd_io_errors")
-        if not self._has_failed:
-            logger.warning("ssd.io_failed path=%s: %s", run.slab.path, error.strerror)
-        self._has_failed = True
-
-
-def _runs(places: Sequence[_Place], cells: Sequence[Cell]) -> list[_Run]:
-    """Cut places into runs of consecutive slots."""
-    groups: list[list[_Place]] = []
-    most = max_run_cells(cells)
-    for place in sorted(places, key=lambda place: (id(place.slab), place.slot)):
-        if groups and len(groups[-1]) < most and _continues(groups[-1][-1], place):
-            groups[-1].append(place)
-        else:
-            groups.append([place])
-    return [_run_of(group, cells) for group in groups]
-
-
-def _continues(last: _Place, place: _Place) -> bool:
-    return place.slab is last.slab and place.slot == last.slot + 1
-
-
-def _run_of(group: Sequence[_Place], cells: Sequence[Cell]) -> _Run:
-    positions = [place.position for place in group]
-    slots = [place.slot for place in group]
-    return _Run(group[0].slab, slots, [cells[position] for position in positions], positions)
+    def _tell(self, keys: Sequence[BlockKey]) -> None:
+        """Let followers know that something about `keys` has changed; without the lock."""
+        if self._log is not None and keys:
+            self._log.note(keys)

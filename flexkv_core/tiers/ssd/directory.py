@@ -2,9 +2,11 @@
 
     <directory>/.lock                          held while slabs are added, adopted or deleted
     <directory>/<namespace>/<column>/*.slab
+    <directory>/.*.keys                        logs of who has followers: `key_log`
 
 A slab that its owner has locked is never touched. One that nobody has locked is a *leftover*:
-whoever can use it adopts it; whoever needs its room deletes it, oldest first.
+whoever can use it adopts it; whoever needs its room deletes it, oldest first. A log that nobody
+has locked is of no use.
 """
 
 import logging
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexkv_core.tiers.ssd.files import SlabFile, available_bytes, folder_lock, make_folder
-from flexkv_core.tiers.ssd.format import SLAB_SUFFIX, Superblock
+from flexkv_core.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
 from flexkv_core.tiers.ssd.slab import read_superblock
 
 __all__ = ["Directory"]
@@ -22,6 +24,8 @@ __all__ = ["Directory"]
 logger = logging.getLogger(__name__)
 
 _ALL_SLABS = "[0-9a-f]" * 16 + "/heads-*.layers-*/*" + SLAB_SUFFIX
+_UNFINISHED = ".new"
+_ALL_LOGS = f".*{LOG_SUFFIX}*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class Directory:
         Returns:
             By how much they may grow: `wanted_bytes`, or less if there is no more to delete.
         """
+        self._delete_logs()
         with ExitStack() as unlocking:
             used_bytes, leftovers = self._survey(unlocking)
             kept_bytes = sum(leftover.size for leftover in leftovers)
@@ -83,6 +88,31 @@ class Directory:
                 used_bytes -= leftover.size
                 kept_bytes -= leftover.size
         return max(0, min(wanted_bytes, self._room(used_bytes)))
+
+    def make_log(self, name: str, content: bytes) -> tuple[Path, SlabFile]:
+        """Make a log, which takes the place of one that has its name; not within `locked`.
+
+        Raises:
+            OSError: There is no room.
+        """
+        path, unfinished = self.path / name, self.path / (name + _UNFINISHED)
+        with self.locked(), ExitStack() as undo:
+            unfinished.unlink(missing_ok=True)
+            file = SlabFile.create(unfinished)
+            assert file is not None, "only who has the lock makes files"
+            undo.callback(file.close)
+            undo.callback(unfinished.unlink)
+            file.write([memoryview(content)], 0)
+            unfinished.replace(path)
+            undo.pop_all()
+            return path, file
+
+    def _delete_logs(self) -> None:
+        """Delete the logs of processes that have ended."""
+        for path in self.path.glob(_ALL_LOGS):
+            if file := SlabFile.take(path):
+                file.unlink(path)
+                file.close()
 
     def _survey(self, unlocking: ExitStack) -> tuple[int, list[_Leftover]]:
         """Return the bytes of all slabs, and the leftovers in the order in which they go.

@@ -9,6 +9,7 @@ import mmap
 import os
 import stat
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,9 +18,18 @@ from typing_extensions import Self
 
 from flexkv_core.tiers.ssd.format import PAGE_BYTES
 
-__all__ = ["HeaderFile", "SlabFile", "available_bytes", "folder_lock", "make_folder"]
+__all__ = [
+    "HeaderFile",
+    "OpenFile",
+    "SharedFile",
+    "SlabFile",
+    "available_bytes",
+    "folder_lock",
+    "make_folder",
+]
 
-_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_COMMON_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_FLAGS = os.O_RDWR | _COMMON_FLAGS
 _LOCK_NAME = ".lock"
 _LOCK_WAIT_S = 10.0
 """A folder's lock is held while a slab grows or leftovers are deleted: seconds at worst."""
@@ -27,16 +37,96 @@ _LOCK_WAIT_S = 10.0
 _LOCK_POLL_S = 0.01
 
 
-class SlabFile:
-    """An open file that this process alone uses, proven by a lock that ends with the process.
+class OpenFile:
+    """An open file, and how to read it.
 
-    Thread: `read` and `write` any, several at once; everything else one at a time.
+    Thread: `read` any, several at once; everything else one at a time.
     """
 
     def __init__(self, fd: int) -> None:
-        """Own `fd`, which is locked. Use `create` or `take`."""
+        """Read from `fd`."""
         self.fd = fd
         self.is_direct = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self.fd).st_size
+
+    @property
+    def is_unlinked(self) -> bool:
+        """Whether it has no name any more: nobody would find it again."""
+        try:
+            return os.fstat(self.fd).st_nlink == 0
+        except OSError:  # a network file system says "stale"
+            return True
+
+    def make_direct(self) -> bool:
+        """Bypass the page cache from here on, if the file system lets one read like that."""
+        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+            os.preadv(self.fd, [mmap.mmap(-1, PAGE_BYTES)], 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags)
+            return False
+        self.is_direct = True
+        return True
+
+    def read(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill `buffers` from `offset`; return the bytes there were before the end of the file."""
+        num_bytes = sum(map(len, buffers))
+        done = 0
+        while done < num_bytes:
+            step = self._whole(os.preadv(self.fd, buffers, offset + done), num_bytes - done)
+            if step == 0:
+                break
+            done += step
+            buffers = _skip(buffers, step)
+        return done
+
+    def _whole(self, step: int, wanted: int) -> int:
+        """Return how far an incomplete transfer may be believed: direct ones go on by pages."""
+        return step - step % PAGE_BYTES if self.is_direct and step < wanted else step
+
+
+class SharedFile(OpenFile):
+    """A file that another process of this user writes, open to read and closed with the object."""
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open `path`.
+
+        Raises:
+            OSError: There is none, or it is not a plain file of ours.
+        """
+        with ExitStack() as undo:
+            fd = os.open(path, os.O_RDONLY | _COMMON_FLAGS)
+            undo.callback(os.close, fd)
+            if not _is_ours(fd):
+                raise OSError(errno.EPERM, "not a plain file of this user")
+            undo.pop_all()
+            file = cls(fd)
+            weakref.finalize(file, os.close, fd)
+            return file
+
+    def is_named(self, path: Path) -> bool:
+        """Tell whether `path` still is its name."""
+        try:
+            return os.path.samestat(os.lstat(path), os.fstat(self.fd))
+        except OSError:
+            return False
+
+
+class SlabFile(OpenFile):
+    """An open file that this process alone uses, proven by a lock that ends with the process.
+
+    Use `create` or `take`.
+
+    Thread: `read` and `write` any, several at once; everything else one at a time.
+    """
 
     @classmethod
     def create(cls, path: Path) -> Self | None:
@@ -73,56 +163,15 @@ class SlabFile:
             undo.callback(os.close, fd)
             if not _try_lock(fd):
                 return None
-            found = os.fstat(fd)
-            is_ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-            if not is_ours or found.st_nlink == 0:
+            if not _is_ours(fd) or os.fstat(fd).st_nlink == 0:
                 return None
             undo.pop_all()
             return cls(fd)
 
     @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return os.fstat(self.fd).st_size
-
-    @property
     def modified_s(self) -> float:
         """When it was last written or adopted, on the clock of the wall."""
         return os.fstat(self.fd).st_mtime
-
-    @property
-    def is_unlinked(self) -> bool:
-        """Whether it has no name any more: nobody would find it again."""
-        try:
-            return os.fstat(self.fd).st_nlink == 0
-        except OSError:  # a network file system says "stale"
-            return True
-
-    def make_direct(self) -> bool:
-        """Bypass the page cache from here on, if the file system lets one read like that."""
-        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-            os.preadv(self.fd, [mmap.mmap(-1, PAGE_BYTES)], 0)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags)
-            return False
-        self.is_direct = True
-        return True
-
-    def read(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill `buffers` from `offset`; return the bytes there were before the end of the file."""
-        num_bytes = sum(map(len, buffers))
-        done = 0
-        while done < num_bytes:
-            step = self._whole(os.preadv(self.fd, buffers, offset + done), num_bytes - done)
-            if step == 0:
-                break
-            done += step
-            buffers = _skip(buffers, step)
-        return done
 
     def write(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Write all of `buffers` at `offset`."""
@@ -163,10 +212,6 @@ class SlabFile:
     def close(self) -> None:
         """Unlock it. No call may be under way: its number goes to the next file opened."""
         os.close(self.fd)
-
-    def _whole(self, step: int, wanted: int) -> int:
-        """Return how far an incomplete transfer may be believed: direct ones go on by pages."""
-        return step - step % PAGE_BYTES if self.is_direct and step < wanted else step
 
 
 def _skip(buffers: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
@@ -233,6 +278,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _is_ours(fd: int) -> bool:
+    found = os.fstat(fd)
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _wait_for_lock(fd: int) -> None:

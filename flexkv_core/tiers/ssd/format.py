@@ -15,6 +15,7 @@ them, and prompts do not belong on a disk in clear.
 
 import struct
 from hashlib import sha256
+from typing import TypeVar
 
 import msgspec
 from xxhash import xxh3_64
@@ -24,26 +25,32 @@ from flexkv_core.namespace import Namespace
 from flexkv_core.types import BlockKey
 
 __all__ = [
+    "LOG_SUFFIX",
     "PAGE_BYTES",
     "SLAB_SUFFIX",
     "CellHeader",
     "Superblock",
     "checksum",
     "column_identity",
+    "pack_text",
     "slot_bytes",
+    "unpack_text",
 ]
 
 PAGE_BYTES = 4096
 """Everything begins on a page: what O_DIRECT asks of offsets, and size of a header."""
 
 SLAB_SUFFIX = ".slab"
+LOG_SUFFIX = ".keys"
 
 _SLAB_MAGIC = b"FLEXKVS1"
-_SLAB_PREFIX = struct.Struct("<8sIQ")  # magic, bytes of JSON, their checksum
+_TEXT_PREFIX = struct.Struct("<8sIQ")  # magic, bytes of JSON, their checksum
 _CELL_MAGIC = b"FLEXKVC1"
 _CELL = struct.Struct("<8s32s32s32sQQ")  # magic, identity, key, parent, payload: bytes, checksum
 _CHECKSUM = struct.Struct("<Q")
 _NO_PARENT = bytes(32)
+
+_T = TypeVar("_T")
 
 
 def checksum(*pieces: bytes | memoryview) -> int:
@@ -67,6 +74,31 @@ def slot_bytes(cell_bytes: int) -> int:
     return PAGE_BYTES + -(-cell_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
+def pack_text(magic: bytes, value: msgspec.Struct) -> bytes:
+    """Return `value` in JSON, behind a magic number, its length and its checksum."""
+    text = msgspec.json.encode(value)
+    return _TEXT_PREFIX.pack(magic, len(text), checksum(text)) + text
+
+
+def unpack_text(magic: bytes, content: bytes, kind: type[_T]) -> tuple[_T, int] | None:
+    """Read what `pack_text` wrote from the beginning of `content`; None for anything else.
+
+    Returns:
+        The value, and how many bytes it takes.
+    """
+    if len(content) < _TEXT_PREFIX.size:
+        return None
+    found, length, stated = _TEXT_PREFIX.unpack_from(content)
+    end = _TEXT_PREFIX.size + length
+    text = content[_TEXT_PREFIX.size : end]
+    if found != magic or len(text) != length or checksum(text) != stated:
+        return None
+    try:
+        return msgspec.json.decode(text, type=kind), end
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 class Superblock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a slab says of itself."""
 
@@ -84,23 +116,26 @@ class Superblock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def pack(self) -> bytes:
         """Return one page."""
-        text = msgspec.json.encode(self)
-        prefix = _SLAB_PREFIX.pack(_SLAB_MAGIC, len(text), checksum(text))
-        return (prefix + text).ljust(PAGE_BYTES, b"\0")
+        return pack_text(_SLAB_MAGIC, self).ljust(PAGE_BYTES, b"\0")
 
     @classmethod
     def unpack(cls, page: bytes) -> "Superblock | None":
         """Read what `pack` wrote; None for anything else."""
-        if len(page) != PAGE_BYTES:
-            return None
-        magic, length, stated = _SLAB_PREFIX.unpack_from(page)
-        text = page[_SLAB_PREFIX.size : _SLAB_PREFIX.size + length]
-        if magic != _SLAB_MAGIC or len(text) != length or checksum(text) != stated:
-            return None
-        try:
-            return msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
+        found = unpack_text(_SLAB_MAGIC, page, cls) if len(page) == PAGE_BYTES else None
+        return found[0] if found else None
+
+    @classmethod
+    def of(
+        cls, namespace: Namespace, column: Column, cell_bytes: int, *, is_temporary: bool = False
+    ) -> "Superblock":
+        """Describe the slabs of a column."""
+        return cls(
+            namespace=namespace,
+            column=column.name,
+            identity=column_identity(namespace, column).hex(),
+            cell_bytes=cell_bytes,
+            is_temporary=is_temporary,
+        )
 
 
 class CellHeader(msgspec.Struct, frozen=True):

@@ -19,6 +19,9 @@ class SsdOptions:
     directory_cap_bytes: int | None = None
     """Size of everybody's slabs in one directory; None: only leftovers are limited."""
 
+    has_followers: bool = False
+    """Other processes of the engine read what this rank writes: `Follower`."""
+
     leftover_bytes: int = 0
     """Size of the slabs in one directory that nobody uses and that may stay all the same, where
     there is no cap."""

@@ -8,8 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import Self
+
 from flexkv_core.plan import Status
-from flexkv_core.tiers.ssd.files import SlabFile
+from flexkv_core.tiers.base import TierBlock
+from flexkv_core.tiers.memory import BlockMemory, cut
+from flexkv_core.tiers.ssd.files import OpenFile, SharedFile, SlabFile
 from flexkv_core.tiers.ssd.format import (
     PAGE_BYTES,
     CellHeader,
@@ -20,7 +24,7 @@ from flexkv_core.tiers.ssd.format import (
 from flexkv_core.tiers.ssd.slots import SlotTable
 from flexkv_core.types import BlockKey
 
-__all__ = ["Cell", "Slab", "max_run_cells", "read_superblock"]
+__all__ = ["Cell", "Slab", "SlabView", "cells_of", "max_run_cells", "read_superblock"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,17 @@ class Cell:
     def __len__(self) -> int:
         """Count its bytes."""
         return sum(map(len, self.pieces))
+
+
+def cells_of(
+    blocks: Sequence[TierBlock], memory: BlockMemory, column: int, cell_bytes: int
+) -> list[Cell]:
+    """Return the cells of `blocks` in one of the columns, which lie one behind the other."""
+    first = column * cell_bytes
+    return [
+        Cell(block.key, block.parent, cut(memory.pieces(block.slot), first, cell_bytes))
+        for block in blocks
+    ]
 
 
 class _HeaderPages(threading.local):
@@ -70,7 +85,90 @@ def read_superblock(file: SlabFile) -> Superblock | None:
     return Superblock.unpack(bytes(page))
 
 
-class Slab:
+class SlabView:
+    """The cells of an open slab, read and verified.
+
+    Thread: any, several at once.
+    """
+
+    def __init__(
+        self, file: OpenFile, path: Path, superblock: Superblock, *, is_aligned: bool
+    ) -> None:
+        """Read `file`, which is at `path`; directly where the file system and the cells allow.
+
+        Args:
+            file: Open for as long as this is used.
+            path: Its name.
+            superblock: What it says of itself.
+            is_aligned: Whether pieces of cells begin and end on memory pages.
+        """
+        self.path = path
+        self.slot_bytes = slot_bytes(superblock.cell_bytes)
+        self._reader = file
+        self._identity = bytes.fromhex(superblock.identity)
+        self._cell_bytes = superblock.cell_bytes
+        self._padding_bytes = self.slot_bytes - PAGE_BYTES - superblock.cell_bytes
+        if is_aligned and superblock.cell_bytes % PAGE_BYTES == 0:
+            file.make_direct()
+
+    @classmethod
+    def open(cls, path: Path, superblock: Superblock, *, is_aligned: bool) -> Self:
+        """Open a slab that another process writes, to be closed with the last who uses it.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        return cls(SharedFile.open(path), path, superblock, is_aligned=is_aligned)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody has deleted the file."""
+        return self._reader.is_unlinked
+
+    def size_with(self, num_slots: int) -> int:
+        """Return the size of the file if it had `num_slots` slots."""
+        return PAGE_BYTES + num_slots * self.slot_bytes
+
+    def read(self, first_slot: int, cells: Sequence[Cell]) -> list[Status]:
+        """Fill the cells from consecutive slots: OK, or CORRUPT if it is anything else.
+
+        Raises:
+            OSError: Nothing is known about any cell.
+        """
+        pages = _headers.pages[: len(cells)]
+        num_bytes = self._reader.read(self._buffers(pages, cells), self.size_with(first_slot))
+        num_whole = (num_bytes + self._padding_bytes) // self.slot_bytes
+        return [
+            Status.OK if index < num_whole and self._is_valid(page, cell) else Status.CORRUPT
+            for index, (page, cell) in enumerate(zip(pages, cells, strict=True))
+        ]
+
+    def header_of(self, page: bytes | memoryview) -> CellHeader | None:
+        """Return the header at the beginning of `page`; None if it is none of this column."""
+        header = CellHeader.unpack(page)
+        if header is None or header.identity != self._identity:
+            return None
+        return header if header.payload_bytes == self._cell_bytes else None
+
+    def _buffers(self, pages: Sequence[memoryview], cells: Sequence[Cell]) -> list[memoryview]:
+        padding = _headers.padding[: self._padding_bytes]
+        return [
+            buffer
+            for page, cell in zip(pages, cells, strict=True)
+            for buffer in (page, *cell.pieces, padding)
+            if len(buffer)
+        ]
+
+    def _is_valid(self, page: memoryview, cell: Cell) -> bool:
+        header = self.header_of(page)
+        return (
+            header is not None
+            and header.key == cell.key
+            and header.payload_checksum == checksum(*cell.pieces)
+        )
+
+
+class Slab(SlabView):
     """A file of slots that this process has locked.
 
     Thread: `read` and `write` any, several at once, on slots that are pinned in `slots`; `resize`
@@ -87,18 +185,12 @@ class Slab:
         is_aligned: bool,
     ) -> None:
         """Own `file`. Use `create` or `adopt`."""
-        self.path = path
+        super().__init__(file, path, superblock, is_aligned=is_aligned)
         self.size = file.size
-        self.slot_bytes = slot_bytes(superblock.cell_bytes)
         self.slots = SlotTable(num_slots)
         self.is_retired = False
         self._file = file
-        self._identity = bytes.fromhex(superblock.identity)
-        self._cell_bytes = superblock.cell_bytes
-        self._padding_bytes = self.slot_bytes - PAGE_BYTES - superblock.cell_bytes
-        may_be_direct = is_aligned and superblock.cell_bytes % PAGE_BYTES == 0
-        is_direct = may_be_direct and file.make_direct()
-        logger.info("ssd.slab_opened path=%s slots=%d direct=%s", path, num_slots, is_direct)
+        logger.info("ssd.slab_opened path=%s slots=%d direct=%s", path, num_slots, file.is_direct)
 
     @classmethod
     def create(
@@ -151,15 +243,6 @@ class Slab:
             undo.pop_all()
             return slab
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether somebody has deleted the file."""
-        return self._file.is_unlinked
-
-    def size_with(self, num_slots: int) -> int:
-        """Return the size of the file if it had `num_slots` slots."""
-        return PAGE_BYTES + num_slots * self.slot_bytes
-
     def resize(self, num_slots: int) -> None:
         """Let the file have `num_slots` slots; `slots` is the caller's to change.
 
@@ -172,20 +255,6 @@ class Slab:
         else:
             self._file.truncate(size)
         self.size = size
-
-    def read(self, first_slot: int, cells: Sequence[Cell]) -> list[Status]:
-        """Fill the cells from consecutive slots: OK, or CORRUPT if it is anything else.
-
-        Raises:
-            OSError: Nothing is known about any cell.
-        """
-        pages = _headers.pages[: len(cells)]
-        num_bytes = self._file.read(self._buffers(pages, cells), self.size_with(first_slot))
-        num_whole = (num_bytes + self._padding_bytes) // self.slot_bytes
-        return [
-            Status.OK if index < num_whole and self._is_valid(page, cell) else Status.CORRUPT
-            for index, (page, cell) in enumerate(zip(pages, cells, strict=True))
-        ]
 
     def write(self, first_slot: int, cells: Sequence[Cell]) -> None:
         """Write cells into consecutive slots.
@@ -204,13 +273,6 @@ class Slab:
             ).pack()
         self._file.write(self._buffers(pages, cells), self.size_with(first_slot))
 
-    def header_of(self, page: bytes | memoryview) -> CellHeader | None:
-        """Return the header at the beginning of `page`; None if it is none of this column."""
-        header = CellHeader.unpack(page)
-        if header is None or header.identity != self._identity:
-            return None
-        return header if header.payload_bytes == self._cell_bytes else None
-
     def unlink(self) -> None:
         """Delete the file, or empty it if it cannot be deleted; its blocks are not found again.
 
@@ -225,20 +287,3 @@ class Slab:
     def close(self) -> None:
         """Unlock the file for others. No call may be under way."""
         self._file.close()
-
-    def _buffers(self, pages: Sequence[memoryview], cells: Sequence[Cell]) -> list[memoryview]:
-        padding = _headers.padding[: self._padding_bytes]
-        return [
-            buffer
-            for page, cell in zip(pages, cells, strict=True)
-            for buffer in (page, *cell.pieces, padding)
-            if len(buffer)
-        ]
-
-    def _is_valid(self, page: memoryview, cell: Cell) -> bool:
-        header = self.header_of(page)
-        return (
-            header is not None
-            and header.key == cell.key
-            and header.payload_checksum == checksum(*cell.pieces)
-        )

@@ -51,6 +51,10 @@ class SlotTable:
         """Return the slot of `key`."""
         return self._slots.get(key)
 
+    def places(self) -> list[tuple[BlockKey, int]]:
+        """Return all keys, and their slots."""
+        return list(self._slots.items())
+
     def take(self, num_slots: int) -> range:
         """Take and pin free slots that lie together; as many of `num_slots` as are easily found.
 

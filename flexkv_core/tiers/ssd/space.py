@@ -12,6 +12,7 @@ from pathlib import Path
 from flexkv_core.tiers.ssd.directory import Directory
 from flexkv_core.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, Superblock, slot_bytes
 from flexkv_core.tiers.ssd.slab import Slab
+from flexkv_core.types import BlockKey
 
 __all__ = ["Space"]
 
@@ -99,6 +100,14 @@ class Space:
                 logger.warning("ssd.not_adopted path=%s: %s", path, error.strerror)
             else:
                 self._add(slab)
+
+    def find(self, key: BlockKey) -> tuple[Slab, int] | None:
+        """Return where `key` lies; under `lock`."""
+        for slab in self.slabs:
+            slot = slab.slots.find(key)
+            if slot is not None:
+                return slab, slot
+        return None
 
     def take(self, num_slots: int) -> tuple[Slab, range] | None:
         """Take and pin up to `num_slots` free slots that lie together, growing if there is none.

@@ -13,14 +13,15 @@ from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.tiers.base import Capabilities, Tier, TierBlock
-from flexkv_core.tiers.memory import BlockMemory, SlotMemory, cut
+from flexkv_core.tiers.memory import BlockMemory, SlotMemory
 from flexkv_core.tiers.ssd.column import ColumnStore
 from flexkv_core.tiers.ssd.counts import Counts
 from flexkv_core.tiers.ssd.directory import Directory
-from flexkv_core.tiers.ssd.format import Superblock, column_identity
+from flexkv_core.tiers.ssd.format import Superblock
+from flexkv_core.tiers.ssd.key_log import KeyLog, LogHeader, log_name
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.recovery import Recovery
-from flexkv_core.tiers.ssd.slab import Cell
+from flexkv_core.tiers.ssd.slab import cells_of
 from flexkv_core.tiers.ssd.space import Space
 from flexkv_core.types import BlockKey
 
@@ -73,7 +74,7 @@ class SsdTier(Tier):
             TierError: No directory can be used.
         """
         self._memory = memory
-        self._namespace = namespace
+        self._namespace = self._first_namespace = namespace
         self._layout = tuple(columns)
         self._cell_bytes = cell_bytes
         self._quota_bytes = options.quota_bytes // len(columns)
@@ -85,6 +86,8 @@ class SsdTier(Tier):
             for path in options.directories
         ]
         _check(self._directories)
+        self._has_followers = options.has_followers
+        self._generation = 0
         self._is_temporary = False
         self._columns = self._new_columns()
         for column in self._columns:
@@ -97,7 +100,7 @@ class SsdTier(Tier):
         if not columns:
             return [Status.ERROR] * len(blocks)
         results = [
-            column.read(self._cells(blocks, index), deadline_s)
+            column.read(cells_of(blocks, self._memory, index, self._cell_bytes), deadline_s)
             for index, column in enumerate(columns)
         ]
         by_block = list(zip(*results, strict=True))
@@ -114,7 +117,7 @@ class SsdTier(Tier):
         if not columns:
             return [Status.ERROR] * len(blocks)
         results = [
-            column.write(self._cells(blocks, index), deadline_s)
+            column.write(cells_of(blocks, self._memory, index, self._cell_bytes), deadline_s)
             for index, column in enumerate(columns)
         ]
         worst = [max(statuses) for statuses in zip(*results, strict=True)]
@@ -181,6 +184,7 @@ class SsdTier(Tier):
                 slabs are temporary.
         """
         self._recovery.stop()
+        self._generation += 1
         if keeps_name or self._is_temporary:
             self._unlink()
         if not keeps_name:
@@ -190,46 +194,39 @@ class SsdTier(Tier):
 
     def _new_columns(self) -> tuple[ColumnStore, ...]:
         """Return a store without slabs for each column, in the generation of now."""
-        superblocks = [
-            Superblock(
-                namespace=self._namespace,
-                column=column.name,
-                identity=column_identity(self._namespace, column).hex(),
-                cell_bytes=self._cell_bytes,
-                is_temporary=self._is_temporary,
-            )
-            for column in self._layout
-        ]
-        spaces = [
-            Space(
-                self._directories,
-                superblock,
-                self._quota_bytes,
-                self._engine_id,
-                self._clock,
-                is_aligned=self._memory.is_aligned,
-            )
-            for superblock in superblocks
-        ]
-        return tuple(ColumnStore(space, self._counts, self._clock) for space in spaces)
+        return tuple(map(self._new_column, self._layout))
+
+    def _new_column(self, column: Column) -> ColumnStore:
+        superblock = Superblock.of(
+            self._namespace, column, self._cell_bytes, is_temporary=self._is_temporary
+        )
+        space = Space(
+            self._directories,
+            superblock,
+            self._quota_bytes,
+            self._engine_id,
+            self._clock,
+            is_aligned=self._memory.is_aligned,
+        )
+        log = self._new_log(space, column, superblock) if self._has_followers else None
+        return ColumnStore(space, self._counts, self._clock, log)
+
+    def _new_log(self, space: Space, column: Column, superblock: Superblock) -> KeyLog:
+        header = LogHeader(
+            engine_id=self._engine_id, generation=self._generation, superblock=superblock
+        )
+        name = log_name(self._engine_id, self._first_namespace, column)
+        return KeyLog(space, self._directories, name, header, self._clock)
 
     def _replace_columns(self, columns: tuple[ColumnStore, ...]) -> None:
         """Use `columns` from here on, and leave the slabs of those before."""
         former, self._columns = self._columns, columns
         for column in former:
-            column.space.close()
+            column.close()
 
     def _unlink(self) -> None:
         for column in self._columns:
             column.space.unlink()
-
-    def _cells(self, blocks: Sequence[TierBlock], column: int) -> list[Cell]:
-        """Return where the cells of `blocks` in one column lie in memory."""
-        size, first = self._cell_bytes, column * self._cell_bytes
-        pieces = self._memory.pieces
-        return [
-            Cell(block.key, block.parent, cut(pieces(block.slot), first, size)) for block in blocks
-        ]
 
 
 def _forget(columns: Sequence[ColumnStore], keys: Sequence[BlockKey]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flexkv_core.tiers.ssd.format import (
     _SLAB_MAGIC,
-    _SLAB_PREFIX,
+    _TEXT_PREFIX,
     PAGE_BYTES,
     CellHeader,
     Superblock,
@@ -80,7 +80,7 @@ def test_a_changed_superblock_is_refused_or_says_the_same(superblock, mutations)
 @example(b'{"column":"\xff"}')
 @example(b"[" * 4000)
 def test_a_superblock_of_other_fields_with_a_right_checksum_is_refused(content):
-    prefix = _SLAB_PREFIX.pack(_SLAB_MAGIC, len(content), checksum(content))
+    prefix = _TEXT_PREFIX.pack(_SLAB_MAGIC, len(content), checksum(content))
     assert Superblock.unpack((prefix + content).ljust(PAGE_BYTES, b"\0")[:PAGE_BYTES]) is None
 
 
