@@ -13,6 +13,7 @@ from flexkv_core.errors import LayoutError
 __all__ = [
     "MAX_PIECES",
     "MEMORY_ALIGNMENT",
+    "NO_MEMORY",
     "BlockMemory",
     "PageMemory",
     "PagePiece",
@@ -60,6 +61,10 @@ class SlotMemory(BlockMemory):
     def pieces(self, slot: int) -> Sequence[memoryview]:
         first = slot * self._stride
         return (self._region[first : first + self.slot_bytes],)
+
+
+NO_MEMORY = SlotMemory(memoryview(b""), num_slots=0, slot_bytes=0, stride=1)
+"""What a tier uses that is closed."""
 
 
 class PagePiece(NamedTuple):

@@ -13,7 +13,7 @@ from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.tiers.base import Capabilities, Tier, TierBlock
-from flexkv_core.tiers.memory import BlockMemory, SlotMemory
+from flexkv_core.tiers.memory import NO_MEMORY, BlockMemory
 from flexkv_core.tiers.ssd.column import ColumnStore
 from flexkv_core.tiers.ssd.counts import Counts
 from flexkv_core.tiers.ssd.directory import Directory
@@ -28,8 +28,6 @@ from flexkv_core.types import BlockKey
 __all__ = ["SsdTier"]
 
 logger = logging.getLogger(__name__)
-
-_NO_MEMORY = SlotMemory(memoryview(b""), num_slots=0, slot_bytes=0, stride=1)
 
 
 class SsdTier(Tier):
@@ -144,7 +142,7 @@ class SsdTier(Tier):
         if self._is_temporary:
             self._unlink()
         self._replace_columns(())
-        self._memory = _NO_MEMORY
+        self._memory = NO_MEMORY
 
     @property
     def capacity_blocks(self) -> int:

@@ -10,6 +10,7 @@ from flexkv_core.testing.geometry import POISON
 from flexkv_core.testing.namespaces import make_namespace
 from flexkv_core.tiers.base import TierBlock
 from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.ssd.follower import Follower
 from flexkv_core.tiers.ssd.format import PAGE_BYTES, Superblock, column_identity
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
@@ -36,21 +37,19 @@ def content_of(number, num_bytes):
 class Rank:
     """A tier and the host memory it is opened on; block `number` has key and content of its own."""
 
+    kind = SsdTier
+
     def __init__(self, directories, columns, cell_bytes, namespace, **options):
         self.block_bytes = len(columns) * cell_bytes
         self.host = HostPool.create(NUM_HOST_SLOTS, self.block_bytes)
         engine_id = options.pop("engine_id", "engine")
         self.clock = options.pop("clock", ManualClock())
-        self.tier = SsdTier(
-            self.host.memory,
-            namespace,
-            columns,
-            cell_bytes,
-            SsdOptions(**{**DEFAULTS, "directories": tuple(directories), **options}),
-            engine_id,
-            clock=self.clock,
+        ssd = SsdOptions(**{**DEFAULTS, "directories": tuple(directories), **options})
+        self.tier = self.kind(
+            self.host.memory, namespace, columns, cell_bytes, ssd, engine_id, clock=self.clock
         )
-        self.tier.wait_recovered()
+        if self.kind is SsdTier:
+            self.tier.wait_recovered()
 
     def blocks(self, numbers):
         return [
@@ -95,6 +94,16 @@ class Rank:
         self.host.close()
 
 
+class FollowingRank(Rank):
+    """The same over a tier that reads what another has written."""
+
+    kind = Follower
+
+    def found(self, numbers):
+        """Return how many of these blocks are there before the first that is not."""
+        return self.tier.count_leading([key_of(number) for number in numbers])
+
+
 def _batches(numbers):
     numbers = list(numbers)
     return [numbers[at : at + 8] for at in range(0, len(numbers), 8)]
@@ -129,8 +138,17 @@ class Disk:
         """Open a tier and find everything that is there."""
         cell_bytes = options.pop("cell_bytes", CELL_BYTES)
         directories = [self.path] if directories is None else directories
-        self.ranks.append(Rank(directories, columns, cell_bytes, namespace, **options))
+        kind = options.pop("kind", Rank)
+        self.ranks.append(kind(directories, columns, cell_bytes, namespace, **options))
         return self.ranks[-1]
+
+    def lead(self, **options):
+        """Open a tier that has followers."""
+        return self.open(has_followers=True, **options)
+
+    def follow(self, **options):
+        """Open a follower of whoever has the same options."""
+        return self.open(kind=FollowingRank, **options)
 
     def store(self, numbers, **options):
         """Let a tier that is closed again store blocks."""
@@ -142,6 +160,9 @@ class Disk:
 
     def slabs(self):
         return sorted(self.path.rglob("*.slab"))
+
+    def logs(self):
+        return sorted(self.path.glob(".*.keys*"))
 
     @property
     def size(self):
