@@ -10,38 +10,47 @@ from flexkv_core.tiers.memory import BlockMemory
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
 
-__all__ = ["open_ssd_tier"]
+__all__ = ["open_ssd_tier", "ssd_options"]
+
+
+def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = False) -> SsdOptions:
+    """Return what one rank may use of the SSD.
+
+    Args:
+        cache: Has an SSD tier.
+        quota_bytes: This rank's part of the room.
+        has_followers: Whether other ranks read what this one writes.
+    """
+    return SsdOptions(
+        directories=cache.ssd_directories,
+        quota_bytes=quota_bytes,
+        directory_cap_bytes=cache.ssd_directory_cap_bytes,
+        has_followers=has_followers,
+        leftover_bytes=cache.ssd_cache_bytes or 0,
+    )
 
 
 def open_ssd_tier(
-    cache: CacheConfig,
+    options: SsdOptions,
     namespace: Namespace,
     columns: Sequence[Column],
     cell_bytes: int,
     memory: BlockMemory,
-    quota_bytes: int,
     engine_id: str,
 ) -> SsdTier:
     """Open one rank's files, and begin to look for what earlier processes left.
 
     Args:
-        cache: Has an SSD tier.
+        options: `ssd_options`.
         namespace: What the blocks are blocks of.
         columns: This rank's.
         cell_bytes: Size of each cell.
         memory: What blocks are read to and written from.
-        quota_bytes: This rank's part of the room.
         engine_id: The same on all ranks of the engine, and its own.
 
     Raises:
         ConfigError: None of the directories can be used.
     """
-    options = SsdOptions(
-        directories=cache.ssd_directories,
-        quota_bytes=quota_bytes,
-        directory_cap_bytes=cache.ssd_directory_cap_bytes,
-        leftover_bytes=cache.ssd_cache_bytes or 0,
-    )
     try:
         return SsdTier(memory, namespace, columns, cell_bytes, options, engine_id)
     except TierError as error:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.ssd_files import open_ssd_tier
+from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import TierOrders, TierReport
 from flexkv_core.tiers.host import HostPool
@@ -36,12 +36,11 @@ class SsdShare:
             ConfigError: None of the directories can be used.
         """
         self._tier = open_ssd_tier(
-            deployment.cache,
+            ssd_options(deployment.cache, quota_bytes),
             namespace,
             deployment.columns,
             deployment.block_format.cell_bytes,
             pool.memory,
-            quota_bytes,
             deployment.engine_id,
         )
         self._rank = deployment.rank

@@ -1,11 +1,11 @@
 """One rank of an engine as the cache sees it: its options, its pages, its share of a block."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of, columns_of
+from flexkv_connectors.sglang.engine_name import engine_name
 from flexkv_connectors.sglang.host_pages import page_pool_of
 from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
 from flexkv_connectors.sglang.settings import EngineSettings
@@ -54,7 +54,13 @@ class Deployment:
     key_head_size: int
     value_head_size: int
     dtype: str
-    num_ranks: int
+    num_replicas: int
+    """Ranks that keep the same heads of the same layers: the first of them writes."""
+
+    is_follower: bool
+    """Another rank writes what this one reads."""
+
+    num_writers: int
     engine_id: str
 
     @property
@@ -74,10 +80,15 @@ class Deployment:
         return columns_of(self.heads, self.layers, self.cell_heads)
 
     @property
+    def has_followers(self) -> bool:
+        """Whether other ranks read what this one writes."""
+        return self.num_replicas > 1 and not self.is_follower
+
+    @property
     def quota_bytes(self) -> int:
-        """This rank's part of `ssd_cache_gb`."""
+        """The part that a rank which writes has of `ssd_cache_gb`."""
         assert self.cache.ssd_cache_bytes is not None
-        return self.cache.ssd_cache_bytes // self.num_ranks
+        return self.cache.ssd_cache_bytes // self.num_writers
 
 
 def read_cache_config(extra_config: Mapping[str, Any] | None) -> CacheConfig:
@@ -109,9 +120,8 @@ def why_not(storage: "HiCacheStorageConfig", settings: EngineSettings) -> str | 
     """Name what keeps this engine's pages from being stored, if anything does."""
     if storage.attn_cp_size > 1 or getattr(storage, "dcp_size", 1) > 1:
         return "context parallelism spreads one page over ranks"
-    num_heads = 1 if storage.is_mla_model else settings.num_kv_heads
-    if storage.tp_size > num_heads:
-        return f"{storage.tp_size} ranks share {num_heads} KV heads, and only some would write"
+    if _are_replicas_apart(storage, settings):
+        return "ranks that keep the same KV are on several nodes, and only one of them would write"
     if settings.is_multimodal:
         return "SGLang names pictures by 30 bits of a hash, which does not identify them"
     return None
@@ -140,14 +150,17 @@ def translate(
     element_bytes = pool.dtype.itemsize
     head_size = pages.plane_bytes // element_bytes
     num_draft_layers = pages.num_layers - getattr(pool, "target_layer_num", pages.num_layers)
-    total_heads = pages.num_heads * storage.tp_size
+    num_replicas = _num_replicas(storage, settings)
+    share, replica = divmod(storage.tp_rank, num_replicas)
+    num_shares = storage.tp_size // num_replicas
+    total_heads = pages.num_heads * num_shares
     memory = _native_memory(cache, storage, pool)
     return Deployment(
         cache=cache,
         pages=pages,
         memory=memory,
         block_format_name=format_name(pool, settings.version) if memory else BLOCK_FORMAT,
-        heads=range(storage.tp_rank * pages.num_heads, (storage.tp_rank + 1) * pages.num_heads),
+        heads=range(share * pages.num_heads, (share + 1) * pages.num_heads),
         layers=range(pool.start_layer, pool.start_layer + pages.num_layers),
         num_draft_layers=num_draft_layers,
         total_heads=total_heads,
@@ -156,9 +169,24 @@ def translate(
         key_head_size=head_size,
         value_head_size=head_size if pages.num_planes > 1 else 0,
         dtype=str(pool.dtype),
-        num_ranks=storage.tp_size * storage.pp_size,
-        engine_id=f"sglang-{os.uname().nodename}-{os.getppid()}-{getattr(storage, 'dp_rank', 0)}",
+        num_replicas=num_replicas,
+        is_follower=replica > 0,
+        num_writers=num_shares * storage.pp_size,
+        engine_id=engine_name(getattr(storage, "dp_rank", 0)),
     )
+
+
+def _num_replicas(storage: "HiCacheStorageConfig", settings: EngineSettings) -> int:
+    """Return how many ranks in a row keep the same KV: all of MLA, or as SGLang spreads heads."""
+    degree: int = storage.tp_size
+    return degree if storage.is_mla_model else max(1, degree // settings.num_kv_heads)
+
+
+def _are_replicas_apart(storage: "HiCacheStorageConfig", settings: EngineSettings) -> bool:
+    """Tell whether ranks that keep the same KV are on several nodes."""
+    nodes_per_stage: int = max(1, settings.num_nodes // storage.pp_size)
+    ranks_per_node = settings.tp_size // nodes_per_stage
+    return nodes_per_stage > 1 and ranks_per_node % _num_replicas(storage, settings) != 0
 
 
 def _native_memory(

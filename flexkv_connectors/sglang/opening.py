@@ -1,21 +1,28 @@
 """From a deployment to its store: memory to move blocks through, lanes and files."""
 
+from collections.abc import Callable
 from contextlib import closing
+from typing import TypeAlias
 
-from flexkv_connectors.common.ssd_files import open_ssd_tier
+from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
 from flexkv_connectors.sglang.chain_store import ChainStore
 from flexkv_connectors.sglang.deployment import Deployment
+from flexkv_connectors.sglang.follower_store import FollowerStore
 from flexkv_core.namespace import Namespace
+from flexkv_core.tiers.base import Tier
 from flexkv_core.tiers.host import HostPool, slot_stride
 from flexkv_core.tiers.memory import BlockMemory, PageMemory
-from flexkv_core.tiers.ssd.tier import SsdTier
+from flexkv_core.tiers.ssd.follower import Follower
 from flexkv_core.transfer.cpu_lane import CpuLane
 from flexkv_core.transfer.direct_lane import DirectLane
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.transfer.staged_lane import StagedLane
 from flexkv_core.transfer.tier_lane import TierLane
 
-__all__ = ["open_store"]
+__all__ = ["Store", "open_store"]
+
+Store: TypeAlias = ChainStore | FollowerStore
+"""What one rank stores; which of them it is does not matter to who asks."""
 
 _STAGING_BYTES = 64 << 20
 """Staging memory of one direction."""
@@ -24,7 +31,7 @@ _MAX_SLOTS = 128
 """HiCache asks for so many pages at once."""
 
 
-def open_store(deployment: Deployment, namespace: Namespace) -> ChainStore:
+def open_store(deployment: Deployment, namespace: Namespace) -> Store:
     """Open this rank's store.
 
     Raises:
@@ -36,47 +43,58 @@ def open_store(deployment: Deployment, namespace: Namespace) -> ChainStore:
     return _open_direct(deployment, namespace, deployment.memory)
 
 
-def _open_direct(deployment: Deployment, namespace: Namespace, memory: PageMemory) -> ChainStore:
+def _open_direct(deployment: Deployment, namespace: Namespace, memory: PageMemory) -> Store:
     """Open a store of blocks that are moved straight between files and pages."""
-    tier = _open_tier(deployment, namespace, memory)
-    load_lane, save_lane = (DirectLane(0, TierLane(0, tier, memory)) for _ in range(2))
-    return _store(deployment, tier, load_lane, save_lane)
+
+    def lane(tier: Tier, _: int) -> DirectLane:
+        return DirectLane(0, TierLane(0, tier, memory))
+
+    return _open(deployment, namespace, memory, lane)
 
 
-def _open_staged(deployment: Deployment, namespace: Namespace) -> ChainStore:
+def _open_staged(deployment: Deployment, namespace: Namespace) -> Store:
     """Open a store of cells, which are made from pages and back."""
     block_format = deployment.block_format
     num_slots = _STAGING_BYTES // slot_stride(block_format.block_bytes)
     num_slots = min(max(num_slots, 2), _MAX_SLOTS)
     # Nobody else maps the pool: its memory goes with the last view, when the store is closed.
     with closing(HostPool.create(2 * num_slots, block_format.block_bytes)) as pool:
-        tier = _open_tier(deployment, namespace, pool.memory)
 
-        def lane(slots: range) -> StagedLane:
+        def lane(tier: Tier, way: int) -> StagedLane:
             near = CpuLane(0, deployment.pages, block_format, pool)
+            slots = range(way * num_slots, (way + 1) * num_slots)
             return StagedLane(0, near, TierLane(0, tier, pool.memory), slots)
 
-        slots = range(2 * num_slots)
-        return _store(deployment, tier, lane(slots[:num_slots]), lane(slots[num_slots:]))
+        return _open(deployment, namespace, pool.memory, lane)
 
 
-def _open_tier(deployment: Deployment, namespace: Namespace, memory: BlockMemory) -> SsdTier:
-    return open_ssd_tier(
-        deployment.cache,
-        namespace,
-        deployment.columns,
-        deployment.block_format.cell_bytes,
-        memory,
-        deployment.quota_bytes,
-        deployment.engine_id,
+def _open(
+    deployment: Deployment,
+    namespace: Namespace,
+    memory: BlockMemory,
+    lane: Callable[[Tier, int], Lane],
+) -> Store:
+    """Open a rank's files, its own or those of the rank that it follows.
+
+    Args:
+        deployment: The rank.
+        namespace: Of its blocks.
+        memory: What blocks are read to and written from.
+        lane: Makes the lane of one direction: 0 to load, 1 to save.
+    """
+    blocks = (namespace, deployment.columns, deployment.block_format.cell_bytes)
+    options = ssd_options(
+        deployment.cache, deployment.quota_bytes, has_followers=deployment.has_followers
     )
-
-
-def _store(deployment: Deployment, tier: SsdTier, load_lane: Lane, save_lane: Lane) -> ChainStore:
+    load_limit_s = deployment.cache.promotion_timeout_s
+    if deployment.is_follower:
+        follower = Follower(memory, *blocks, options, deployment.engine_id)
+        return FollowerStore(follower, lane(follower, 0), load_limit_s=load_limit_s)
+    tier = open_ssd_tier(options, *blocks, memory, deployment.engine_id)
     return ChainStore(
         tier,
-        load_lane,
-        save_lane,
+        lane(tier, 0),
+        lane(tier, 1),
         eviction_policy=deployment.cache.eviction_policy,
-        load_limit_s=deployment.cache.promotion_timeout_s,
+        load_limit_s=load_limit_s,
     )

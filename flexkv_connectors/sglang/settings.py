@@ -39,6 +39,10 @@ class EngineSettings:
 
     num_layers: int
     num_kv_heads: int
+    num_nodes: int
+    tp_size: int
+    """Ranks of one stage, over all nodes; with data-parallel attention several engines' to us."""
+
     is_multimodal: bool
     speculative_algorithm: str
     draft_model: str | None
@@ -72,6 +76,8 @@ def read_settings() -> EngineSettings:
         ),
         num_layers=model.num_hidden_layers,
         num_kv_heads=model.get_total_num_kv_heads(),
+        num_nodes=arguments("nnodes"),
+        tp_size=arguments("tp_size"),
         is_multimodal=bool(model.is_multimodal),
         speculative_algorithm=arguments("speculative_algorithm") or "",
         draft_model=arguments("speculative_draft_model_path"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-from flexkv_connectors.common.ssd_files import open_ssd_tier
+from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
 from flexkv_connectors.sglang.calls import keys_of, page_ids_of
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
@@ -135,12 +135,11 @@ def open_sidecar(deployment: Deployment, pool: SidecarPool, quota_bytes: int) ->
         ConfigError: None of the directories can be used.
     """
     tier = open_ssd_tier(
-        deployment.cache,
+        ssd_options(deployment.cache, quota_bytes),
         pool.namespace,
         [pool.column],
         pool.memory.slot_bytes,
         pool.memory,
-        quota_bytes,
         deployment.engine_id,
     )
     load_lane, save_lane = (DirectLane(0, TierLane(0, tier, pool.memory)) for _ in range(2))

@@ -78,8 +78,8 @@ def test_ranks_of_one_engine_have_one_name():
     [
         ({"attn_cp_size": 2}, {}, "context parallelism"),
         ({"dcp_size": 2}, {}, "context parallelism"),
-        ({"tp_size": 8}, {}, "8 ranks share 4 KV heads"),
-        ({"tp_size": 2, "is_mla_model": True}, {}, "2 ranks share 1 KV heads"),
+        ({"tp_size": 16, "is_mla_model": True}, {"tp_size": 16, "num_nodes": 2}, "several nodes"),
+        ({"tp_size": 16}, {"tp_size": 16, "num_nodes": 8}, "several nodes"),
         ({}, {"is_multimodal": True}, "pictures"),
     ],
 )
@@ -87,9 +87,52 @@ def test_what_cannot_be_served_is_named(place, engine, sentence):
     assert sentence in why_not(storage(**place), settings(**engine))
 
 
-@pytest.mark.parametrize("place", [{}, {"tp_size": 4}, {"pp_size": 2}, {"is_mla_model": True}])
+@pytest.mark.parametrize(
+    "place",
+    [
+        {},
+        {"tp_size": 4},
+        {"tp_size": 8},
+        {"pp_size": 2},
+        {"is_mla_model": True},
+        {"is_mla_model": True, "tp_size": 8},
+    ],
+)
 def test_what_can_be_served_is_not(place):
     assert why_not(storage(**place), settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "engine"),
+    [
+        ({"tp_size": 8, "pp_size": 2, "is_mla_model": True}, {"tp_size": 8, "num_nodes": 2}),
+        ({"tp_size": 4, "is_mla_model": True}, {"tp_size": 16, "num_nodes": 2}),
+        ({"tp_size": 16}, {"tp_size": 16, "num_nodes": 2}),
+        ({"tp_size": 4}, {"tp_size": 4, "num_nodes": 4}),
+    ],
+)
+def test_nodes_that_keep_apart_what_ranks_share_are_served(place, engine):
+    """Stages, data-parallel attention, groups of heads, and heads of which each has one rank."""
+    assert why_not(storage(**place), settings(**engine)) is None
+
+
+def test_the_first_of_the_ranks_that_keep_the_same_heads_writes():
+    ranks = [deployment(keys_and_values(1), tp_rank=rank, tp_size=8) for rank in range(8)]
+    assert [rank.heads.start for rank in ranks] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [rank.is_follower for rank in ranks] == [False, True] * 4
+    assert [rank.has_followers for rank in ranks] == [True, False] * 4
+    assert {(rank.total_heads, rank.quota_bytes) for rank in ranks} == {(HEADS, (1 << 30) // 4)}
+
+
+def test_one_rank_writes_the_latents_of_all_and_has_all_the_room():
+    ranks = [deployment(latents(), tp_rank=rank, tp_size=2, is_mla_model=True) for rank in range(2)]
+    assert [rank.is_follower for rank in ranks] == [False, True]
+    assert ranks[0].quota_bytes == 1 << 30
+    assert ranks[0].columns == ranks[1].columns == deployment(latents(), is_mla_model=True).columns
+
+
+def test_a_rank_alone_with_its_heads_has_no_followers():
+    assert not deployment(keys_and_values(1), tp_rank=1, tp_size=4).has_followers
 
 
 def test_an_sglang_without_context_parallel_decoding_is_served():

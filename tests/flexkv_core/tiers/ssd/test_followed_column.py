@@ -120,9 +120,7 @@ def test_a_log_that_makes_no_sense_is_none(disk, pair, content):
     assert follower.found(range(8)) == 0
 
 
-@pytest.mark.parametrize(
-    "make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)]
-)
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd")])
 def test_what_is_no_file_in_the_place_of_a_log_is_none(disk, pair, make):
     _, follower = pair
     [log] = disk.logs()
@@ -133,7 +131,7 @@ def test_what_is_no_file_in_the_place_of_a_log_is_none(disk, pair, make):
 
 
 def test_a_damaged_cell_is_a_miss_and_stays_known(disk, pair):
-    writer, follower = pair
+    _, follower = pair
     follower.found([])
     [slab] = disk.slabs()
     content = bytearray(slab.read_bytes())
