@@ -7,8 +7,6 @@ import torch
 from controller_rig import HEADS, TOKENS, ControllerRig
 from sglang_process import flexkv
 
-from flexkv_core.errors import ConfigError
-
 NUM_PAGES = 8
 PROMPT = list(range(NUM_PAGES * TOKENS))
 
@@ -90,6 +88,31 @@ def test_ranks_divide_the_room_among_themselves(start, tmp_path):
     assert sum(sizes) <= gb * (1 << 30)
 
 
-def test_more_ranks_than_heads_are_refused_in_one_sentence(start):
-    with pytest.raises(ConfigError, match=f"4 ranks share {HEADS} KV heads"):
-        start(4)
+@pytest.mark.parametrize("block_format", ["cells", "native"])
+def test_of_the_ranks_that_keep_the_same_heads_one_stores_and_all_load(start, block_format):
+    """SGLang asks all of them to store."""
+    ranks = start(2 * HEADS, block_format=block_format)
+    for writer, follower in zip(ranks[::2], ranks[1::2], strict=True):
+        follower.pool.kv_buffer.copy_(writer.pool.kv_buffer)
+    expected = whole_pages(ranks, range(NUM_PAGES))
+    backup(ranks)
+    for rig in ranks:
+        rig.pool.kv_buffer.zero_()
+    assert prefetch(ranks) == len(PROMPT)
+    assert torch.equal(whole_pages(ranks), expected)
+
+
+def test_more_ranks_than_heads_read_what_fewer_have_stored(start):
+    ranks = start(HEADS)
+    expected = whole_pages(ranks, range(NUM_PAGES))
+    backup(ranks)
+    ranks = start(2 * HEADS, max_tp=2 * HEADS)
+    assert prefetch(ranks) == len(PROMPT)
+    assert torch.equal(whole_pages(ranks[::2]), expected)
+    assert torch.equal(whole_pages(ranks[1::2]), expected)
+
+
+def test_replicas_take_no_room(start, tmp_path):
+    ranks = start(2 * HEADS)
+    backup(ranks)
+    assert len([*tmp_path.rglob("*.slab")]) == HEADS
