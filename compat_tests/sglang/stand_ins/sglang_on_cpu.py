@@ -20,7 +20,9 @@ def register():
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend as Attention
     from sglang.srt.mem_cache.pool_host import common, mamba, mha, mla
     from sglang.srt.models import lfm2
+    from sglang.srt.models.deepseek_common import attention_backend_handler as latents
 
+    latents.AttentionBackendRegistry.register("torch_native", attend_to_latents)
     pynccl.NCCLLibrary = no_library
     common._cuda_host_register = lambda *args, **kwargs: None
     Attention.forward_extend = by_indices_of_the_layer(Attention.forward_extend)
@@ -47,6 +49,16 @@ def by_indices_of_the_layer(forward):
             self.req_to_token_pool = requests
 
     return translated
+
+
+def attend_to_latents(attention, batch):
+    """Choose the way of multi-head latent attention that reads its pool as it is.
+
+    SGLang has a choice for every backend but this one, and takes that of Triton.
+    """
+    from sglang.srt.models.deepseek_common.attention_forward_methods import AttnForwardMethod
+
+    return AttnForwardMethod.MLA
 
 
 def no_library(path=None):
