@@ -177,7 +177,7 @@ class _OpenLog:
         """Return the next records, as many as are there whole."""
         try:
             num_bytes = min(_STEP_BYTES, self._file.size - self._position)
-            content = _read(self._file, self._position, num_bytes // RECORD_BYTES * RECORD_BYTES)
+            content = _read(self._file, self._position, num_bytes)
         except OSError:
             return b""
         content = content[: len(content) // RECORD_BYTES * RECORD_BYTES]

@@ -123,6 +123,17 @@ def test_slabs_that_were_deleted_are_let_go(disk, pair):
     assert _open_slabs(follower) == 0
 
 
+def test_slabs_that_are_made_anew_are_followed(disk, pair):
+    writer, follower = pair
+    for round_number in range(3):
+        writer.write(range(4))
+        assert follower.found(range(5)) == 4
+        assert follower.read(range(4)) == [OK] * 4
+        for slab in disk.slabs():
+            slab.unlink()
+        assert writer.read([round_number]) == [MISS]
+
+
 def test_a_writer_that_ends_well_leaves_no_log_and_is_not_found(disk, pair):
     writer, follower = pair
     writer.write(range(4))

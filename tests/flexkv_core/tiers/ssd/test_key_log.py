@@ -149,6 +149,17 @@ def test_changes_of_many_threads_end_in_the_truth(disk, short_logs):
     assert [follower.found([n]) == 1 for n in range(8)] == [key in column for key in keys]
 
 
+def test_one_note_is_written_at_a_time(disk, monkeypatch):
+    """Or an older place of a key could come behind its newer one."""
+    writer = disk.lead()
+    writer.write([0])
+    log = writer.tier._columns[0]._log
+    is_locked = []
+    monkeypatch.setattr(log._file, "write", lambda *_: is_locked.append(log._writing.locked()))
+    writer.write([1])
+    assert is_locked == [True]
+
+
 def _no_room(*_, **__):
     raise OSError(28, "no space left")
 
