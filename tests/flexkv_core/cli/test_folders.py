@@ -2,6 +2,8 @@ import os
 
 import pytest
 
+from flexkv_core.tiers.ssd.format import LOG_SUFFIX
+
 LINKED = ("slab", "column", "namespace")
 
 
@@ -54,6 +56,7 @@ def test_what_is_not_ours_is_not_looked_at(flexkv, make_slab, tmp_path):
     (tmp_path / "lost+found" / "column").mkdir(parents=True)
     (tmp_path / "lost+found" / "column" / "x.slab").touch()
     (tmp_path / ".lock").touch()
+    (tmp_path / f".0123456789abcdef{LOG_SUFFIX}").write_bytes(b"of a writer that was killed")
 
     assert flexkv("fsck", tmp_path, "--json").json["problems"] == 0
 
