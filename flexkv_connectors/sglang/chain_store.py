@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from flexkv_connectors.sglang.ssd_store import Chain, SsdStore
+from flexkv_connectors.sglang.block_store import BlockStore, Chain
+from flexkv_connectors.sglang.follower_store import FollowerStore
+from flexkv_connectors.sglang.ssd_store import SsdStore
 from flexkv_core.types import BlockKey
 
-__all__ = ["ChainStore"]
+__all__ = ["ChainAccess", "ChainFollower", "ChainStore"]
 
 
-class ChainStore(SsdStore):
+class ChainAccess(BlockStore):
     """Blocks by the chain of keys that each of them ends.
 
     Every chain begins with the first block of a sequence.
@@ -18,8 +20,7 @@ class ChainStore(SsdStore):
 
     def find(self, keys: Sequence[BlockKey]) -> int:
         """Return how many leading blocks of the chain are on SSD."""
-        with self._index_lock:
-            return self._num_found(keys)
+        return self._count_leading(keys)
 
     def load(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> int:
         """Fill pages with the last blocks of the chain; pages of bad blocks are not to be used.
@@ -38,3 +39,11 @@ class ChainStore(SsdStore):
         """
         (num_stored,) = self._save([Chain(keys, page_ids)])
         return num_stored
+
+
+class ChainStore(ChainAccess, SsdStore):
+    """The same where this rank writes them."""
+
+
+class ChainFollower(ChainAccess, FollowerStore):
+    """The same where another rank writes them."""

@@ -4,9 +4,13 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from flexkv_connectors.sglang.ssd_store import Copies, Copy
+from typing_extensions import override
+
+from flexkv_connectors.sglang.block_store import BlockStore, Chain, Copies, Copy
+from flexkv_core.errors import TierError
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, Status, StoredBlocks, TransferPlan, TransferResult
@@ -16,14 +20,17 @@ from flexkv_core.types import BlockKey, JobId
 
 __all__ = ["FollowerStore"]
 
+_FAILURES = frozenset({Status.ERROR, Status.TIMEOUT})
 _COPIES_KEPT = 1024
 """For whoever asks; nobody does where SGLang's metrics are off."""
 
 
-class FollowerStore:
+class FollowerStore(BlockStore):
     """Asked like a store that writes; it has no index of its own and nothing to evict.
 
-    SGLang goes by the rank that finds the fewest pages, so it does no harm to be behind the writer.
+    Use `ChainFollower` or `PageFollower`, which say what a block is found by.
+
+    SGLang goes by the rank that finds the fewest pages, so being behind the writer does no harm.
 
     Thread: any. `_loading` lets one load at a time use the lane; `_counting` guards what is counted
     and is taken last.
@@ -49,88 +56,111 @@ class FollowerStore:
         self._counters = Counters()
         self._copies: deque[Copy] = deque(maxlen=_COPIES_KEPT)
 
-    def find(self, keys: Sequence[BlockKey]) -> int:
-        """Return how many leading blocks of the chain the writer has stored."""
-        return self._tier.count_leading(keys)
-
-    def load(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> int:
-        """Fill pages with the last blocks of the chain; pages of bad blocks are not to be used.
-
-        Returns:
-            How many leading pages were filled.
-        """
-        with self._loading:
-            now_s = self._clock()
-            plan = self._plan(keys, page_ids) if self._health.allows(now_s) else None
-            if plan is None:
-                return 0
-            self._health.begin(now_s)
-            result = self._run(plan)
-            is_ok = result.status not in (Status.ERROR, Status.TIMEOUT)
-            self._health.note(ok=is_ok, now_s=self._clock())
-        self._count(plan, result)
-        return result.num_blocks
-
-    def save(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> int:
-        """Do nothing, and say that all pages are stored: the writer is asked for the same ones."""
-        del keys
-        return len(page_ids)
-
+    @override
     def resize(self, quota_bytes: int) -> None:
         """Do nothing: the writer has the room."""
 
+    @override
     def reset(self, *, keeps_name: bool) -> None:
-        """Forget every block; the writer does so, too."""
-        with self._loading:
+        """Forget every block; the writer does so, too.
+
+        Raises:
+            TierError: A call does not end; nothing is forgotten.
+        """
+        with self._idle():
             self._tier.begin_generation(keeps_name=keeps_name)
 
+    @override
     def take_counts(self) -> dict[str, float]:
-        """Return what changed of `metrics.METRICS` since the last call."""
         with self._counting:
             self._counters.set("ssd_off", self._health.is_off)
             return self._counters.drain() | self._tier.take_counts()
 
+    @override
     def take_copies(self) -> Copies:
-        """Return what calls have moved since the last call of this."""
         with self._counting:
             loads = list(self._copies)
             self._copies.clear()
         return Copies(loads, [])
 
+    @override
     def wait_restored(self) -> None:
         """Return at once: what the writer has restored is found with the next call."""
 
+    @override
     def close(self) -> None:
-        """Let go of the files; a call under way ends first. A second call does nothing."""
-        with self._loading:
+        with self._idle():
             self._lane.close()
             self._tier.close()
 
-    def _plan(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> TransferPlan | None:
-        first_block = len(keys) - len(page_ids)
-        num_blocks = self._tier.count_leading(keys) - first_block
-        if num_blocks <= 0:
-            return None
-        parent = keys[first_block - 1] if first_block else None
+    @contextmanager
+    def _idle(self) -> Iterator[None]:
+        """Let no load be under way; a disk that hangs must not hang the thread that schedules."""
+        if not self._loading.acquire(timeout=2 * self._load_limit_s):
+            raise TierError(self._tier.name, f"a load of tier {self._tier.name} does not end")
+        try:
+            yield
+        finally:
+            self._loading.release()
+
+    @override
+    def _count_leading(self, keys: Sequence[BlockKey]) -> int:
+        return self._tier.count_leading(keys)
+
+    @override
+    def _load(self, chains: Sequence[Chain]) -> list[int]:
+        with self._loading:
+            now_s = self._clock()
+            if not self._health.allows(now_s):
+                return [0] * len(chains)
+            self._health.begin(now_s)
+            plans = list(map(self._plan, chains))
+            results = self._run([plan for plan in plans if plan.num_blocks])
+        self._count(plans, results, self._clock() - now_s)
+        num_filled = {result.job_id: result.num_blocks for result in results}
+        return [num_filled.get(plan.job_id, 0) for plan in plans]
+
+    @override
+    def _save(self, chains: Sequence[Chain]) -> list[int]:
+        """Do nothing, and say that all pages are stored: the writer is asked for the same ones."""
+        return [len(chain.page_ids) for chain in chains]
+
+    def _plan(self, chain: Chain) -> TransferPlan:
+        """Return how to load what there is; no blocks for nothing."""
+        first_block = chain.first_block
+        num_blocks = max(0, self._tier.count_leading(chain.keys) - first_block)
+        keys = chain.keys[first_block:][:num_blocks]
+        parent = chain.keys[first_block - 1] if first_block else None
         return TransferPlan(
             job_id=next(self._job_ids),
-            source=StoredBlocks(self._tier.name, keys[first_block:][:num_blocks], parent),
-            target=EnginePages(page_ids[:num_blocks]),
+            source=StoredBlocks(self._tier.name, keys, parent),
+            target=EnginePages(chain.page_ids[:num_blocks]),
             num_blocks=num_blocks,
             deadline_s=self._clock() + self._load_limit_s,
         )
 
-    def _run(self, plan: TransferPlan) -> TransferResult:
-        self._lane.submit(plan)
-        while not (results := self._lane.poll()):
+    def _run(self, plans: Sequence[TransferPlan]) -> list[TransferResult]:
+        """Carry out plans at the same time."""
+        for plan in plans:
+            self._lane.submit(plan)
+        results = self._lane.poll()
+        while len(results) < len(plans):
             self._lane.drain(self._load_limit_s)
-        (result,) = results
-        return result
+            results += self._lane.poll()
+        if results:
+            is_ok = not any(result.status in _FAILURES for result in results)
+            self._health.note(ok=is_ok, now_s=self._clock())
+        return results
 
-    def _count(self, plan: TransferPlan, result: TransferResult) -> None:
+    def _count(
+        self, plans: Sequence[TransferPlan], results: Sequence[TransferResult], seconds: float
+    ) -> None:
+        num_blocks = sum(result.num_blocks for result in results)
+        num_bytes = sum(result.num_bytes for result in results)
         with self._counting:
-            self._counters.add("load_bytes", result.num_bytes)
-            self._counters.add("load_seconds", result.seconds)
-            self._counters.add("load_failed_blocks", plan.num_blocks - result.num_blocks)
-            if result.num_blocks:
-                self._copies.append(Copy(result.num_blocks, result.num_bytes, result.seconds))
+            self._counters.add("load_bytes", num_bytes)
+            self._counters.add("load_seconds", seconds if results else 0)
+            num_lost = sum(plan.num_blocks for plan in plans) - num_blocks
+            self._counters.add("load_failed_blocks", num_lost)
+            if num_blocks:
+                self._copies.append(Copy(num_blocks, num_bytes, seconds))

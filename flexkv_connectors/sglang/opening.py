@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from typing import TypeAlias
 
 from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
-from flexkv_connectors.sglang.chain_store import ChainStore
+from flexkv_connectors.sglang.chain_store import ChainAccess, ChainFollower, ChainStore
 from flexkv_connectors.sglang.deployment import Deployment
-from flexkv_connectors.sglang.follower_store import FollowerStore
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.base import Tier
 from flexkv_core.tiers.host import HostPool, slot_stride
@@ -19,10 +17,7 @@ from flexkv_core.transfer.lane import Lane
 from flexkv_core.transfer.staged_lane import StagedLane
 from flexkv_core.transfer.tier_lane import TierLane
 
-__all__ = ["Store", "open_store"]
-
-Store: TypeAlias = ChainStore | FollowerStore
-"""What one rank stores; which of them it is does not matter to who asks."""
+__all__ = ["open_store"]
 
 _STAGING_BYTES = 64 << 20
 """Staging memory of one direction."""
@@ -31,7 +26,7 @@ _MAX_SLOTS = 128
 """HiCache asks for so many pages at once."""
 
 
-def open_store(deployment: Deployment, namespace: Namespace) -> Store:
+def open_store(deployment: Deployment, namespace: Namespace) -> ChainAccess:
     """Open this rank's store.
 
     Raises:
@@ -43,7 +38,7 @@ def open_store(deployment: Deployment, namespace: Namespace) -> Store:
     return _open_direct(deployment, namespace, deployment.memory)
 
 
-def _open_direct(deployment: Deployment, namespace: Namespace, memory: PageMemory) -> Store:
+def _open_direct(deployment: Deployment, namespace: Namespace, memory: PageMemory) -> ChainAccess:
     """Open a store of blocks that are moved straight between files and pages."""
 
     def lane(tier: Tier, _: int) -> DirectLane:
@@ -52,7 +47,7 @@ def _open_direct(deployment: Deployment, namespace: Namespace, memory: PageMemor
     return _open(deployment, namespace, memory, lane)
 
 
-def _open_staged(deployment: Deployment, namespace: Namespace) -> Store:
+def _open_staged(deployment: Deployment, namespace: Namespace) -> ChainAccess:
     """Open a store of cells, which are made from pages and back."""
     block_format = deployment.block_format
     num_slots = _STAGING_BYTES // slot_stride(block_format.block_bytes)
@@ -73,7 +68,7 @@ def _open(
     namespace: Namespace,
     memory: BlockMemory,
     lane: Callable[[Tier, int], Lane],
-) -> Store:
+) -> ChainAccess:
     """Open a rank's files, its own or those of the rank that it follows.
 
     Args:
@@ -89,7 +84,7 @@ def _open(
     load_limit_s = deployment.cache.promotion_timeout_s
     if deployment.is_follower:
         follower = Follower(memory, *blocks, options, deployment.engine_id)
-        return FollowerStore(follower, lane(follower, 0), load_limit_s=load_limit_s)
+        return ChainFollower(follower, lane(follower, 0), load_limit_s=load_limit_s)
     tier = open_ssd_tier(options, *blocks, memory, deployment.engine_id)
     return ChainStore(
         tier,

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-from flexkv_connectors.sglang.ssd_store import Chain, SsdStore
+from flexkv_connectors.sglang.block_store import BlockStore, Chain
+from flexkv_connectors.sglang.follower_store import FollowerStore
+from flexkv_connectors.sglang.ssd_store import SsdStore
 from flexkv_core.types import BlockKey
 
-__all__ = ["PageStore"]
+__all__ = ["PageAccess", "PageFollower", "PageStore"]
 
 _PAGES_A_RUN = 128
 """More would wait for threads, and a lane lets only so many wait."""
 
 
-class PageStore(SsdStore):
+class PageAccess(BlockStore):
     """Blocks that need no other: a sliding window or a state is kept where sequences ended.
 
     Each is a chain of one block. Its key, in SGLang's chain, still says all that comes before it.
@@ -21,8 +23,7 @@ class PageStore(SsdStore):
 
     def find(self, keys: Sequence[BlockKey]) -> list[bool]:
         """Tell for each key whether its page is on SSD."""
-        with self._index_lock:
-            return [self._num_found([key]) == 1 for key in keys]
+        return [self._count_leading([key]) == 1 for key in keys]
 
     def load(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> list[bool]:
         """Fill pages, and tell for each whether it was; the others are not to be used."""
@@ -31,6 +32,14 @@ class PageStore(SsdStore):
     def save(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> list[bool]:
         """Store pages, and tell for each whether it is stored now."""
         return _by_runs(self._save, keys, page_ids)
+
+
+class PageStore(PageAccess, SsdStore):
+    """The same where this rank writes them."""
+
+
+class PageFollower(PageAccess, FollowerStore):
+    """The same where another rank writes them."""
 
 
 def _by_runs(

@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from typing_extensions import override
+
+from flexkv_connectors.sglang.block_store import BlockStore, Chain, Copies, Copy
 from flexkv_core.errors import TierError
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.hierarchy.restorer import Restorer
@@ -22,7 +24,7 @@ from flexkv_core.tiers.ssd.tier import SsdTier
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import BlockKey, RequestId
 
-__all__ = ["Chain", "Copies", "Copy", "SsdStore"]
+__all__ = ["SsdStore"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,33 +42,6 @@ _COPIES_KEPT = 1024
 """Of each direction, for whoever asks; nobody does where SGLang's metrics are off."""
 
 
-class Chain(NamedTuple):
-    """Keys of blocks from the first of their sequence on, and pages for the last of them."""
-
-    keys: Sequence[BlockKey]
-    page_ids: Sequence[int]
-
-    @property
-    def first_block(self) -> int:
-        """The block that the first page is for."""
-        return len(self.keys) - len(self.page_ids)
-
-
-class Copy(NamedTuple):
-    """What one call has moved."""
-
-    num_blocks: int
-    num_bytes: int
-    seconds: float
-
-
-class Copies(NamedTuple):
-    """Calls that have moved something."""
-
-    loads: list[Copy]
-    saves: list[Copy]
-
-
 @dataclass(slots=True, eq=False)
 class _Way:
     """One direction: its lane serves one call at a time, under `lock`."""
@@ -80,7 +55,7 @@ class _Way:
     """Under the lock of the index."""
 
 
-class SsdStore:
+class SsdStore(BlockStore):
     """A cache manager over one tier, and the lanes that go straight to and from engine pages.
 
     Use `ChainStore` or `PageStore`, which say what a block is found by.
@@ -115,24 +90,20 @@ class SsdStore:
         self._thread = threading.Thread(target=self._restore, name="flexkv-restore", daemon=True)
         self._thread.start()
 
+    @override
     def resize(self, quota_bytes: int) -> None:
-        """Use no more than `quota_bytes` from here on; see `SsdTier.resize`."""
         self._tier.resize(quota_bytes)
 
+    @override
     def reset(self, *, keeps_name: bool) -> None:
-        """Forget every block; see `SsdTier.begin_generation`.
-
-        Raises:
-            TierError: A call does not end; nothing is forgotten.
-        """
         with self._idle(), self._index_lock:
             self._manager.reset()
             self._manager.take_gone(_TIER)
             self._restorer = Restorer(self._manager, _TIER, (), self._counters)
             self._tier.begin_generation(secrets.token_hex(8), keeps_name=keeps_name)
 
+    @override
     def take_counts(self) -> dict[str, float]:
-        """Return what changed of `metrics.METRICS` since the last call."""
         with self._index_lock:
             self._counters.set("ssd_used_blocks", self._manager.num_used_blocks(_TIER))
             self._counters.set("ssd_capacity_blocks", self._tier.capacity_blocks)
@@ -140,32 +111,33 @@ class SsdStore:
             self._counters.set("ssd_off", is_off)
             return self._counters.drain() | self._tier.take_counts()
 
+    @override
     def take_copies(self) -> Copies:
-        """Return what calls have moved since the last call of this."""
         with self._index_lock:
             return Copies(*(_taken(way.copies) for way in (self._loads, self._saves)))
 
+    @override
     def wait_restored(self) -> None:
-        """Wait until all that earlier processes left can be found."""
         self._thread.join()
 
+    @override
     def close(self) -> None:
-        """Let go of the files; calls under way end first. A second call does nothing.
-
-        Raises:
-            TierError: A call does not end; it keeps the files.
-        """
         with self._idle():
             for way in (self._loads, self._saves):
                 way.lane.close()
             self._tier.close()
 
+    @override
+    def _count_leading(self, keys: Sequence[BlockKey]) -> int:
+        with self._index_lock:
+            return self._num_found(keys)
+
     def _num_found(self, keys: Sequence[BlockKey]) -> int:
         """Return how many leading blocks of a chain are on SSD; under the lock of the index."""
         return self._manager.look(keys, tier=_TIER).num_ready
 
+    @override
     def _load(self, chains: Sequence[Chain]) -> list[int]:
-        """Fill pages of chains, all at once; return how many leading pages of each were filled."""
         with self._attempt(self._loads) as way:
             if way is None:
                 return [0] * len(chains)
@@ -176,12 +148,8 @@ class SsdStore:
             self._forget_gone()
             return num_filled
 
+    @override
     def _save(self, chains: Sequence[Chain]) -> list[int]:
-        """Store pages of chains, all at once.
-
-        Returns:
-            How many leading pages of each are stored now; 0 as well if a block before them is not.
-        """
         with self._attempt(self._saves) as way:
             if way is not None:
                 self._run(way, [self._plan_save(chain, way.limit_s) for chain in chains])

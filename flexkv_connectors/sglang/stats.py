@@ -8,7 +8,7 @@ from prometheus_client import Counter, Gauge
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
 from flexkv_connectors.common.prometheus import MetricFamilies
-from flexkv_connectors.sglang.ssd_store import Copies, Copy
+from flexkv_connectors.sglang.block_store import Copies, Copy
 from flexkv_connectors.sglang.stores import Activity
 
 if TYPE_CHECKING:

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from flexkv_connectors.sglang.block_store import BlockStore, Copies
 from flexkv_connectors.sglang.deployment import Deployment
-from flexkv_connectors.sglang.opening import Store, open_store
-from flexkv_connectors.sglang.page_store import PageStore
+from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.sidecars import Sidecar, SidecarPool, open_sidecar
-from flexkv_connectors.sglang.ssd_store import Copies
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.ssd.format import slot_bytes
 
@@ -61,7 +60,7 @@ class Stores:
         for name, store in self:
             store.resize(self._share(name))
 
-    def __iter__(self) -> Iterator[tuple[str, Store | PageStore]]:
+    def __iter__(self) -> Iterator[tuple[str, BlockStore]]:
         """Yield the stores, each with the name of its pool."""
         yield KV, self.kv
         for name, sidecar in self.sidecars.items():
