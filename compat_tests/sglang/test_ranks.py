@@ -5,7 +5,9 @@ from contextlib import ExitStack
 import pytest
 import torch
 from controller_rig import HEADS, TOKENS, ControllerRig
+from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang_process import flexkv
+from sidecar_rig import SidecarRig, state
 
 NUM_PAGES = 8
 PROMPT = list(range(NUM_PAGES * TOKENS))
@@ -116,3 +118,18 @@ def test_replicas_take_no_room(start, tmp_path):
     ranks = start(2 * HEADS)
     backup(ranks)
     assert len([*tmp_path.rglob("*.slab")]) == HEADS
+
+
+def test_the_room_is_divided_among_all_that_ranks_store_of_several_pools(model, tmp_path):
+    """Ranks that keep the same heads have states of their own."""
+    with ExitStack() as running:
+        ranks = []
+        for rank in range(2 * HEADS):
+            storage = flexkv(tmp_path, ssd_cache_gb=1)
+            place = {"rank": rank, "num_ranks": 2 * HEADS, "sidecars": {PoolName.MAMBA: state}}
+            ranks.append(SidecarRig(model("oracle"), "page_first", storage, **place))
+            running.callback(ranks[-1].close)
+        of_kv = sum(rig.storage._stores._share("kv") for rig in ranks[::2])
+        of_states = sum(rig.storage._stores._share("mamba") for rig in ranks)
+    assert of_states > 0
+    assert (1 << 30) - 16 <= of_kv + of_states <= 1 << 30

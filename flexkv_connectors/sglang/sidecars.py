@@ -14,10 +14,12 @@ from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
 from flexkv_connectors.sglang.calls import keys_of, page_ids_of
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
-from flexkv_connectors.sglang.page_store import PageStore
+from flexkv_connectors.sglang.page_store import PageAccess, PageFollower, PageStore
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
+from flexkv_core.tiers.base import Tier
 from flexkv_core.tiers.memory import PageMemory
+from flexkv_core.tiers.ssd.follower import Follower
 from flexkv_core.tiers.ssd.format import slot_bytes
 from flexkv_core.transfer.direct_lane import DirectLane
 from flexkv_core.transfer.tier_lane import TierLane
@@ -27,9 +29,15 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, PoolTransfer
     from sglang.srt.mem_cache.pool_host import HostKVCache
 
-__all__ = ["Sidecar", "SidecarPool", "describe", "open_sidecar", "why_no_sidecars"]
+__all__ = ["Sidecar", "SidecarPool", "describe", "open_sidecar", "why_not_sidecar"]
 
 _FORMAT_VERSION = 1
+_OF_LATENTS = frozenset({"DSAIndexerPoolHost", "MLATokenToKVPoolHost"})
+"""Pools that are the same on all ranks where the KV is latents."""
+
+_OF_EACH_RANK = frozenset({"mamba"})
+"""Pools that SGLang lets every rank store, whatever the KV is."""
+
 _DTYPES = ("dtype", "temporal_dtype")
 """Where host pools say what their elements are."""
 
@@ -47,18 +55,22 @@ class SidecarPool:
     column: Column
     """This rank's share: of no heads or layers, but of ranks, as if each were one head."""
 
+    is_replicated: bool
+    """All ranks have the same pages, and the first stores them."""
+
     @property
     def stored_bytes(self) -> int:
         """What all pages would take on SSD."""
         return self.memory.num_slots * slot_bytes(self.memory.slot_bytes)
 
 
-def why_no_sidecars(storage: "HiCacheStorageConfig") -> str | None:
-    """Name what keeps pools beside the KV from being stored, if anything does."""
+def why_not_sidecar(storage: "HiCacheStorageConfig", name: str, pool: "HostKVCache") -> str | None:
+    """Name what keeps a pool beside the KV from being stored, if anything does."""
     if storage.pp_size > 1:
         return f"and its layers are spread over {storage.pp_size} pipeline stages"
-    if storage.is_mla_model and storage.tp_size > 1:
-        return f"and only some of its {storage.tp_size} ranks would write it"
+    is_everybodys = _is_replicated(storage, pool) or name in _OF_EACH_RANK
+    if storage.is_mla_model and storage.tp_size > 1 and not is_everybodys:
+        return f"and only the first of its {storage.tp_size} ranks would write it"
     if torch.version.hip is not None:
         return "and on ROCm other packages decide how it lies in memory"
     return None
@@ -71,14 +83,18 @@ def describe(
     version: str,
     kv_namespace: Namespace,
 ) -> SidecarPool:
-    """Describe a pool beside the KV of `kv_namespace`; each rank keeps a share of its own.
+    """Describe a pool beside the KV of `kv_namespace`, of which each rank keeps a share of its own.
+
+    Where the pages are the same on all ranks, they are the only share.
 
     Raises:
         LayoutError: The pool is of a kind that we do not know, or its pages are not all alike.
     """
     memory = page_memory_of(pool)
+    is_replicated = _is_replicated(storage, pool)
+    share, num_shares = (0, 1) if is_replicated else (storage.tp_rank, storage.tp_size)
     dtypes = [str(getattr(pool, dtype)) for dtype in _DTYPES if hasattr(pool, dtype)]
-    block_format = f"{format_name(pool, version)}.{'+'.join(dtypes)}.{storage.tp_size}-shares"
+    block_format = f"{format_name(pool, version)}.{'+'.join(dtypes)}.{num_shares}-shares"
     namespace = msgspec.structs.replace(
         kv_namespace,
         cache_group=name,
@@ -92,7 +108,8 @@ def describe(
         memory=memory,
         page_tokens=pool.page_size,
         namespace=namespace,
-        column=Column(first_head=storage.tp_rank, num_heads=1, first_layer=0, num_layers=1),
+        column=Column(first_head=share, num_heads=1, first_layer=0, num_layers=1),
+        is_replicated=is_replicated,
     )
 
 
@@ -100,10 +117,10 @@ def describe(
 class Sidecar:
     """A pool beside the KV, as SGLang's calls ask for it.
 
-    Thread: any; see `PageStore`.
+    Thread: any; see `PageAccess`.
     """
 
-    store: PageStore
+    store: PageAccess
     page_tokens: int
 
     def find(self, hashes: Sequence[str]) -> list[bool]:
@@ -134,20 +151,28 @@ def open_sidecar(deployment: Deployment, pool: SidecarPool, quota_bytes: int) ->
     Raises:
         ConfigError: None of the directories can be used.
     """
-    tier = open_ssd_tier(
-        ssd_options(deployment.cache, quota_bytes),
-        pool.namespace,
-        [pool.column],
-        pool.memory.slot_bytes,
-        pool.memory,
-        deployment.engine_id,
-    )
-    load_lane, save_lane = (DirectLane(0, TierLane(0, tier, pool.memory)) for _ in range(2))
+    has_followers = pool.is_replicated and deployment.has_followers
+    options = ssd_options(deployment.cache, quota_bytes, has_followers=has_followers)
+    blocks = (pool.namespace, [pool.column], pool.memory.slot_bytes)
+    load_limit_s = deployment.cache.promotion_timeout_s
+    if pool.is_replicated and deployment.is_follower:
+        follower = Follower(pool.memory, *blocks, options, deployment.engine_id)
+        lane = _lane(follower, pool)
+        return Sidecar(PageFollower(follower, lane, load_limit_s=load_limit_s), pool.page_tokens)
+    tier = open_ssd_tier(options, *blocks, pool.memory, deployment.engine_id)
     store = PageStore(
         tier,
-        load_lane,
-        save_lane,
+        _lane(tier, pool),
+        _lane(tier, pool),
         eviction_policy=deployment.cache.eviction_policy,
-        load_limit_s=deployment.cache.promotion_timeout_s,
+        load_limit_s=load_limit_s,
     )
     return Sidecar(store, pool.page_tokens)
+
+
+def _lane(tier: Tier, pool: SidecarPool) -> DirectLane:
+    return DirectLane(0, TierLane(0, tier, pool.memory))
+
+
+def _is_replicated(storage: "HiCacheStorageConfig", pool: "HostKVCache") -> bool:
+    return bool(storage.is_mla_model) and type(pool).__name__ in _OF_LATENTS

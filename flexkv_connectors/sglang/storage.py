@@ -17,7 +17,7 @@ from flexkv_connectors.sglang.deployment import read_cache_config, translate, wh
 from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
 from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.sidecar_hits import Part, find_hit
-from flexkv_connectors.sglang.sidecars import Sidecar, describe, why_no_sidecars
+from flexkv_connectors.sglang.sidecars import Sidecar, describe, why_not_sidecar
 from flexkv_connectors.sglang.stats import StorageStats
 from flexkv_connectors.sglang.stores import KV, Activity, Stores
 from flexkv_connectors.sglang.weight_updates import listen, why_unheard
@@ -108,7 +108,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         if host_pool_name == KV or self._stores is None:
             return
         why_old = None if _KNOWS_SIDECARS else "which is stored from SGLang 0.5.23 on"
-        reason = why_old or why_no_sidecars(self._config)
+        reason = why_old or why_not_sidecar(self._config, str(host_pool_name), host_pool)
         if reason is not None:
             msg = (
                 f"FlexKV cannot store the pages of this engine: it keeps a pool {host_pool_name} "

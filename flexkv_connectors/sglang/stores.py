@@ -48,13 +48,18 @@ class Stores:
         self._stored_bytes = {KV: deployment.pages.num_pages * kv_bytes}
         """What all pages of a pool would take on SSD."""
 
+        self._total_bytes = self._stored_bytes[KV]
+        """Of all shares that are stored for each one of the KV."""
+
     def add(self, pool: SidecarPool) -> None:
         """Open the store of a pool, and give it its part of the room.
 
         Raises:
             ConfigError: None of the directories can be used.
         """
+        num_shares = 1 if pool.is_replicated else self._deployment.num_replicas
         self._stored_bytes[pool.name] = pool.stored_bytes
+        self._total_bytes += pool.stored_bytes * num_shares
         sidecar = open_sidecar(self._deployment, pool, self._share(pool.name))
         self.sidecars |= {pool.name: sidecar}
         for name, store in self:
@@ -81,5 +86,4 @@ class Stores:
         return [Activity(name, store.take_counts(), store.take_copies()) for name, store in self]
 
     def _share(self, name: str) -> int:
-        total_bytes = sum(self._stored_bytes.values())
-        return self._deployment.quota_bytes * self._stored_bytes[name] // total_bytes
+        return self._deployment.quota_bytes * self._stored_bytes[name] // self._total_bytes
