@@ -172,7 +172,7 @@ def translate(
         num_replicas=num_replicas,
         is_follower=replica > 0,
         num_writers=num_shares * storage.pp_size,
-        engine_id=engine_name(getattr(storage, "dp_rank", 0)),
+        engine_id=engine_name(settings.replica, getattr(storage, "dp_rank", 0)),
     )
 
 

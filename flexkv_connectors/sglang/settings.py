@@ -39,6 +39,9 @@ class EngineSettings:
 
     num_layers: int
     num_kv_heads: int
+    replica: int
+    """Which of the engines that one command has started; 0 before 0.5.23, which does not say."""
+
     num_nodes: int
     tp_size: int
     """Ranks of one stage, over all nodes; with data-parallel attention several engines' to us."""
@@ -76,6 +79,7 @@ def read_settings() -> EngineSettings:
         ),
         num_layers=model.num_hidden_layers,
         num_kv_heads=model.get_total_num_kv_heads(),
+        replica=_replica(),
         num_nodes=arguments("nnodes"),
         tp_size=arguments("tp_size"),
         is_multimodal=bool(model.is_multimodal),
@@ -107,3 +111,11 @@ def _model_config() -> "ModelConfig":
     if hasattr(runtime_context, "process_model_config"):  # from 0.5.20
         return runtime_context.process_model_config()
     return runtime_context.get_server_args().get_model_config()
+
+
+def _replica() -> int:
+    from sglang.srt import runtime_context  # noqa: PLC0415 only in an engine
+
+    if not hasattr(runtime_context, "get_parallel"):
+        return 0
+    return getattr(runtime_context.get_parallel(), "dp_rank", None) or 0

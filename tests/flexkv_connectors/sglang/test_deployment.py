@@ -68,6 +68,11 @@ def test_engines_that_attend_in_parallel_have_names_of_their_own():
     assert deployment(dp_rank=0).engine_id != deployment(dp_rank=1).engine_id
 
 
+def test_engines_of_one_command_have_names_of_their_own():
+    engines = [deployment(engine=settings(replica=replica)) for replica in (0, 1)]
+    assert len({engine.engine_id for engine in engines}) == 2
+
+
 def test_ranks_of_one_engine_have_one_name():
     ranks = [deployment(keys_and_values(2), tp_rank=rank, tp_size=2) for rank in (0, 1)]
     assert len({rank.engine_id for rank in ranks}) == 1
