@@ -46,6 +46,7 @@ def place_of(rank: int, num_ranks: int) -> dict[str, int]:
         "attn_tp_size": num_ranks,
         "moe_tp_size": num_ranks,
         "attn_dp_rank": 0,
+        "dp_rank": None,
         "attn_dcp_rank": 0,
         "attn_dcp_size": 1,
     }

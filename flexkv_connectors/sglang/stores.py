@@ -48,8 +48,8 @@ class Stores:
         self._stored_bytes = {KV: deployment.pages.num_pages * kv_bytes}
         """What all pages of a pool would take on SSD."""
 
-        self._total_bytes = self._stored_bytes[KV]
-        """Of all shares that are stored for each one of the KV."""
+        self._num_shares = {KV: 1}
+        """Ranks that store a part of a pool, for each one that stores KV."""
 
     def add(self, pool: SidecarPool) -> None:
         """Open the store of a pool, and give it its part of the room.
@@ -57,9 +57,8 @@ class Stores:
         Raises:
             ConfigError: None of the directories can be used.
         """
-        num_shares = 1 if pool.is_replicated else self._deployment.num_replicas
         self._stored_bytes[pool.name] = pool.stored_bytes
-        self._total_bytes += pool.stored_bytes * num_shares
+        self._num_shares[pool.name] = 1 if pool.is_replicated else self._deployment.num_replicas
         sidecar = open_sidecar(self._deployment, pool, self._share(pool.name))
         self.sidecars |= {pool.name: sidecar}
         for name, store in self:
@@ -86,4 +85,6 @@ class Stores:
         return [Activity(name, store.take_counts(), store.take_copies()) for name, store in self]
 
     def _share(self, name: str) -> int:
-        return self._deployment.quota_bytes * self._stored_bytes[name] // self._total_bytes
+        stored_bytes = self._stored_bytes
+        total_bytes = sum(stored_bytes[pool] * self._num_shares[pool] for pool in stored_bytes)
+        return self._deployment.quota_bytes * stored_bytes[name] // total_bytes
