@@ -97,7 +97,7 @@ class FollowerStore(BlockStore):
     def _idle(self) -> Iterator[None]:
         """Let no load be under way; a disk that hangs must not hang the thread that schedules."""
         if not self._loading.acquire(timeout=2 * self._load_limit_s):
-            raise TierError(self._tier.name, f"a load of tier {self._tier.name} does not end")
+            raise TierError(self._tier.name, "a load does not end")
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from flexkv_connectors.common.fault_barrier import FaultBarrier
 from flexkv_connectors.common.versions import require_supported
 from flexkv_connectors.sglang.calls import keys_of, page_ids_of
-from flexkv_connectors.sglang.chain_store import ChainStore
+from flexkv_connectors.sglang.chain_store import ChainAccess
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
 from flexkv_connectors.sglang.settings import read_settings
@@ -50,7 +50,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     makes one instance in each rank's scheduler process. A page that fails in any way is a
     miss; SGLang computes it again.
 
-    Thread: any, as SGLang calls it; see `ChainStore`.
+    Thread: any, as SGLang calls it; see `ChainAccess`.
     """
 
     def __init__(self, storage_config: "HiCacheStorageConfig", _: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         host_indices: "torch.Tensor",
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> list[bool]:
-        return self._move_kv(ChainStore.load, keys, host_indices, extra_info)
+        return self._move_kv(ChainAccess.load, keys, host_indices, extra_info)
 
     @override
     def batch_set_v1(
@@ -152,7 +152,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     ) -> list[bool]:
         if not self._says_prefix(extra_info):
             return _leading(0, len(keys))
-        return self._move_kv(ChainStore.save, keys, host_indices, extra_info)
+        return self._move_kv(ChainAccess.save, keys, host_indices, extra_info)
 
     @override
     def batch_exists_v2(
@@ -242,7 +242,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
 
     def _move_kv(
         self,
-        move: Callable[[ChainStore, Sequence[BlockKey], Sequence[int]], int],
+        move: Callable[[ChainAccess, Sequence[BlockKey], Sequence[int]], int],
         keys: list[str],
         host_indices: "torch.Tensor",
         extra_info: "HiCacheStorageExtraInfo | None",

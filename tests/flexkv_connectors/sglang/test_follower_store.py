@@ -5,6 +5,7 @@ import pytest
 from engine_values import PAGES, deployment, latents
 
 from flexkv_connectors.sglang.opening import open_store
+from flexkv_core.errors import TierError
 from flexkv_core.testing.namespaces import make_namespace
 
 KEYS = [bytes([number]) * 32 for number in range(PAGES)]
@@ -133,6 +134,15 @@ def test_a_store_that_was_closed_finds_nothing(ranks):
     follower.store.close()
     follower.store.close()
     assert follower.store.find(KEYS) == follower.store.load(KEYS, range(PAGES)) == 0
+
+
+@pytest.mark.parametrize("call", ["close", "reset"])
+def test_a_load_that_does_not_end_does_not_hang_who_asks_for_more(ranks, call, monkeypatch):
+    _, follower = ranks
+    monkeypatch.setattr(follower.store, "_load_limit_s", 0.0)
+    options = {"keeps_name": True} if call == "reset" else {}
+    with follower.store._loading, pytest.raises(TierError, match="does not end"):
+        getattr(follower.store, call)(**options)
 
 
 def test_a_quota_means_nothing_to_a_follower(ranks):

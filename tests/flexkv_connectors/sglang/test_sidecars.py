@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from engine_values import PAGES, TOKENS, deployment, keys_and_values, storage
+from engine_values import PAGES, TOKENS, deployment, keys_and_values, latents, storage
 
-from flexkv_connectors.sglang.sidecars import describe, open_sidecar, why_no_sidecars
+from flexkv_connectors.sglang.sidecars import describe, open_sidecar, why_not_sidecar
 from flexkv_core.testing.namespaces import make_namespace
 
 KEYS = [bytes([number + 1]).hex() * 32 for number in range(PAGES)]
@@ -107,13 +107,31 @@ def test_each_rank_has_a_column_of_its_own():
         ({"tp_size": 2}, None),
         ({"is_mla_model": True}, None),
         ({"pp_size": 2}, "and its layers are spread over 2 pipeline stages"),
-        ({"is_mla_model": True, "tp_size": 4}, "and only some of its 4 ranks would write it"),
+        ({"is_mla_model": True, "tp_size": 4}, "and only the first of its 4 ranks would write it"),
     ],
 )
 def test_places_that_cannot_be_served_are_named(place, reason):
-    assert why_no_sidecars(storage(**place)) == reason
+    assert why_not_sidecar(storage(**place), "swa", keys_and_values()) == reason
+
+
+@pytest.mark.parametrize(("name", "pool"), [("draft", latents()), ("mamba", keys_and_values())])
+def test_beside_latents_what_is_the_same_on_all_ranks_or_stored_by_all_is_served(name, pool):
+    assert why_not_sidecar(storage(is_mla_model=True, tp_size=4), name, pool) is None
+
+
+def test_latents_beside_latents_are_the_same_on_all_ranks_of_every_degree():
+    pools = [
+        described("draft", latents(), is_mla_model=True, tp_rank=rank, tp_size=size)
+        for rank, size in [(0, 1), (0, 4), (3, 4)]
+    ]
+    assert all(pool.is_replicated for pool in pools)
+    assert len({(pool.namespace.digest, pool.column) for pool in pools}) == 1
+
+
+def test_what_is_beside_keys_and_values_is_each_ranks_own():
+    assert not described("draft", latents(), tp_size=2).is_replicated
 
 
 def test_on_rocm_nothing_beside_the_kv_is_stored(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert "on ROCm" in why_no_sidecars(storage())
+    assert "on ROCm" in why_not_sidecar(storage(), "swa", keys_and_values())
