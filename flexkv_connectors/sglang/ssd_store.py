@@ -225,18 +225,18 @@ class SsdStore(BlockStore):
         with self._index_lock:
             if not self._restorer.is_over:
                 return None  # what is on the disk is not known yet, nor where there is room
+            before = chain.keys[: chain.first_block]
+            if self._manager.look(before, tier=_TIER).num_known < len(before):
+                return None  # nothing can follow, and room for it would cost other blocks
             self._fit_capacity()
             reservation = self._manager.reserve(_REQUEST, chain.keys, tier=_TIER)
             self._forget_gone()
             if isinstance(reservation, Refusal):
                 return None
-            plan = None
             first_page = reservation.first_block - chain.first_block
-            if first_page >= 0:
-                pages = EnginePages(chain.page_ids[first_page:][: reservation.num_blocks])
-                plan = self._manager.plan_put(
-                    reservation, pages, deadline_s=self._clock() + limit_s
-                )
+            pages = EnginePages(chain.page_ids[first_page:][: reservation.num_blocks])
+            deadline_s = self._clock() + limit_s
+            plan = self._manager.plan_put(reservation, pages, deadline_s=deadline_s)
             if plan is None:
                 self._manager.cancel(_REQUEST)
             return plan

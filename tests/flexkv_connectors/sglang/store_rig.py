@@ -28,12 +28,19 @@ class DirectRig:
     """One process of an engine whose pages are stored as they are, in one piece each."""
 
     def __init__(
-        self, directory, *, kind=ChainStore, wrap=lambda tier: tier, load_limit_s=30.0, waits=True
+        self,
+        directory,
+        *,
+        kind=ChainStore,
+        wrap=lambda tier: tier,
+        load_limit_s=30.0,
+        waits=True,
+        quota_bytes=64 << 20,
     ):
         self.pages = np.random.default_rng(1).integers(0, 256, (NUM_PAGES, 4096), np.uint8)
         memory = PageMemory([PagePiece(self.pages.ctypes.data, 4096, 4096)], NUM_PAGES)
         column = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
-        options = SsdOptions(directories=(directory,), quota_bytes=64 << 20)
+        options = SsdOptions(directories=(directory,), quota_bytes=quota_bytes)
         clock = ManualClock()  # no deadline passes
         self.tier = SsdTier(
             memory, make_namespace(), [column], 4096, options, "engine", clock=clock

@@ -111,3 +111,10 @@ def test_thousands_of_pages_are_stored_in_one_call(start):
     store, keys = start(kind=PageStore), chain(0, 3000)
     assert all(store.save(keys, [number % 32 for number in range(3000)]))
     assert all(store.find(keys))
+
+
+def test_what_cannot_be_stored_makes_nothing_leave(start):
+    store = start(quota_bytes=4096 + 10 * 8192)
+    assert store.save(KEYS, range(10)) == 10
+    assert store.save(chain(20, 5), range(2)) == 0
+    assert store.find(KEYS) == 10
