@@ -13,8 +13,8 @@ from sglang_process import flexkv
 from sidecar_rig import IndexerRig, SidecarRig, indexer, state, tensors_of, window
 from storage_case import OurCase
 
+from flexkv_connectors.sglang import ssd_store, weight_updates
 from flexkv_connectors.sglang import storage as storage_module
-from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.sidecar_contract import SidecarCase, SidecarContract
 from flexkv_connectors.sglang.storage_contract import extra_of
 from flexkv_core.errors import ConfigError, LayoutError
@@ -316,3 +316,23 @@ def test_before_sglang_0_5_23_a_model_with_more_than_kv_is_refused(start, monkey
     monkeypatch.setattr(storage_module, "_KNOWS_SIDECARS", False)
     with pytest.raises(ConfigError, match=r"pool swa beside its KV, which is stored from SGLang"):
         start(PoolName.SWA)
+
+
+def test_pools_of_pipeline_stages_are_refused(start, monkeypatch):
+    rig = start(PoolName.SWA)
+    monkeypatch.setattr(rig.storage._config, "pp_size", 2)
+    with pytest.raises(ConfigError, match="are spread over 2 pipeline stages; serve this model"):
+        rig.storage.register_mem_host_pool_v2(rig.sidecars[PoolName.SWA], PoolName.DRAFT)
+
+
+def test_a_disk_that_hangs_switches_the_cache_off_and_stops_nobody(start, monkeypatch):
+    rig = start(PoolName.SWA)
+    assert all(rig.storage.batch_set_v1(KEYS, rig.indices(range(8)), extra_of([])))
+    monkeypatch.setattr(ssd_store, "_PATIENCE_S", 0.0)
+    saves = rig.storage._stores.kv._saves
+    monkeypatch.setattr(saves, "limit_s", 0.0)
+    with saves.lock:
+        rig.storage.clear()
+        assert rig.storage.batch_exists(KEYS) == 0
+        assert "TierError" in rig.storage._barrier.reason
+        rig.storage.get_stats()

@@ -38,6 +38,9 @@ _RANK = 0
 _FAILURES = frozenset({Status.ERROR, Status.TIMEOUT})
 _RECOVERED_A_STEP = 4096
 _SAVE_LIMIT_S = 60.0
+_PATIENCE_S = 10.0
+"""How long behind its limit a call may end before its disk is said to hang."""
+
 _COPIES_KEPT = 1024
 """Of each direction, for whoever asks; nobody does where SGLang's metrics are off."""
 
@@ -182,7 +185,7 @@ class SsdStore(BlockStore):
         """Let no call be under way; a disk that hangs must not hang the thread that schedules."""
         with ExitStack() as held:
             for way in (self._loads, self._saves):
-                if not way.lock.acquire(timeout=2 * way.limit_s):
+                if not way.lock.acquire(timeout=way.limit_s + _PATIENCE_S):
                     msg = (
                         f"a {way.name} does not end, and what is stored stays: if the weights have "
                         "changed, delete it before the next start"
