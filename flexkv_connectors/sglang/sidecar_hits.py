@@ -65,6 +65,9 @@ def _ends_with_all_pages(part: Part) -> list[int]:
 
 def _ends_with_trailing_pages(part: Part) -> list[int]:
     """Return the ends of whole windows; the first ones are cut by the beginning of the pages."""
-    has_page, window = part.has_page, max(1, part.window)
-    ends = range(1, len(has_page) + 1)
-    return [end for end in ends if all(has_page[max(0, end - window) : end])]
+    window, num_together, ends = max(1, part.window), 0, []
+    for end, has_page in enumerate(part.has_page, 1):
+        num_together = num_together + 1 if has_page else 0
+        if num_together >= min(window, end):
+            ends.append(end)
+    return ends

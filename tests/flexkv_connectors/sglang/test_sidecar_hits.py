@@ -93,3 +93,31 @@ def test_at_every_end_every_pool_has_what_it_needs_and_at_no_other(kv, wanted, d
     hit = find_hit(num_pages, parts)
     assert hit.ends == expected
     assert hit.num_pages == max(expected, default=0)
+
+
+def test_a_wide_window_over_many_pages_looks_at_each_page_once():
+    num_looks = 0
+
+    class Pages(list):
+        """Counts how many of its items are looked at."""
+
+        def __getitem__(self, index):
+            nonlocal num_looks
+            found = super().__getitem__(index)
+            num_looks += len(found) if isinstance(index, slice) else 1
+            return found
+
+        def __iter__(self):
+            return (self[index] for index in range(len(self)))
+
+    pages = Pages([True] * 1000)
+    assert find_hit(1000, [Part("swa", "trailing_pages", 256, pages)]).num_pages == 1000
+    assert num_looks == 1000
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(0, 14))
+def test_an_end_is_one_before_which_all_of_the_window_is(pages, window):
+    hit = find_hit(len(pages), [Part("swa", "trailing_pages", window, pages)])
+    width = max(1, window)
+    starts = {end: max(0, end - width) for end in range(1, len(pages) + 1)}
+    assert hit.ends == [end for end, start in starts.items() if all(pages[start:end])]
