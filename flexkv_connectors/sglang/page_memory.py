@@ -23,6 +23,8 @@ _AFFINE = frozenset(
 )
 """Pools whose pages stay where they are, one stride apart."""
 
+_WAY_OUT = "leave block_format out if it is native, or serve this model without FlexKV"
+
 
 def page_memory_of(pool: "HostKVCache") -> PageMemory:
     """Describe the pages of a host pool as the pieces that SGLang names.
@@ -32,7 +34,10 @@ def page_memory_of(pool: "HostKVCache") -> PageMemory:
     """
     kind = type(pool).__name__
     if kind not in _AFFINE or is_of_special_format(pool):
-        msg = f"SGLang's host memory is a {kind}, whose pages FlexKV cannot store as they are"
+        msg = (
+            f"SGLang's host memory is a {kind}, whose pages FlexKV cannot store as they are: "
+            f"{_WAY_OUT}"
+        )
         raise LayoutError(msg)
     last_page = pool.page_num - 1
     first, second, last = (_pieces(pool, page) for page in (0, min(1, last_page), last_page))
@@ -42,7 +47,7 @@ def page_memory_of(pool: "HostKVCache") -> PageMemory:
     ]
     reached = [piece.address + last_page * piece.stride for piece in pieces]
     if reached != [address for address, _ in last]:
-        msg = f"the pages of SGLang's {kind} are not one distance apart"
+        msg = f"the pages of SGLang's {kind} are not one distance apart: {_WAY_OUT}"
         raise LayoutError(msg)
     return PageMemory(pieces, pool.page_num)
 
@@ -60,6 +65,9 @@ def _pieces(pool: "MHATokenToKVPoolHost", page: int) -> list[tuple[int, int]]:
     try:
         addresses, sizes = pool.get_page_buffer_meta(torch.arange(first, first + pool.page_size))
     except (NotImplementedError, ValueError) as error:
-        msg = f"SGLang does not say where pages of its {type(pool).__name__} lie: {error}"
+        msg = (
+            f"SGLang does not say where pages of its {type(pool).__name__} lie ({error}): set "
+            f"--hicache-mem-layout to page_first or page_first_direct; otherwise, {_WAY_OUT}"
+        )
         raise LayoutError(msg) from error
     return list(zip(addresses, sizes, strict=True))

@@ -52,7 +52,7 @@ def test_a_pool_of_an_unknown_kind_is_refused():
 
     pool = keys_and_values()
     pool.__class__ = EnvelopeHostPool
-    with pytest.raises(LayoutError, match="is a EnvelopeHostPool, whose pages FlexKV cannot"):
+    with pytest.raises(LayoutError, match="cannot store as they are: leave block_format"):
         page_memory_of(pool)
 
 
@@ -83,5 +83,17 @@ def test_pages_that_are_not_one_distance_apart_are_refused(monkeypatch):
         return [address + is_last for address in addresses], sizes
 
     monkeypatch.setattr(pool, "get_page_buffer_meta", moved)
-    with pytest.raises(LayoutError, match="not one distance apart"):
+    with pytest.raises(LayoutError, match="not one distance apart: leave block_format out"):
+        page_memory_of(pool)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no"), ValueError("no")])
+def test_a_layout_that_sglang_names_no_pieces_of_is_refused(monkeypatch, error):
+    pool = keys_and_values()
+
+    def refuse(_):
+        raise error
+
+    monkeypatch.setattr(pool, "get_page_buffer_meta", refuse)
+    with pytest.raises(LayoutError, match=r"lie \(no\): set --hicache-mem-layout to page_first"):
         page_memory_of(pool)
