@@ -237,6 +237,7 @@ class SsdStore(BlockStore):
             if isinstance(reservation, Refusal):
                 return None
             first_page = reservation.first_block - chain.first_block
+            assert first_page >= 0, "what is before the pages was there"
             pages = EnginePages(chain.page_ids[first_page:][: reservation.num_blocks])
             deadline_s = self._clock() + limit_s
             plan = self._manager.plan_put(reservation, pages, deadline_s=deadline_s)
