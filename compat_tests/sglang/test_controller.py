@@ -8,6 +8,7 @@ import torch
 from controller_rig import HEADS, LAYERS, TOKENS, ControllerRig
 from prometheus_client import REGISTRY
 from sglang.srt.observability.metrics_collector import StorageMetrics, StorageMetricsCollector
+from sglang.srt.runtime_context import get_parallel
 from sglang_process import flexkv
 from storage_case import OurCase
 
@@ -199,7 +200,9 @@ def test_a_storage_that_has_failed_lets_go_of_its_files(start, monkeypatch):
 
 def test_settings_are_read_as_they_are_in_effect(start, model):
     start()
-    settings = read_settings()
+    with get_parallel().override(dp_rank=1):
+        settings = read_settings()
+    assert (settings.replica, settings.num_nodes, settings.tp_size) == (1, 1, 1)
     assert settings.model == str(model("oracle"))
     assert (settings.num_layers, settings.num_kv_heads) == (LAYERS, HEADS)
     assert (settings.dtype, settings.quantization) == ("torch.float32", "")
