@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +38,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return Path(done.stdout.strip())
 
     return build
+
+
+@pytest.fixture
+def start_ranks(model: Callable[[str], Path]) -> Iterator[Callable[..., list[Any]]]:
+    """Return a function that starts controllers of one engine, after the end of those before."""
+    with ExitStack() as running:
+
+        def start(
+            kind: Callable[..., Any],
+            layout: str,
+            storage: Mapping[str, Any],
+            places: Sequence[Mapping[str, int]] = ({},),
+            **more: Any,
+        ) -> list[Any]:
+            running.close()
+            rigs = []
+            for rank, place in enumerate(places):
+                rigs.append(kind(model("oracle"), layout, storage, **place, **more))
+                running.callback(rigs[-1].close)
+                rigs[-1].fill(rank)
+            return rigs
+
+        yield start

@@ -52,6 +52,11 @@ def place_of(rank: int, num_ranks: int) -> dict[str, int]:
     }
 
 
+def places_of(num_ranks: int) -> list[dict[str, int]]:
+    """Return how a rig is told which of `num_ranks` ranks it is, for each of them."""
+    return [{"rank": rank, "num_ranks": num_ranks} for rank in range(num_ranks)]
+
+
 class ControllerRig:
     """A rank's controller, its host pool, and the two verbs of its threads, each waited for."""
 

@@ -22,20 +22,14 @@ LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
 
 
 @pytest.fixture
-def start(model, tmp_path):
+def start(start_ranks, tmp_path):
     """Start controllers on one directory, one after the other."""
-    rigs = []
 
     def start(layout="page_first", **options):
-        for rig in rigs:
-            rig.close()
-        rigs[:] = [ControllerRig(model("oracle"), layout, flexkv(tmp_path, **options))]
-        rigs[0].fill(1)
-        return rigs[0]
+        (rig,) = start_ranks(ControllerRig, layout, flexkv(tmp_path, **options))
+        return rig
 
-    yield start
-    for rig in rigs:
-        rig.close()
+    return start
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

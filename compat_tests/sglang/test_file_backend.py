@@ -4,7 +4,6 @@ A test that is expected to fail is a finding about SGLang 0.5.23.
 """
 
 import os
-from contextlib import ExitStack
 
 import pytest
 import torch
@@ -41,18 +40,15 @@ class FileCase(GenericStorageCase):
 
 
 @pytest.fixture
-def start(model, tmp_path):
+def start(start_ranks, tmp_path):
     """Start a controller on a directory."""
-    with ExitStack() as closing:
 
-        def start(layout):
-            options = {"file_storage_path": str(tmp_path)}
-            rig = ControllerRig(model("oracle"), layout, options, backend="file")
-            closing.callback(rig.close)
-            rig.fill(1)
-            return FileCase(rig, tmp_path)
+    def start(layout):
+        options = {"file_storage_path": str(tmp_path)}
+        (rig,) = start_ranks(ControllerRig, layout, options, backend="file")
+        return FileCase(rig, tmp_path)
 
-        yield start
+    return start
 
 
 @pytest.mark.parametrize("layout", ["layer_first", "page_first", "page_first_direct"])

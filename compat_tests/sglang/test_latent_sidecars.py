@@ -1,9 +1,7 @@
 """What a model of latents keeps beside its KV, on several ranks: the first stores, all load."""
 
-from contextlib import ExitStack
-
 import pytest
-from controller_rig import TOKENS
+from controller_rig import TOKENS, places_of
 from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang_process import flexkv
@@ -18,28 +16,15 @@ TARGETS = range(30, 38)
 
 
 @pytest.fixture
-def start(model, tmp_path):
+def start(start_ranks, tmp_path):
     """Start the ranks of an engine on one directory, after the end of the engine before."""
-    with ExitStack() as running:
-
-        def start_ranks(num_ranks, sidecars, **options):
-            running.close()
-            ranks = []
-            for rank in range(num_ranks):
-                rig = IndexerRig(
-                    model("oracle"),
-                    "page_first_direct",
-                    flexkv(tmp_path, **options),
-                    sidecars=sidecars,
-                    rank=rank,
-                    num_ranks=num_ranks,
-                )
-                running.callback(rig.close)
-                rig.fill(rank)
-                ranks.append(rig)
-            return ranks
-
-        yield start_ranks
+    return lambda num_ranks, sidecars, **options: start_ranks(
+        IndexerRig,
+        "page_first_direct",
+        flexkv(tmp_path, **options),
+        places_of(num_ranks),
+        sidecars=sidecars,
+    )
 
 
 def indices():

@@ -3,10 +3,8 @@
 Latents are the same on every rank of an engine: the first stores them, and all load them.
 """
 
-from contextlib import ExitStack
-
 import pytest
-from controller_rig import TOKENS
+from controller_rig import TOKENS, places_of
 from latent_rig import LatentRig
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang_process import flexkv
@@ -19,27 +17,11 @@ FORMATS = ["cells", "native"]
 
 
 @pytest.fixture
-def start(model, tmp_path):
+def start(start_ranks, tmp_path):
     """Start the ranks of an engine on one directory, after the end of the engine before."""
-    with ExitStack() as running:
-
-        def start_ranks(num_ranks, layout, **options):
-            running.close()
-            ranks = []
-            for rank in range(num_ranks):
-                rig = LatentRig(
-                    model("oracle"),
-                    layout,
-                    flexkv(tmp_path, **options),
-                    rank=rank,
-                    num_ranks=num_ranks,
-                )
-                running.callback(rig.close)
-                rig.fill(rank)
-                ranks.append(rig)
-            return ranks
-
-        yield start_ranks
+    return lambda num_ranks, layout, **options: start_ranks(
+        LatentRig, layout, flexkv(tmp_path, **options), places_of(num_ranks)
+    )
 
 
 def pages(rig, page_ids):

@@ -15,21 +15,15 @@ LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
 
 
 @pytest.fixture
-def start(model, tmp_path):
+def start(start_ranks, tmp_path):
     """Start controllers on one directory, one after the other."""
-    rigs = []
 
     def start(layout="page_first", kind=ControllerRig, block_format="native", **place):
-        for rig in rigs:
-            rig.close()
-        options = flexkv(tmp_path, block_format=block_format)
-        rigs[:] = [kind(model("oracle"), layout, options, **place)]
-        rigs[0].fill(1)
-        return rigs[0]
+        storage = flexkv(tmp_path, block_format=block_format)
+        (rig,) = start_ranks(kind, layout, storage, [place])
+        return rig
 
-    yield start
-    for rig in rigs:
-        rig.close()
+    return start
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

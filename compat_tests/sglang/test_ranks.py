@@ -1,10 +1,8 @@
 """Ranks of one model, each with its own controller and storage over one directory."""
 
-from contextlib import ExitStack
-
 import pytest
 import torch
-from controller_rig import HEADS, TOKENS, ControllerRig
+from controller_rig import HEADS, TOKENS, ControllerRig, places_of
 from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang_process import flexkv
 from sidecar_rig import SidecarRig, state
@@ -14,27 +12,11 @@ PROMPT = list(range(NUM_PAGES * TOKENS))
 
 
 @pytest.fixture
-def start(model, tmp_path):
+def start(start_ranks, tmp_path):
     """Start the ranks of an engine on one directory, after the end of the engine before."""
-    with ExitStack() as running:
-
-        def start(num_ranks, layout="page_first", **options):
-            running.close()
-            ranks = []
-            for rank in range(num_ranks):
-                rig = ControllerRig(
-                    model("oracle"),
-                    layout,
-                    flexkv(tmp_path, **options),
-                    rank=rank,
-                    num_ranks=num_ranks,
-                )
-                running.callback(rig.close)
-                rig.fill(rank)
-                ranks.append(rig)
-            return ranks
-
-        yield start
+    return lambda num_ranks, layout="page_first", **options: start_ranks(
+        ControllerRig, layout, flexkv(tmp_path, **options), places_of(num_ranks)
+    )
 
 
 def backup(ranks):
@@ -120,16 +102,11 @@ def test_replicas_take_no_room(start, tmp_path):
     assert len([*tmp_path.rglob("*.slab")]) == HEADS
 
 
-def test_the_room_is_divided_among_all_that_ranks_store_of_several_pools(model, tmp_path):
+def test_the_room_is_divided_among_all_that_ranks_store_of_several_pools(start_ranks, tmp_path):
     """Ranks that keep the same heads have states of their own."""
-    with ExitStack() as running:
-        ranks = []
-        for rank in range(2 * HEADS):
-            storage = flexkv(tmp_path, ssd_cache_gb=1)
-            place = {"rank": rank, "num_ranks": 2 * HEADS, "sidecars": {PoolName.MAMBA: state}}
-            ranks.append(SidecarRig(model("oracle"), "page_first", storage, **place))
-            running.callback(ranks[-1].close)
-        of_kv = sum(rig.storage._stores._share("kv") for rig in ranks[::2])
-        of_states = sum(rig.storage._stores._share("mamba") for rig in ranks)
+    storage, sidecars = flexkv(tmp_path, ssd_cache_gb=1), {PoolName.MAMBA: state}
+    ranks = start_ranks(SidecarRig, "page_first", storage, places_of(2 * HEADS), sidecars=sidecars)
+    of_kv = sum(rig.storage._stores._share("kv") for rig in ranks[::2])
+    of_states = sum(rig.storage._stores._share("mamba") for rig in ranks)
     assert of_states > 0
     assert (1 << 30) - 16 <= of_kv + of_states <= 1 << 30

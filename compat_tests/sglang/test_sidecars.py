@@ -42,23 +42,17 @@ class OurSidecarCase(SidecarCase):
 
 
 @pytest.fixture
-def start(model, tmp_path):
+def start(start_ranks, tmp_path):
     """Start controllers on one directory, one after the other."""
-    rigs = []
 
     def start(*names, layout="page_first_direct", place=None, **options):
-        for rig in rigs:
-            rig.close()
         kind, _ = POOLS[names[0]]
         makers = {name: POOLS[name][1] for name in names}
         storage = flexkv(tmp_path, **options)
-        rigs[:] = [kind(model("oracle"), layout, storage, sidecars=makers, **(place or {}))]
-        rigs[0].fill(1)
-        return rigs[0]
+        (rig,) = start_ranks(kind, layout, storage, [place or {}], sidecars=makers)
+        return rig
 
-    yield start
-    for rig in rigs:
-        rig.close()
+    return start
 
 
 @pytest.mark.parametrize("layout", ["page_first", "page_first_direct"])
