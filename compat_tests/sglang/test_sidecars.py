@@ -13,7 +13,7 @@ from sglang_process import flexkv
 from sidecar_rig import IndexerRig, SidecarRig, indexer, state, tensors_of, window
 from storage_case import OurCase
 
-from flexkv_connectors.sglang import ssd_store, weight_updates
+from flexkv_connectors.sglang import direction, weight_updates
 from flexkv_connectors.sglang import storage as storage_module
 from flexkv_connectors.sglang.sidecar_contract import SidecarCase, SidecarContract
 from flexkv_connectors.sglang.storage_contract import extra_of
@@ -322,10 +322,10 @@ def test_pools_of_pipeline_stages_are_refused(start, monkeypatch):
 def test_a_disk_that_hangs_switches_the_cache_off_and_stops_nobody(start, monkeypatch):
     rig = start(PoolName.SWA)
     assert all(rig.storage.batch_set_v1(KEYS, rig.indices(range(8)), extra_of([])))
-    monkeypatch.setattr(ssd_store, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(direction, "_PATIENCE_S", 0.0)
     saves = rig.storage._stores.kv._saves
-    monkeypatch.setattr(saves, "limit_s", 0.0)
-    with saves.lock:
+    monkeypatch.setattr(saves, "_limit_s", 0.0)
+    with saves.idle():
         rig.storage.clear()
         assert rig.storage.batch_exists(KEYS) == 0
         assert "TierError" in rig.storage._barrier.reason

@@ -1,28 +1,21 @@
 """One rank's blocks on SSD, where another rank of the engine writes them. Knows no engine."""
 
 import itertools
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from typing_extensions import override
 
-from flexkv_connectors.sglang.block_store import BlockStore, Chain, Copies, Copy
-from flexkv_core.errors import TierError
+from flexkv_connectors.sglang.block_store import BlockStore, Chain, Copies
+from flexkv_connectors.sglang.direction import Direction
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, StoredBlocks, TransferPlan, TransferResult
+from flexkv_core.plan import EnginePages, StoredBlocks, TransferPlan
 from flexkv_core.tiers.ssd.follower import Follower
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import BlockKey, JobId
 
 __all__ = ["FollowerStore"]
-
-_FAILURES = frozenset({Status.ERROR, Status.TIMEOUT})
-_COPIES_KEPT = 1024
-"""For whoever asks; nobody does where SGLang's metrics are off."""
 
 
 class FollowerStore(BlockStore):
@@ -32,8 +25,7 @@ class FollowerStore(BlockStore):
 
     SGLang goes by the rank that finds the fewest pages, so being behind the writer does no harm.
 
-    Thread: any. `_loading` lets one load at a time use the lane; `_counting` guards what is counted
-    and is taken last.
+    Thread: any.
     """
 
     def __init__(
@@ -46,15 +38,9 @@ class FollowerStore(BlockStore):
     ) -> None:
         """Take over the tier and the lane."""
         self._tier = tier
-        self._lane = lane
-        self._load_limit_s = load_limit_s
-        self._clock = clock
-        self._health = Health("reading from tier ssd")
+        self._loads = Direction("load", lane, Health("reading from tier ssd"), load_limit_s, clock)
         self._job_ids = map(JobId, itertools.count())
-        self._loading = threading.Lock()
-        self._counting = threading.Lock()
         self._counters = Counters()
-        self._copies: deque[Copy] = deque(maxlen=_COPIES_KEPT)
 
     @override
     def resize(self, quota_bytes: int) -> None:
@@ -67,21 +53,17 @@ class FollowerStore(BlockStore):
         Raises:
             TierError: A call does not end; nothing is forgotten.
         """
-        with self._idle():
+        with self._loads.idle():
             self._tier.begin_generation(keeps_name=keeps_name)
 
     @override
     def take_counts(self) -> dict[str, float]:
-        with self._counting:
-            self._counters.set("ssd_off", self._health.is_off)
-            return self._counters.drain() | self._tier.take_counts()
+        self._counters.set("ssd_off", self._loads.is_off)
+        return self._counters.drain() | self._loads.take_counts() | self._tier.take_counts()
 
     @override
     def take_copies(self) -> Copies:
-        with self._counting:
-            loads = list(self._copies)
-            self._copies.clear()
-        return Copies(loads, [])
+        return Copies(self._loads.take_copies(), [])
 
     @override
     def wait_restored(self) -> None:
@@ -89,19 +71,9 @@ class FollowerStore(BlockStore):
 
     @override
     def close(self) -> None:
-        with self._idle():
-            self._lane.close()
+        with self._loads.idle():
+            self._loads.close()
             self._tier.close()
-
-    @contextmanager
-    def _idle(self) -> Iterator[None]:
-        """Let no load be under way; a disk that hangs must not hang the thread that schedules."""
-        if not self._loading.acquire(timeout=2 * self._load_limit_s):
-            raise TierError(self._tier.name, "a load does not end")
-        try:
-            yield
-        finally:
-            self._loading.release()
 
     @override
     def _count_leading(self, keys: Sequence[BlockKey]) -> int:
@@ -109,14 +81,11 @@ class FollowerStore(BlockStore):
 
     @override
     def _load(self, chains: Sequence[Chain]) -> list[int]:
-        with self._loading:
-            now_s = self._clock()
-            if not self._health.allows(now_s):
+        with self._loads.attempt() as is_allowed:
+            if not is_allowed:
                 return [0] * len(chains)
-            self._health.begin(now_s)
             plans = list(map(self._plan, chains))
-            results = self._run([plan for plan in plans if plan.num_blocks])
-        self._count(plans, results, self._clock() - now_s)
+            results = self._loads.run([plan for plan in plans if plan.num_blocks])
         num_filled = {result.job_id: result.num_blocks for result in results}
         return [num_filled.get(plan.job_id, 0) for plan in plans]
 
@@ -136,31 +105,5 @@ class FollowerStore(BlockStore):
             source=StoredBlocks(self._tier.name, keys, parent),
             target=EnginePages(chain.page_ids[:num_blocks]),
             num_blocks=num_blocks,
-            deadline_s=self._clock() + self._load_limit_s,
+            deadline_s=self._loads.deadline_s,
         )
-
-    def _run(self, plans: Sequence[TransferPlan]) -> list[TransferResult]:
-        """Carry out plans at the same time."""
-        for plan in plans:
-            self._lane.submit(plan)
-        results = self._lane.poll()
-        while len(results) < len(plans):
-            self._lane.drain(self._load_limit_s)
-            results += self._lane.poll()
-        if results:
-            is_ok = not any(result.status in _FAILURES for result in results)
-            self._health.note(ok=is_ok, now_s=self._clock())
-        return results
-
-    def _count(
-        self, plans: Sequence[TransferPlan], results: Sequence[TransferResult], seconds: float
-    ) -> None:
-        num_blocks = sum(result.num_blocks for result in results)
-        num_bytes = sum(result.num_bytes for result in results)
-        with self._counting:
-            self._counters.add("load_bytes", num_bytes)
-            self._counters.add("load_seconds", seconds if results else 0)
-            num_lost = sum(plan.num_blocks for plan in plans) - num_blocks
-            self._counters.add("load_failed_blocks", num_lost)
-            if num_blocks:
-                self._copies.append(Copy(num_blocks, num_bytes, seconds))

@@ -4,22 +4,19 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from typing_extensions import override
 
-from flexkv_connectors.sglang.block_store import BlockStore, Chain, Copies, Copy
-from flexkv_core.errors import TierError
+from flexkv_connectors.sglang.block_store import BlockStore, Chain, Copies
+from flexkv_connectors.sglang.direction import Direction
 from flexkv_core.hierarchy.health import Health
 from flexkv_core.hierarchy.restorer import Restorer
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion
 from flexkv_core.manager import CacheManager, TierSpec
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, TierReport, TransferPlan, TransferResult
+from flexkv_core.plan import EnginePages, Status, TierReport, TransferPlan
 from flexkv_core.tiers.ssd.tier import SsdTier
 from flexkv_core.transfer.lane import Lane
 from flexkv_core.types import BlockKey, RequestId
@@ -35,27 +32,8 @@ _REQUEST = RequestId("hicache")
 _RANK = 0
 """Each rank has a manager of its own, which knows of no other rank."""
 
-_FAILURES = frozenset({Status.ERROR, Status.TIMEOUT})
 _RECOVERED_A_STEP = 4096
 _SAVE_LIMIT_S = 60.0
-_PATIENCE_S = 10.0
-"""How long behind its limit a call may end before its disk is said to hang."""
-
-_COPIES_KEPT = 1024
-"""Of each direction, for whoever asks; nobody does where SGLang's metrics are off."""
-
-
-@dataclass(slots=True, eq=False)
-class _Way:
-    """One direction: its lane serves one call at a time, under `lock`."""
-
-    name: str
-    lane: Lane
-    health: Health
-    limit_s: float
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    copies: deque[Copy] = field(default_factory=lambda: deque(maxlen=_COPIES_KEPT))
-    """Under the lock of the index."""
 
 
 class SsdStore(BlockStore):
@@ -79,9 +57,9 @@ class SsdStore(BlockStore):
     ) -> None:
         """Take over the tier and the lanes, and begin to take in what earlier processes left."""
         self._tier = tier
-        self._loads = _Way("load", load_lane, Health("reading from tier ssd"), load_limit_s)
-        self._saves = _Way("save", save_lane, Health("writing to tier ssd"), _SAVE_LIMIT_S)
-        self._clock = clock
+        reading, writing = Health("reading from tier ssd"), Health("writing to tier ssd")
+        self._loads = Direction("load", load_lane, reading, load_limit_s, clock)
+        self._saves = Direction("save", save_lane, writing, _SAVE_LIMIT_S, clock)
         self._counters = Counters()
         capacity_blocks = max(1, tier.capacity_blocks)
         self._manager = CacheManager(
@@ -99,7 +77,7 @@ class SsdStore(BlockStore):
 
     @override
     def reset(self, *, keeps_name: bool) -> None:
-        with self._idle(), self._index_lock:
+        with self._loads.idle(), self._saves.idle(), self._index_lock:
             self._manager.reset()
             self._manager.take_gone(_TIER)
             self._restorer = Restorer(self._manager, _TIER, (), self._counters)
@@ -110,14 +88,14 @@ class SsdStore(BlockStore):
         with self._index_lock:
             self._counters.set("ssd_used_blocks", self._manager.num_used_blocks(_TIER))
             self._counters.set("ssd_capacity_blocks", self._tier.capacity_blocks)
-            is_off = self._loads.health.is_off or self._saves.health.is_off
-            self._counters.set("ssd_off", is_off)
-            return self._counters.drain() | self._tier.take_counts()
+            self._counters.set("ssd_off", self._loads.is_off or self._saves.is_off)
+            counts = self._counters.drain()
+        moved = self._loads.take_counts() | self._saves.take_counts()
+        return counts | moved | self._tier.take_counts()
 
     @override
     def take_copies(self) -> Copies:
-        with self._index_lock:
-            return Copies(*(_taken(way.copies) for way in (self._loads, self._saves)))
+        return Copies(self._loads.take_copies(), self._saves.take_copies())
 
     @override
     def wait_restored(self) -> None:
@@ -125,9 +103,9 @@ class SsdStore(BlockStore):
 
     @override
     def close(self) -> None:
-        with self._idle():
-            for way in (self._loads, self._saves):
-                way.lane.close()
+        with self._loads.idle(), self._saves.idle():
+            self._loads.close()
+            self._saves.close()
             self._tier.close()
 
     @override
@@ -141,11 +119,10 @@ class SsdStore(BlockStore):
 
     @override
     def _load(self, chains: Sequence[Chain]) -> list[int]:
-        with self._attempt(self._loads) as way:
-            if way is None:
+        with self._loads.attempt() as is_allowed:
+            if not is_allowed:
                 return [0] * len(chains)
-            plans = [self._plan_load(chain, way.limit_s) for chain in chains]
-            completions = self._run(way, plans)
+            completions = self._run(self._loads, list(map(self._plan_load, chains)))
         with self._index_lock:
             num_filled = list(map(self._take_in, chains, completions))
             self._forget_gone()
@@ -153,9 +130,9 @@ class SsdStore(BlockStore):
 
     @override
     def _save(self, chains: Sequence[Chain]) -> list[int]:
-        with self._attempt(self._saves) as way:
-            if way is not None:
-                self._run(way, [self._plan_save(chain, way.limit_s) for chain in chains])
+        with self._saves.attempt() as is_allowed:
+            if is_allowed:
+                self._run(self._saves, list(map(self._plan_save, chains)))
         with self._index_lock:
             return [max(0, self._num_found(chain.keys) - chain.first_block) for chain in chains]
 
@@ -180,32 +157,7 @@ class SsdStore(BlockStore):
         self._tier.delete(self._restorer.step())
         return self._restorer.is_over
 
-    @contextmanager
-    def _idle(self) -> Iterator[None]:
-        """Let no call be under way; a disk that hangs must not hang the thread that schedules."""
-        with ExitStack() as held:
-            for way in (self._loads, self._saves):
-                if not way.lock.acquire(timeout=way.limit_s + _PATIENCE_S):
-                    msg = (
-                        f"a {way.name} does not end, and what is stored stays: if the weights have "
-                        "changed, delete it before the next start"
-                    )
-                    raise TierError(_TIER, msg)
-                held.callback(way.lock.release)
-            yield
-
-    @contextmanager
-    def _attempt(self, way: _Way) -> Iterator[_Way | None]:
-        """Have a direction for one call; None where it fails and is left alone."""
-        with way.lock:
-            now_s = self._clock()
-            if not way.health.allows(now_s):
-                yield None
-                return
-            way.health.begin(now_s)
-            yield way
-
-    def _plan_load(self, chain: Chain, limit_s: float) -> TransferPlan | None:
+    def _plan_load(self, chain: Chain) -> TransferPlan | None:
         with self._index_lock:
             lease = self._manager.match(_REQUEST, chain.keys, tier=_TIER)
             if lease is None:
@@ -218,13 +170,13 @@ class SsdStore(BlockStore):
                     EnginePages(chain.page_ids[:num_blocks]),
                     first_block=chain.first_block,
                     num_blocks=num_blocks,
-                    deadline_s=self._clock() + limit_s,
+                    deadline_s=self._loads.deadline_s,
                 )
             if plan is None:
                 self._manager.cancel(_REQUEST)
             return plan
 
-    def _plan_save(self, chain: Chain, limit_s: float) -> TransferPlan | None:
+    def _plan_save(self, chain: Chain) -> TransferPlan | None:
         with self._index_lock:
             if not self._restorer.is_over:
                 return None  # what is on the disk is not known yet, nor where there is room
@@ -239,32 +191,21 @@ class SsdStore(BlockStore):
             first_page = reservation.first_block - chain.first_block
             assert first_page >= 0, "what is before the pages was there"
             pages = EnginePages(chain.page_ids[first_page:][: reservation.num_blocks])
-            deadline_s = self._clock() + limit_s
+            deadline_s = self._saves.deadline_s
             plan = self._manager.plan_put(reservation, pages, deadline_s=deadline_s)
             if plan is None:
                 self._manager.cancel(_REQUEST)
             return plan
 
-    def _run(self, way: _Way, plans: Sequence[TransferPlan | None]) -> list[Completion | None]:
+    def _run(
+        self, direction: Direction, plans: Sequence[TransferPlan | None]
+    ) -> list[Completion | None]:
         """Carry out plans at the same time, and say how each ended; None for none."""
-        begin_s, results = self._clock(), self._results(way, list(filter(None, plans)))
-        if results:
-            is_ok = not any(result.status in _FAILURES for result in results)
-            way.health.note(ok=is_ok, now_s=self._clock())
+        results = direction.run(list(filter(None, plans)))
         with self._index_lock:
             completions = list(filter(None, map(self._manager.complete, results)))
-            self._count(way, completions, self._clock() - begin_s)
         by_job = {completion.job_id: completion for completion in completions}
         return [by_job[plan.job_id] if plan else None for plan in plans]
-
-    def _results(self, way: _Way, plans: Sequence[TransferPlan]) -> list[TransferResult]:
-        for plan in plans:
-            way.lane.submit(plan)
-        results = way.lane.poll()
-        while len(results) < len(plans):
-            way.lane.drain(way.limit_s)
-            results += way.lane.poll()
-        return results
 
     def _take_in(self, chain: Chain, completion: Completion | None) -> int:
         """Forget what could not be read; return how many leading pages were filled."""
@@ -275,16 +216,6 @@ class SsdStore(BlockStore):
             self._manager.drop_from(chain.keys[: bad_block + 1], tier=_TIER)
         return completion.num_blocks
 
-    def _count(self, way: _Way, completions: Sequence[Completion], seconds: float) -> None:
-        num_blocks = sum(completion.num_blocks for completion in completions)
-        num_bytes = sum(completion.num_bytes for completion in completions)
-        num_lost = sum(completion.num_lost for completion in completions)
-        self._counters.add(f"{way.name}_bytes", num_bytes)
-        self._counters.add(f"{way.name}_seconds", seconds if completions else 0)
-        self._counters.add(f"{way.name}_failed_blocks", num_lost)
-        if num_blocks:
-            way.copies.append(Copy(num_blocks, num_bytes, seconds))
-
     def _forget_gone(self) -> None:
         """Let the tier forget what left the index, before anything later is written."""
         self._tier.delete(self._manager.take_gone(_TIER))
@@ -294,10 +225,3 @@ class SsdStore(BlockStore):
         num_free = self._manager.num_free_blocks(_TIER)
         if num_free + self._manager.num_used_blocks(_TIER) != self._tier.capacity_blocks:
             self._manager.resize(self._tier.capacity_blocks, tier=_TIER)
-
-
-def _taken(copies: deque[Copy]) -> list[Copy]:
-    """Empty `copies`."""
-    taken = list(copies)
-    copies.clear()
-    return taken

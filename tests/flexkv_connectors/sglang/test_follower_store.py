@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from engine_values import PAGES, deployment, latents
 
+from flexkv_connectors.sglang import direction
 from flexkv_connectors.sglang.opening import open_store
 from flexkv_core.errors import TierError
 from flexkv_core.testing.namespaces import make_namespace
@@ -139,9 +140,10 @@ def test_a_store_that_was_closed_finds_nothing(ranks):
 @pytest.mark.parametrize("call", ["close", "reset"])
 def test_a_load_that_does_not_end_does_not_hang_who_asks_for_more(ranks, call, monkeypatch):
     _, follower = ranks
-    monkeypatch.setattr(follower.store, "_load_limit_s", 0.0)
+    monkeypatch.setattr(direction, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(follower.store._loads, "_limit_s", 0.0)
     options = {"keeps_name": True} if call == "reset" else {}
-    with follower.store._loading, pytest.raises(TierError, match="does not end"):
+    with follower.store._loads.idle(), pytest.raises(TierError, match="does not end"):
         getattr(follower.store, call)(**options)
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from store_rig import DirectRig, chain
 
-from flexkv_connectors.sglang import ssd_store
+from flexkv_connectors.sglang import direction
 from flexkv_connectors.sglang.page_store import PageStore
 from flexkv_core.errors import TierError
 from flexkv_core.plan import Status
@@ -19,7 +19,7 @@ KEYS = chain(0, 10)
 @pytest.fixture
 def hanging(tmp_path, monkeypatch):
     """Yield a store that a load hangs in; it ends when the test does."""
-    monkeypatch.setattr(ssd_store, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(direction, "_PATIENCE_S", 0.01)
     gate = threading.Event()
     gate.set()
     tiers = []
