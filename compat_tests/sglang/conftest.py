@@ -1,6 +1,5 @@
 """Models and stand-ins for the tests on real SGLang."""
 
-import os
 import subprocess
 import sys
 import warnings
@@ -18,6 +17,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import sglang.srt.managers.cache_controller  # noqa: F401 what it warns of is not about us
 
+from sglang_process import SglangProcess, safe_environment  # noqa: E402 the path is set above
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let SGLang warn as it likes: its warnings are not about us."""
@@ -33,8 +34,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def build(name: str) -> Path:
         command = [sys.executable, HERE.parent / "models.py", name, folder]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE / "stand_ins")}
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=safe_environment(), check=True, capture_output=True, text=True
+        )
         return Path(done.stdout.strip())
 
     return build
@@ -59,5 +61,21 @@ def start_ranks(model: Callable[[str], Path]) -> Iterator[Callable[..., list[Any
                 running.callback(rigs[-1].close)
                 rigs[-1].fill(rank)
             return rigs
+
+        yield start
+
+
+@pytest.fixture
+def start_engine(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., SglangProcess]]:
+    """Return a function that starts engines, each after the end of the one before."""
+    with ExitStack() as running:
+
+        def start(folder: Path, storage: dict[str, Any], **arguments: Any) -> SglangProcess:
+            running.close()
+            engine = SglangProcess(folder, tmp_path_factory.mktemp("engine"), storage, **arguments)
+            running.callback(engine.close)
+            return engine
 
         yield start

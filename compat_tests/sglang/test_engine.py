@@ -1,18 +1,15 @@
 """Real SGLang on a CPU: what it stored outlives it, and what is not right is computed again."""
 
 import random
-import shutil
-import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from engine_steps import wait_until_stored, with_other_weights
 from sglang.srt.mem_cache import hicache_storage
-from sglang_process import PAGE_TOKENS, SglangProcess, flexkv
+from sglang_process import PAGE_TOKENS, flexkv
 
 NUM_TOKENS = 1000
 HIT_TOKENS = NUM_TOKENS // PAGE_TOKENS * PAGE_TOKENS
-STORED_LIMIT_S = 60
 
 
 def prompt_of(seed):
@@ -20,31 +17,11 @@ def prompt_of(seed):
 
 
 @pytest.fixture
-def start(model, tmp_path, tmp_path_factory):
+def start(start_engine, model, tmp_path):
     """Start engines on one directory, each after the end of the one before."""
-    engines = []
-
-    def start(env=None, arguments=None, **options):
-        for engine in engines:
-            engine.close()
-        folder = tmp_path_factory.mktemp("engine")
-        storage = flexkv(tmp_path / "ssd", **options)
-        engines[:] = [SglangProcess(model("oracle"), folder, storage, env=env, **(arguments or {}))]
-        return engines[0]
-
-    yield start
-    for engine in engines:
-        engine.close()
-
-
-def wait_until_stored(engine, prompt):
-    """Return when a whole prompt comes from storage after SGLang has dropped its own caches."""
-    end_s = time.monotonic() + STORED_LIMIT_S
-    while time.monotonic() < end_s:
-        engine.flush()
-        if engine.complete(prompt, 1).num_from_storage == HIT_TOKENS:
-            return
-    pytest.fail("not stored in time")
+    return lambda env=None, arguments=None, **options: start_engine(
+        model("oracle"), flexkv(tmp_path / "ssd", **options), env=env, **(arguments or {})
+    )
 
 
 def damage(directory):
@@ -106,25 +83,12 @@ def test_answers_stay_the_same_under_sglangs_own_failure_injector(
     assert "injector enabled" in engine.log_text()
 
 
-def with_other_weights(model, folder):
-    """Return a copy of a model whose keys are twice as large."""
-    shutil.copytree(model, folder)
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    save_file(
-        {name: 2 * w if "k_proj" in name else w for name, w in weights.items()},
-        path,
-        metadata={"format": "pt"},
-    )
-    return folder
-
-
 def test_pages_of_former_weights_are_never_found_again(start, model, tmp_path):
     prompt = prompt_of(1)
     engine = start()
     former = engine.complete(prompt)
     wait_until_stored(engine, prompt)
-    engine.update_weights(with_other_weights(model("oracle"), tmp_path / "other"))
+    engine.update_weights(with_other_weights(model("oracle"), tmp_path / "other", "k_proj"))
     later = engine.complete(prompt)
     assert later.num_cached_tokens == 0
     assert later.tokens != former.tokens

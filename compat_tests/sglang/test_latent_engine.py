@@ -3,15 +3,13 @@
 import json
 import random
 import shutil
-import time
 
 import pytest
-from safetensors.torch import load_file, save_file
-from sglang_process import PAGE_TOKENS, SglangProcess, flexkv
+from engine_steps import wait_until_stored, with_other_weights
+from sglang_process import PAGE_TOKENS, flexkv
 
 PROMPT = random.Random(1).choices(range(400), k=1000)
 HIT_TOKENS = len(PROMPT) // PAGE_TOKENS * PAGE_TOKENS
-STORED_LIMIT_S = 60
 TWO_RANKS = {"tp_size": 2, "env": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}}
 IN_SGLANGS_WORDS = {
     "moe_layer_freq": 1,
@@ -39,50 +37,16 @@ def latent_model(model, tmp_path):
 
 
 @pytest.fixture
-def start(latent_model, tmp_path, tmp_path_factory):
+def start(start_engine, latent_model, tmp_path):
     """Start engines on one directory, each after the end of the one before."""
-    engines = []
-
-    def start_engine(**options):
-        for engine in engines:
-            engine.close()
-        folder = tmp_path_factory.mktemp("engine")
-        engines[:] = [SglangProcess(latent_model, folder, flexkv(tmp_path / "ssd"), **options)]
-        return engines[0]
-
-    yield start_engine
-    for engine in engines:
-        engine.close()
-
-
-def wait_until_stored(engine):
-    """Return when the prompt comes from storage after SGLang has dropped its own caches."""
-    end_s = time.monotonic() + STORED_LIMIT_S
-    while time.monotonic() < end_s:
-        engine.flush()
-        if engine.complete(PROMPT, 1).num_from_storage == HIT_TOKENS:
-            return
-    pytest.fail("not stored in time")
-
-
-def with_other_weights(model, folder):
-    """Return a copy of a model whose queries are twice as large."""
-    shutil.copytree(model, folder)
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    save_file(
-        {name: 2 * w if "q_proj" in name else w for name, w in weights.items()},
-        path,
-        metadata={"format": "pt"},
-    )
-    return folder
+    return lambda **arguments: start_engine(latent_model, flexkv(tmp_path / "ssd"), **arguments)
 
 
 def test_two_ranks_store_and_load_and_so_does_one(start, latent_model, tmp_path):
     engine = start(**TWO_RANKS)
     cold = engine.complete(PROMPT)
     assert cold.num_cached_tokens == 0
-    wait_until_stored(engine)
+    wait_until_stored(engine, PROMPT)
     assert engine.complete(PROMPT).tokens == cold.tokens
     engine.kill()
 
@@ -91,11 +55,11 @@ def test_two_ranks_store_and_load_and_so_does_one(start, latent_model, tmp_path)
     assert warm.num_from_storage == HIT_TOKENS
     assert warm.tokens == cold.tokens
 
-    engine.update_weights(with_other_weights(latent_model, tmp_path / "other"))
+    engine.update_weights(with_other_weights(latent_model, tmp_path / "other", "q_proj"))
     later = engine.complete(PROMPT)
     assert later.num_cached_tokens == 0
     assert later.tokens != cold.tokens
-    wait_until_stored(engine)
+    wait_until_stored(engine, PROMPT)
     assert engine.complete(PROMPT).tokens == later.tokens
 
     warm = start().complete(PROMPT)

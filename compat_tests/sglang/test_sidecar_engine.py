@@ -5,15 +5,14 @@ import time
 from typing import Any, NamedTuple
 
 import pytest
-from sglang_process import PAGE_TOKENS, SglangProcess, flexkv
+from engine_steps import STORED_LIMIT_S
+from sglang_process import PAGE_TOKENS, flexkv
 
 NUM_TOKENS = 10 * PAGE_TOKENS
 LONGER = random.Random(1).choices(range(400), k=NUM_TOKENS + 1)
 PROMPT = LONGER[:NUM_TOKENS]
 """A state is stored where a prompt ended, and is of use to prompts that go on from there: here by
 one token, which a wrong state makes another."""
-
-STORED_LIMIT_S = 60
 
 
 class Model(NamedTuple):
@@ -40,21 +39,15 @@ def kind(request):
 
 
 @pytest.fixture
-def start(model, kind, tmp_path, tmp_path_factory):
+def start(start_engine, model, kind, tmp_path):
     """Start engines on one directory, each after the end of the one before."""
-    engines = []
 
     def start():
-        for engine in engines:
-            engine.close()
-        folder, storage = tmp_path_factory.mktemp("engine"), flexkv(tmp_path / "ssd")
-        engines[:] = [SglangProcess(model(kind.name), folder, storage, **kind.arguments)]
-        wait_until_found_again(engines[0])
-        return engines[0]
+        engine = start_engine(model(kind.name), flexkv(tmp_path / "ssd"), **kind.arguments)
+        wait_until_found_again(engine)
+        return engine
 
-    yield start
-    for engine in engines:
-        engine.close()
+    return start
 
 
 def wait_until_found_again(engine):

@@ -49,7 +49,7 @@ def page_memory_of(pool: "HostKVCache") -> PageMemory:
     if reached != [address for address, _ in last]:
         msg = f"the pages of SGLang's {kind} are not one distance apart: {_WAY_OUT}"
         raise LayoutError(msg)
-    return PageMemory(pieces, pool.page_num)
+    return PageMemory(pieces, pool.page_num, owner=pool)
 
 
 def format_name(pool: "HostKVCache", version: str) -> str:

@@ -1,6 +1,7 @@
 """All that one rank stores: its KV, and the pools that SGLang keeps beside it."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from flexkv_connectors.sglang.block_store import BlockStore, Copies
@@ -60,7 +61,7 @@ class Stores:
         self._stored_bytes[pool.name] = pool.stored_bytes
         self._num_shares[pool.name] = 1 if pool.is_replicated else self._deployment.num_replicas
         sidecar = open_sidecar(self._deployment, pool, self._share(pool.name))
-        self.sidecars |= {pool.name: sidecar}
+        self.sidecars = {**self.sidecars, pool.name: sidecar}  # others may be looking through it
         for name, store in self:
             store.resize(self._share(name))
 
@@ -71,14 +72,24 @@ class Stores:
             yield name, sidecar.store
 
     def reset(self, *, keeps_name: bool) -> None:
-        """Forget everything; see `SsdTier.begin_generation`."""
-        for _, store in self:
-            store.reset(keeps_name=keeps_name)
+        """Forget everything; see `SsdTier.begin_generation`.
+
+        Raises:
+            TierError: A call does not end; all other stores have forgotten everything.
+        """
+        with ExitStack() as resets:
+            for _, store in self:
+                resets.callback(store.reset, keeps_name=keeps_name)
 
     def close(self) -> None:
-        """Let go of the files; calls under way end first."""
-        for _, store in self:
-            store.close()
+        """Let go of the files; calls under way end first.
+
+        Raises:
+            TierError: A call does not end; it keeps its files.
+        """
+        with ExitStack() as closing:
+            for _, store in self:
+                closing.callback(store.close)
 
     def take_activities(self) -> list[Activity]:
         """Return what each store has done since the last call."""

@@ -82,11 +82,16 @@ class PagePiece(NamedTuple):
 class PageMemory(BlockMemory):
     """An engine's own pages, so that nothing is copied between them and a file.
 
-    The engine keeps the memory where it is for as long as this is used.
+    The engine keeps the memory where it is for as long as its owner lives.
     """
 
-    def __init__(self, pieces: Sequence[PagePiece], num_pages: int) -> None:
+    def __init__(self, pieces: Sequence[PagePiece], num_pages: int, owner: object = None) -> None:
         """Describe `num_pages` pages, each the sum of `pieces`.
+
+        Args:
+            pieces: In the order in which they are stored.
+            num_pages: All there are.
+            owner: What must not be freed before this: a disk may answer late.
 
         Raises:
             LayoutError: A page has too many pieces to be moved in one call.
@@ -94,6 +99,7 @@ class PageMemory(BlockMemory):
         if len(pieces) > MAX_PIECES:
             msg = f"a page lies in {len(pieces)} pieces: expected {MAX_PIECES} at most"
             raise LayoutError(msg)
+        self._owner = owner
         self.num_slots = num_pages
         self.slot_bytes = sum(piece.num_bytes for piece in pieces)
         self.is_aligned = not any(n % MEMORY_ALIGNMENT for piece in pieces for n in piece)

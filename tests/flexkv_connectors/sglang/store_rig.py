@@ -56,6 +56,9 @@ class DirectRig:
         if waits:
             self.store.wait_restored()
 
+    def close(self):
+        self.store.close()
+
 
 class Rig:
     """One process of an engine."""

@@ -3,27 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from store_rig import Rig, chain
+from store_rig import chain
 
 from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import FaultyTier
 
 KEYS = chain(0, 10)
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Start processes of an engine on one directory."""
-    rigs = []
-
-    def start(**options):
-        for rig in rigs:
-            rig.close()
-        rigs.append(Rig(tmp_path, **options))
-        return rigs[-1]
-
-    yield start
-    rigs[-1].close()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """SGLang's pages as pieces of memory."""
 
+import weakref
+
 import host_pools
 import numpy as np
 import pytest
@@ -97,3 +99,13 @@ def test_a_layout_that_sglang_names_no_pieces_of_is_refused(monkeypatch, error):
     monkeypatch.setattr(pool, "get_page_buffer_meta", refuse)
     with pytest.raises(LayoutError, match=r"lie \(no\): set --hicache-mem-layout to page_first"):
         page_memory_of(pool)
+
+
+def test_a_pool_is_not_freed_while_its_memory_is_used():
+    pool = keys_and_values()
+    pool_lives = weakref.ref(pool)
+    memory = page_memory_of(pool)
+    del pool
+    assert pool_lives() is not None
+    del memory
+    assert pool_lives() is None

@@ -1,7 +1,9 @@
 """Blocks on SSD that each stand alone."""
 
+from functools import partial
+
 import pytest
-from store_rig import Rig, chain
+from store_rig import chain
 
 from flexkv_connectors.sglang.page_store import PageStore
 from flexkv_core.plan import Status
@@ -12,18 +14,9 @@ ODD = KEYS[1::2]
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start processes of an engine on one directory."""
-    rigs = []
-
-    def start(**options):
-        for rig in rigs:
-            rig.close()
-        rigs.append(Rig(tmp_path, kind=PageStore, **options))
-        return rigs[-1]
-
-    yield start
-    rigs[-1].close()
+def start(start):
+    """Start them with stores of single pages."""
+    return partial(start, kind=PageStore)
 
 
 @pytest.fixture

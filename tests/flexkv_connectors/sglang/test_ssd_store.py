@@ -56,18 +56,9 @@ def test_while_the_disk_hangs_nobody_waits_for_it_for_ever(hanging):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start processes of an engine on one directory."""
-    rigs = []
-
-    def start(**options):
-        for rig in rigs:
-            rig.store.close()
-        rigs.append(DirectRig(tmp_path, **options))
-        return rigs[-1].store
-
-    yield start
-    rigs[-1].store.close()
+def start(start):
+    """Start them with pages that are stored as they are, and return their stores."""
+    return lambda **options: start(DirectRig, **options).store
 
 
 def failing(status, numbers):

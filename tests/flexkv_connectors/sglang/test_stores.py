@@ -3,8 +3,10 @@
 import pytest
 from engine_values import PAGES, deployment, keys_and_values, storage
 
+from flexkv_connectors.sglang import direction
 from flexkv_connectors.sglang.sidecars import describe
 from flexkv_connectors.sglang.stores import Stores
+from flexkv_core.errors import TierError
 from flexkv_core.testing.namespaces import make_namespace
 
 KEYS = [bytes([number + 1]) * 32 for number in range(PAGES)]
@@ -73,3 +75,16 @@ def test_closed_stores_hold_no_file(stores, tmp_path):
     assert again.kv.find(KEYS) == PAGES
     assert all(again.sidecars["swa"].store.find(KEYS))
     again.close()
+
+
+@pytest.mark.parametrize("call", ["reset", "close"])
+def test_one_store_that_does_not_end_its_call_keeps_no_other_from_it(stores, call, monkeypatch):
+    add(stores, "swa")
+    sidecar = stores.sidecars["swa"].store
+    assert all(sidecar.save(KEYS, range(PAGES)))
+    monkeypatch.setattr(direction, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(stores.kv._saves, "_limit_s", 0.0)
+    options = {"keeps_name": True} if call == "reset" else {}
+    with stores.kv._saves.idle(), pytest.raises(TierError, match="a save does not end"):
+        getattr(stores, call)(**options)
+    assert sidecar.load(KEYS, range(PAGES)) == [False] * PAGES

@@ -1,0 +1,36 @@
+"""What tests of several models do with a real engine."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from sglang_process import PAGE_TOKENS, SglangProcess
+
+__all__ = ["STORED_LIMIT_S", "wait_until_stored", "with_other_weights"]
+
+STORED_LIMIT_S = 60
+
+
+def wait_until_stored(engine: SglangProcess, prompt: Sequence[int]) -> None:
+    """Return when a whole prompt comes from storage after SGLang has dropped its own caches."""
+    end_s = time.monotonic() + STORED_LIMIT_S
+    while time.monotonic() < end_s:
+        engine.flush()
+        found = engine.complete(list(prompt), 1).num_from_storage
+        if found == len(prompt) // PAGE_TOKENS * PAGE_TOKENS:
+            return
+    pytest.fail("not stored in time")
+
+
+def with_other_weights(model: Path, folder: Path, changed: str) -> Path:
+    """Return a copy of a model in which the weights named like `changed` are twice as large."""
+    shutil.copytree(model, folder)
+    path = folder / "model.safetensors"
+    weights = {
+        name: 2 * weight if changed in name else weight for name, weight in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder
