@@ -45,11 +45,17 @@ class CacheWorker:
     ) -> None:
         """Take over `lanes`; one lane may serve several routes."""
         self._rank = rank
-        self._by_route = dict(lanes)
-        self._lanes = tuple(dict.fromkeys(lanes.values()))
+        self._by_route: dict[Route, Lane] = {}
+        self._lanes: tuple[Lane, ...] = ()
+        self.add(lanes)
         self._is_owner = is_owner
         self._clock = clock
         self._refused: list[TransferResult] = []
+
+    def add(self, lanes: Mapping[Route, Lane]) -> None:
+        """Take over more lanes: those of a tier that was opened later."""
+        self._by_route |= lanes
+        self._lanes = tuple(dict.fromkeys(self._by_route.values()))
 
     def submit(self, plan: TransferPlan) -> None:
         """Start `plan`; what becomes of it is told by `poll`, exactly once."""

@@ -143,7 +143,9 @@ class ControllerRig:
             )
         self.storage = self.controller.storage_backend
         if isinstance(self.storage, FlexKVHiCacheStorage):
-            for _, store in self.storage._stores:
+            stores = self.storage._stores
+            stores._identification.join()
+            for _, store in stores.opened:
                 store.wait_restored()
 
     def _attach_arguments(self) -> dict[str, Any]:

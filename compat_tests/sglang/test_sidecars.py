@@ -209,7 +209,7 @@ def test_a_pool_that_comes_while_the_storage_is_attached_is_stored_as_well(start
     rig.sidecars[PoolName.MAMBA] = pool
     entry = PoolEntry(PoolName.MAMBA, pool, rig.device, int)
     rig.controller.register_host_pool_entry(entry)
-    for _, its_store in rig.storage._stores:
+    for _, its_store in rig.storage._stores.opened:
         its_store.wait_restored()
     store(rig, PoolName.MAMBA)
     assert all(found(rig, PoolName.MAMBA))
@@ -255,7 +255,7 @@ def test_parts_of_weights_that_changed_while_it_was_detached_are_not_found(start
 
 def test_no_exception_of_ours_reaches_sglang(start, monkeypatch):
     rig = start(PoolName.SWA)
-    monkeypatch.setattr(rig.storage._stores.sidecars["swa"].store, "find", lambda _: 1 // 0)
+    monkeypatch.setattr(rig.storage._stores.opened.sidecars["swa"].store, "find", lambda _: 1 // 0)
     backup(rig)
     wanted = [rig.transfer(PoolName.SWA, KEYS[6:], [20, 21])]
     assert rig.storage.batch_exists_v2(KEYS, wanted, extra_of([])).kv_hit_pages == 0
@@ -323,7 +323,7 @@ def test_a_disk_that_hangs_switches_the_cache_off_and_stops_nobody(start, monkey
     rig = start(PoolName.SWA)
     assert all(rig.storage.batch_set_v1(KEYS, rig.indices(range(8)), extra_of([])))
     monkeypatch.setattr(direction, "_PATIENCE_S", 0.0)
-    saves = rig.storage._stores.kv._saves
+    saves = rig.storage._stores.opened.kv._saves
     monkeypatch.setattr(saves, "_limit_s", 0.0)
     with saves.idle():
         rig.storage.clear()

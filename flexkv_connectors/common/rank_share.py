@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.deployment import Deployment
+from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.common.ssd_share import SsdShare
 from flexkv_core.layout import PagePool
-from flexkv_core.namespace import Namespace
+from flexkv_core.plan import TierOrders
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.transfer.cpu_lane import CpuLane
 from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
@@ -41,16 +42,16 @@ class RankShare:
         layers: "Sequence[torch.Tensor]",
         pages: PagePool,
         pool: HostPool,
-        namespace: Namespace | None,
+        origin: Origin | None,
     ) -> None:
-        """Open everything.
+        """Open everything, but for files whose content is not known yet.
 
         Args:
             deployment: The engine's shape.
             layers: The engine's KV, `[B, H, N, C]` for each layer, or for each layer and plane.
             pages: The same, described.
             pool: The rank's own, or the one of its owner.
-            namespace: What the blocks on SSD are blocks of; None where there is no SSD tier.
+            origin: What the blocks on SSD are blocks of; None where there is no SSD tier.
 
         Raises:
             ConfigError: The SSD tier has no directory, or the GPU is full.
@@ -59,12 +60,10 @@ class RankShare:
         """
         self._deployment = deployment
         self.pool = pool
-        self.ssd = self._open_ssd(namespace)
+        self.ssd = self._open_ssd(origin)
         self._gpu: GpuShare | None = None
         self._lane = lane = self._open_lane(layers, pages)
         lanes: dict[Route, Lane] = {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane}
-        if self.ssd is not None:
-            lanes |= self.ssd.lanes
         self.worker = CacheWorker(deployment.rank, lanes, is_owner=deployment.is_owner)
 
     @property
@@ -76,6 +75,15 @@ class RankShare:
     def is_idle(self) -> bool:
         """Whether no copy that was begun can still write into a page."""
         return self._lane.drain(timeout_s=0.0)
+
+    def move(self, orders: TierOrders) -> None:
+        """Start copies between host memory and SSD; they go on beside the forward passes."""
+        if self.ssd is None:
+            return
+        self.ssd.prepare(orders)
+        self.worker.add(self.ssd.take_lanes())
+        for plan in orders.plans:
+            self.worker.submit(plan)
 
     def hold_compute(self) -> None:
         """Let the engine's next pass run behind all loads that were submitted."""
@@ -91,11 +99,11 @@ class RankShare:
             self.ssd.close()
         self.pool.close()
 
-    def _open_ssd(self, namespace: Namespace | None) -> SsdShare | None:
+    def _open_ssd(self, origin: Origin | None) -> SsdShare | None:
         deployment, quota_bytes = self._deployment, self._deployment.ssd_quota_bytes
-        if not deployment.is_owner or namespace is None or quota_bytes is None:
+        if not deployment.is_owner or origin is None or quota_bytes is None:
             return None
-        return SsdShare(deployment, namespace, self.pool, quota_bytes)
+        return SsdShare(deployment, origin, self.pool, quota_bytes)
 
     def _open_lane(self, layers: "Sequence[torch.Tensor]", pages: PagePool) -> "Lane":
         """Open the lane to where the engine's tensors lie."""

@@ -1,16 +1,19 @@
-"""The SSD tier of one rank, opened as the options say."""
+"""The files of one rank's SSD tier, as the options say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from flexkv_core.config import CacheConfig
 from flexkv_core.errors import ConfigError, TierError
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.memory import BlockMemory
+from flexkv_core.tiers.ssd.directory import open_directories
+from flexkv_core.tiers.ssd.format import PAGE_BYTES, slot_bytes
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
 
-__all__ = ["open_ssd_tier", "ssd_options"]
+__all__ = ["nominal_blocks", "open_ssd_tier", "require_directory", "ssd_options"]
 
 
 def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = False) -> SsdOptions:
@@ -28,6 +31,22 @@ def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = F
         has_followers=has_followers,
         leftover_bytes=cache.ssd_cache_bytes or 0,
     )
+
+
+def require_directory(options: SsdOptions) -> None:
+    """Refuse directories of which none can be used, before anything is known of their content.
+
+    Raises:
+        ConfigError: None of them can be written to.
+    """
+    with _as_refusal():
+        open_directories(options)
+
+
+def nominal_blocks(options: SsdOptions, num_columns: int, cell_bytes: int) -> int:
+    """Return how many blocks a rank will have room for, if its disks have it."""
+    slab_bytes = len(options.directories) * PAGE_BYTES
+    return max(0, (options.quota_bytes // num_columns - slab_bytes) // slot_bytes(cell_bytes))
 
 
 def open_ssd_tier(
@@ -51,8 +70,14 @@ def open_ssd_tier(
     Raises:
         ConfigError: None of the directories can be used.
     """
-    try:
+    with _as_refusal():
         return SsdTier(memory, namespace, columns, cell_bytes, options, engine_id)
+
+
+@contextmanager
+def _as_refusal() -> Iterator[None]:
+    try:
+        yield
     except TierError as error:
         msg = f"ssd_cache_dir cannot be used: {error.reason}; name a directory that can be"
         raise ConfigError(msg) from error

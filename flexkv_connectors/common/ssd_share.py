@@ -1,13 +1,23 @@
 """One rank's share of the SSD tier: its files, the lanes to them, and what it has to say."""
 
+import logging
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
+from flexkv_connectors.common.origin import Origin
+from flexkv_connectors.common.ssd_files import (
+    nominal_blocks,
+    open_ssd_tier,
+    require_directory,
+    ssd_options,
+)
+from flexkv_core.errors import ConfigError
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import TierOrders, TierReport
 from flexkv_core.tiers.host import HostPool
+from flexkv_core.tiers.ssd.tier import SsdTier
 from flexkv_core.transfer.tier_lane import TierLane
 from flexkv_core.worker import HOST, Route
 
@@ -16,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SsdShare"]
 
+logger = logging.getLogger(__name__)
+
 _RECOVERED_A_REPORT = 2048
 """Keys of 64 bytes with their parents: 130 KB in one of the engine's messages."""
 
@@ -23,61 +35,128 @@ _RECOVERED_A_REPORT = 2048
 class SsdShare:
     """What an owner does for the SSD tier.
 
-    Thread: the worker's. Files are read and written by the threads of two lanes, so that loads
-    never queue behind saves.
+    The files are opened once it is known what they are files of. Until then the share says how
+    much it will hold, and the scheduler's side orders nothing.
+
+    Thread: the worker's. Files are opened by the thread that identifies the model, and read and
+    written by the threads of two lanes, so that loads never queue behind saves.
     """
 
     def __init__(
-        self, deployment: Deployment, namespace: Namespace, pool: HostPool, quota_bytes: int
+        self, deployment: Deployment, origin: Origin, pool: HostPool, quota_bytes: int
     ) -> None:
-        """Open the files and begin to look for what earlier processes left.
+        """Find out what the blocks are blocks of, and then what earlier processes left of them.
 
         Raises:
             ConfigError: None of the directories can be used.
         """
-        self._tier = open_ssd_tier(
-            ssd_options(deployment.cache, quota_bytes),
-            namespace,
-            deployment.columns,
-            deployment.block_format.cell_bytes,
-            pool.memory,
-            deployment.engine_id,
-        )
-        self._rank = deployment.rank
-        self._keeps_name = bool(deployment.cache.weight_version)
-        self._told = (-1, False)
-        """Capacity and end of the search, as they were last reported."""
+        self._deployment = deployment
+        self._pool = pool
+        self._options = ssd_options(deployment.cache, quota_bytes)
+        require_directory(self._options)
+        self._generation = ""
+        """The last that was ordered."""
 
-        load_lane = TierLane(deployment.rank, self._tier, pool.memory)
-        save_lane = TierLane(deployment.rank, self._tier, pool.memory)
-        self.lanes: Mapping[Route, Lane] = {
-            Route("ssd", HOST): load_lane,
-            Route(HOST, "ssd"): save_lane,
-        }
+        self._begun = ""
+        """The last that the tier has begun."""
+
+        self._told: tuple[object, ...] = ()
+        """What of the last report need not be said again."""
+
+        self._lanes: Mapping[Route, Lane] = {}
+        self._tier: SsdTier | None = None
+        self._has_failed = self._is_closed = False
+        self._opening = threading.Lock()
+        self._identification = origin.find(deployment.cache, self._open)
+
+    def take_lanes(self) -> Mapping[Route, "Lane"]:
+        """Return the lanes between files and host memory, once, when the files are open."""
+        if self._tier is None:
+            return {}
+        lanes, self._lanes = self._lanes, {}
+        return lanes
 
     def prepare(self, orders: TierOrders) -> None:
         """Do what has to be done before the plans of `orders` begin."""
-        if orders.generation:
-            self._tier.begin_generation(orders.generation, keeps_name=self._keeps_name)
-        self._tier.delete(orders.gone)
+        self._generation = orders.generation or self._generation
+        tier = self._current_tier()
+        if tier is not None:
+            tier.delete(orders.gone)
 
     def take_report(self) -> TierReport | None:
         """Return what the scheduler half has not heard yet, or None."""
-        counts = self._tier.take_counts()
-        recovered = self._tier.take_recovered(_RECOVERED_A_REPORT)
-        capacity_blocks, is_recovered = told = self._tier.capacity_blocks, self._tier.is_recovered
-        if not (counts or recovered) and told == self._told:
+        tier = self._current_tier()
+        report = self._report_of_none() if tier is None else self._report_of(tier)
+        told = report.capacity_blocks, report.is_recovered, report.generation
+        if told == self._told and not (report.counts or report.recovered):
             return None
         self._told = told
-        return TierReport(
-            tier="ssd",
-            rank=self._rank,
-            capacity_blocks=capacity_blocks,
-            recovered=recovered,
-            is_recovered=is_recovered,
-            counts=counts,
-        )
+        return report
 
     def close(self) -> None:
         """Let go of the files; nothing may be under way any more."""
-        self._tier.close()
+        self._identification.close()
+        with self._opening:
+            self._is_closed = True
+            for lane in self._lanes.values():
+                lane.close()
+            if self._tier is not None:
+                self._tier.close()
+
+    def _open(self, namespace: Namespace) -> None:
+        """Open the files of `namespace`, and begin to look for what earlier processes left."""
+        deployment, memory = self._deployment, self._pool.memory
+        with self._opening:
+            if self._is_closed:
+                return
+            try:
+                tier = open_ssd_tier(
+                    self._options,
+                    namespace,
+                    deployment.columns,
+                    deployment.block_format.cell_bytes,
+                    memory,
+                    deployment.engine_id,
+                )
+            except ConfigError as error:
+                logger.warning("tier.off tier=ssd: serving without it, because %s", error)
+                self._has_failed = True
+                return
+            self._lanes = {
+                Route("ssd", HOST): TierLane(deployment.rank, tier, memory),
+                Route(HOST, "ssd"): TierLane(deployment.rank, tier, memory),
+            }
+            self._tier = tier  # last: from here on the worker's thread uses all of it
+
+    def _current_tier(self) -> SsdTier | None:
+        """Return the tier, in the generation that was ordered; None while it is not open."""
+        tier = self._tier
+        if tier is not None and self._begun != self._generation:
+            keeps_name = bool(self._deployment.cache.weight_version)
+            tier.begin_generation(self._generation, keeps_name=keeps_name)
+            self._begun = self._generation
+        return tier
+
+    def _report_of(self, tier: SsdTier) -> TierReport:
+        return TierReport(
+            tier="ssd",
+            rank=self._deployment.rank,
+            generation=self._begun,
+            capacity_blocks=tier.capacity_blocks,
+            recovered=tier.take_recovered(_RECOVERED_A_REPORT),
+            is_recovered=tier.is_recovered,
+            counts=tier.take_counts(),
+        )
+
+    def _report_of_none(self) -> TierReport:
+        """Return what there will be room for, or that there will be nothing."""
+        deployment, is_off = self._deployment, self._has_failed or self._identification.is_unknown
+        cell_bytes = deployment.block_format.cell_bytes
+        num_blocks = nominal_blocks(self._options, len(deployment.columns), cell_bytes)
+        return TierReport(
+            tier="ssd",
+            rank=deployment.rank,
+            generation=self._generation,
+            capacity_blocks=0 if is_off else num_blocks,
+            is_recovered=is_off,
+        )

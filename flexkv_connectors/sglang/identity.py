@@ -1,24 +1,26 @@
-"""What SGLang's stored KV is: the namespace of its blocks, equal to vLLM's for the same model.
+"""What SGLang's stored KV is: the origin of its blocks, equal to vLLM's for the same model.
 
 Fields and names of `overrides` are those of `flexkv_connectors.vllm.identity`; what only SGLang has
 gets a name of its own, so that it keeps engines apart.
 """
 
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
+from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, Source, source_of
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.settings import EngineSettings
+from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
-from flexkv_core.errors import ConfigError
-from flexkv_core.model_identity import identify_adapter, identify_model
+from flexkv_core.identity.checkpoint import Checkpoint
 from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
 
-__all__ = ["namespace_of", "why_no_identity"]
+__all__ = ["namespace_of", "origin_of", "why_no_identity"]
 
 _OWN_CODE = frozenset({"auto", "sglang"})
+_ADAPTER = "adapter:"
+"""Begins the role of an adapter among the sources; its name follows."""
 
 
 def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None:
@@ -27,33 +29,42 @@ def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None
         return None
     if settings.load_format not in FROM_THE_CHECKPOINT:
         return f"load_format={settings.load_format} does not say which weights: set weight_version"
-    if not has_version(settings.model, settings.revision, _hub_cache(settings)):
-        return f"the commit of {settings.model} is not known: set --revision or weight_version"
     return None
 
 
-def namespace_of(settings: EngineSettings, deployment: Deployment) -> Namespace:
+def origin_of(settings: EngineSettings, deployment: Deployment) -> Origin:
     """Describe the blocks of an engine; every rank comes to the same answer.
 
     Raises:
-        ConfigError: A setting has no form that could be compared, or the model cannot be read.
+        ConfigError: A setting has no form that could be compared.
+    """
+    return Origin(
+        _sources(settings, deployment.cache),
+        lambda found: namespace_of(settings, deployment, found),
+    )
 
-    Cost: `identify_model`: seconds for a large local model whose files are not in memory.
+
+def namespace_of(
+    settings: EngineSettings, deployment: Deployment, identities: Mapping[str, str]
+) -> Namespace:
+    """Return the namespace of blocks whose `Origin.sources` have `identities`.
+
+    Raises:
+        ConfigError: A setting has no form that could be compared.
     """
     dtype = canonical_dtype(deployment.dtype)
-    draft = settings.draft_model if settings.speculative_algorithm else None
     return Namespace(
-        model=_identify(settings, settings.model, settings.revision),
+        model=identities["model"],
         weight_version=deployment.cache.weight_version,
         weight_quantization=settings.quantization,
         kv_cache_dtype=dtype,
-        kv_scales=_content_of(settings.kv_scales_path),
-        overrides=settings_digest(_overrides(settings, dtype)),
+        kv_scales=identities.get("kv_scales", ""),
+        overrides=settings_digest(_overrides(settings, dtype, identities)),
         num_layers=settings.num_layers,
         num_kv_heads=deployment.total_heads,
         key_head_size=deployment.key_head_size,
         value_head_size=deployment.value_head_size,
-        draft_model=_identify(settings, draft, settings.draft_revision) if draft else "",
+        draft_model=identities.get("draft", ""),
         num_draft_layers=deployment.num_draft_layers,
         block_tokens=deployment.pages.page_tokens,
         block_format=deployment.block_format_name,
@@ -64,12 +75,38 @@ def namespace_of(settings: EngineSettings, deployment: Deployment) -> Namespace:
     )
 
 
-def _overrides(settings: EngineSettings, kv_dtype: str) -> dict[str, object]:
+def _sources(settings: EngineSettings, cache: CacheConfig) -> dict[str, Source]:
+    """Return where everything is read from that decides what KV is, by its role."""
+    hub_cache = _hub_cache(settings)
+    load_format = settings.load_format
+
+    def weights_of(model: str, revision: str | None) -> Source:
+        return source_of(
+            model, revision, hub_cache=hub_cache, load_format=load_format, cache=cache
+        )
+
+    sources = {"model": weights_of(settings.model, settings.revision)}
+    if settings.speculative_algorithm and settings.draft_model:
+        sources["draft"] = weights_of(settings.draft_model, settings.draft_revision)
+    if settings.kv_scales_path is not None:
+        sources["kv_scales"] = Checkpoint(model=settings.kv_scales_path, hub_cache=hub_cache)
+    for name, path in settings.adapters.items():
+        sources[_ADAPTER + name] = Checkpoint(model=path, hub_cache=hub_cache)
+    return sources
+
+
+def _overrides(
+    settings: EngineSettings, kv_dtype: str, identities: Mapping[str, str]
+) -> dict[str, object]:
     """Collect what differs from the model as its checkpoint describes it; empty for nothing."""
     dtype = canonical_dtype(settings.dtype)
     is_own = settings.implementation in _OWN_CODE
     found = {
-        "adapters": {name: _adapter(path) for name, path in settings.adapters.items()},
+        "adapters": {
+            role.removeprefix(_ADAPTER): identity
+            for role, identity in identities.items()
+            if role.startswith(_ADAPTER)
+        },
         "code": {} if is_own else {"implementation": settings.implementation},
         "compute_dtype": "" if dtype == kv_dtype else dtype,
         "draft": settings.speculative_algorithm and [settings.speculative_algorithm, ""],
@@ -80,27 +117,6 @@ def _overrides(settings: EngineSettings, kv_dtype: str) -> dict[str, object]:
         "quantised_by": "sglang" if kv_dtype.startswith("fp8") else "",
     }
     return {name: value for name, value in found.items() if value}
-
-
-def _adapter(folder: str) -> str:
-    digest = identify_adapter(folder)
-    if digest is None:
-        msg = f"the LoRA at {folder} cannot be read: name a local folder in --lora-paths"
-        raise ConfigError(msg)
-    return digest.hex()
-
-
-def _content_of(path: str | None) -> str:
-    """Digest a file; "" for none."""
-    try:
-        return "" if path is None else sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        msg = f"the KV scales at {path} cannot be read: {error.strerror}"
-        raise ConfigError(msg) from error
-
-
-def _identify(settings: EngineSettings, model: str, revision: str | None) -> str:
-    return identify_model(model, revision, hub_cache=_hub_cache(settings))
 
 
 def _hub_cache(settings: EngineSettings) -> Path:

@@ -9,12 +9,14 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferRes
 from sglang.srt.observability.metrics_collector import StorageMetrics
 from typing_extensions import override
 
-from flexkv_connectors.common.fault_barrier import FaultBarrier
+from flexkv_connectors.common.fault_barrier import FaultBarrier, nothing
+from flexkv_connectors.common.ssd_files import require_directory, ssd_options
 from flexkv_connectors.common.versions import require_supported
 from flexkv_connectors.sglang.calls import keys_of, page_ids_of
 from flexkv_connectors.sglang.chain_store import ChainAccess
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
-from flexkv_connectors.sglang.identity import namespace_of, why_no_identity
+from flexkv_connectors.sglang.identity import origin_of, why_no_identity
+from flexkv_connectors.sglang.late_stores import LateStores
 from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.sidecar_hits import Part, find_hit
 from flexkv_connectors.sglang.sidecars import Sidecar, describe, why_not_sidecar
@@ -69,13 +71,13 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._cache = read_cache_config(storage_config.extra_config)
         self._barrier = FaultBarrier()
         self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
-        self._stores: Stores | None = None
+        self._stores: LateStores | None = None
         self._stats = StorageStats(storage_config)
         self._is_warned = False
 
     @override
     def register_mem_pool_host(self, mem_pool_host: "HostKVCache") -> None:
-        """Open the store over this rank's pages.
+        """Open the store over this rank's pages, as soon as it is known what they are pages of.
 
         Raises:
             ConfigError: The engine cannot be served.
@@ -92,10 +94,9 @@ class FlexKVHiCacheStorage(HiCacheStorage):
             msg = f"FlexKV cannot store the pages of this engine: {reason}"
             raise ConfigError(msg)
         deployment = translate(self._cache, self._config, mem_pool_host, settings)
-        namespace = namespace_of(settings, deployment)
-        self._stores = Stores(deployment, namespace)
+        require_directory(ssd_options(self._cache, deployment.quota_bytes))
+        self._stores = LateStores(deployment, origin_of(settings, deployment))
         listen(self)
-        logger.info("connector.ready namespace=%s", namespace.short)
 
     @override
     def register_mem_host_pool_v2(self, host_pool: "HostKVCache", host_pool_name: str) -> None:
@@ -115,16 +116,13 @@ class FlexKVHiCacheStorage(HiCacheStorage):
                 f"beside its KV, {reason}; serve this model without FlexKV"
             )
             raise ConfigError(msg)
-        pool = describe(
-            str(host_pool_name),
-            host_pool,
-            self._config,
-            sglang.__version__,
-            self._stores.namespace,
+        self._stores.add(
+            lambda namespace: describe(
+                str(host_pool_name), host_pool, self._config, sglang.__version__, namespace
+            )
         )
-        self._stores.add(pool)
         listen(self)  # again: weights that changed before concern this pool, too
-        logger.info("connector.sidecar pool=%s namespace=%s", pool.name, pool.namespace.short)
+        logger.info("connector.sidecar pool=%s", host_pool_name)
 
     @override
     def batch_exists(
@@ -189,7 +187,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     @override
     def clear(self) -> None:
         """Delete every block of this model."""
-        self._guarded(lambda stores: stores.reset(keeps_name=True), None)
+        self._reset(keeps_name=True)
 
     @override
     def get_stats(self) -> StorageMetrics:
@@ -198,14 +196,13 @@ class FlexKVHiCacheStorage(HiCacheStorage):
 
     def forget_weights(self) -> None:
         """Note that SGLang serves other weights now."""
-        keeps_name = bool(self._cache.weight_version)
-        self._guarded(lambda stores: stores.reset(keeps_name=keeps_name), None)
+        self._reset(keeps_name=bool(self._cache.weight_version))
 
     def close(self) -> None:
         """Let go of the files, whatever has failed before; what was stored stays."""
         stores, self._stores = self._stores, None
         if stores is not None:
-            FaultBarrier().run(stores.close, lambda: None)
+            FaultBarrier().run(stores.close, nothing)
 
     @override
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:
@@ -233,9 +230,15 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     ) -> bool:
         return False
 
-    def _guarded(self, hook: Callable[[Stores], T], instead: T) -> T:
-        """Return `hook(stores)`, or `instead` if it fails or there are none (any more)."""
+    def _reset(self, *, keeps_name: bool) -> None:
+        """Forget everything, also what was not opened yet."""
         stores = self._stores
+        if stores is not None:
+            self._barrier.run(lambda: stores.reset(keeps_name=keeps_name), nothing)
+
+    def _guarded(self, hook: Callable[[Stores], T], instead: T) -> T:
+        """Return `hook(stores)`, or `instead` if it fails or there are none yet, or any more."""
+        stores = None if self._stores is None else self._stores.opened
         if stores is None:
             return instead
         return self._barrier.run(lambda: hook(stores), lambda: instead)

@@ -12,10 +12,11 @@ from flexkv_connectors.common.fault_barrier import (
     nothing,
     refusals_in_one_line,
 )
+from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.common.rank_share import are_on_gpu
 from flexkv_connectors.tensorrt_llm.deployment import read_cache_config, translate
 from flexkv_connectors.tensorrt_llm.exchange import Exchange
-from flexkv_connectors.tensorrt_llm.identity import namespace_of, why_no_identity
+from flexkv_connectors.tensorrt_llm.identity import origin_of, why_no_identity
 from flexkv_connectors.tensorrt_llm.interface import (
     connector_interface,
     gather_reports,
@@ -30,7 +31,6 @@ from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings, read_settings
 from flexkv_connectors.tensorrt_llm.worker import WorkerHalf
 from flexkv_core.errors import BrokenPromiseError, ConfigError, FlexKVError
-from flexkv_core.namespace import Namespace
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Setup(NamedTuple):
 
     settings: EngineSettings
     deployment: Deployment
-    namespace: Namespace | None
+    origin: Origin | None
     """What the blocks on SSD are blocks of; None where there is no SSD tier."""
 
 
@@ -69,7 +69,7 @@ def _set_up(arguments: object) -> Setup:
     if reason := why_no_identity(settings, cache.weight_version):
         logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
         return Setup(settings, deployment, None)
-    return Setup(settings, deployment, namespace_of(settings, deployment))
+    return Setup(settings, deployment, origin_of(settings, deployment))
 
 
 def _alone(report: StepReport) -> list[StepReport]:
@@ -167,7 +167,7 @@ class FlexKVWorker(KvCacheConnectorWorker):
         self._barrier = FaultBarrier()
         self._mailbox = mailbox_of(llm_args)
         self._promises = Promises(tells_loads=setup.deployment.cache.load_async)
-        self._half = WorkerHalf(setup.deployment, setup.namespace)
+        self._half = WorkerHalf(setup.deployment, setup.origin)
         self._unloaded = self._unsaved = StepOrders()
         """What of the engine's metadata is not done yet: it may show them more than once."""
 

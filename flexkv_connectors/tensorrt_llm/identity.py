@@ -1,17 +1,18 @@
-"""What TensorRT-LLM's stored KV is: the namespace of its blocks, equal to the other engines'.
+"""What TensorRT-LLM's stored KV is: the origin of its blocks, equal to the other engines'.
 
 Fields and names of `overrides` are those of `flexkv_connectors.vllm.identity`.
 """
 
+from collections.abc import Mapping
+
 from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
+from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, source_of
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings
 from flexkv_core.env import hub_cache_folder
-from flexkv_core.model_identity import identify_model
 from flexkv_core.namespace import Namespace, settings_digest
 
-__all__ = ["namespace_of", "why_no_identity"]
+__all__ = ["namespace_of", "origin_of", "why_no_identity"]
 
 
 def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None:
@@ -20,22 +21,35 @@ def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None
         return None
     if settings.load_format not in FROM_THE_CHECKPOINT:
         return f"load_format={settings.load_format} does not say which weights: set weight_version"
-    if not has_version(settings.model, settings.revision, hub_cache_folder()):
-        return f"the commit of {settings.model} is not known: set revision or weight_version"
     return None
 
 
-def namespace_of(settings: EngineSettings, deployment: Deployment) -> Namespace:
+def origin_of(settings: EngineSettings, deployment: Deployment) -> Origin:
     """Describe the blocks of an engine; every rank comes to the same answer.
 
     Raises:
-        ConfigError: A setting has no form that could be compared, or the model cannot be read.
-
-    Cost: `identify_model`: seconds for a large local model whose files are not in memory.
+        ConfigError: A setting has no form that could be compared.
     """
-    model = identify_model(settings.model, settings.revision, hub_cache=hub_cache_folder())
+    model = source_of(
+        settings.model,
+        settings.revision,
+        hub_cache=hub_cache_folder(),
+        load_format=settings.load_format,
+        cache=deployment.cache,
+    )
+    return Origin({"model": model}, lambda found: namespace_of(settings, deployment, found))
+
+
+def namespace_of(
+    settings: EngineSettings, deployment: Deployment, identities: Mapping[str, str]
+) -> Namespace:
+    """Return the namespace of blocks whose `Origin.sources` have `identities`.
+
+    Raises:
+        ConfigError: A setting has no form that could be compared.
+    """
     return Namespace(
-        model=model,
+        model=identities["model"],
         weight_version=deployment.cache.weight_version,
         weight_quantization=settings.quantization,
         kv_cache_dtype=settings.kv_dtype,

@@ -8,7 +8,7 @@ import msgspec
 
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.errors import ConfigError
-from flexkv_core.model_identity import find_checkpoint
+from flexkv_core.identity.checkpoint import find_checkpoint
 from flexkv_core.namespace import canonical_dtype
 
 __all__ = ["EngineSettings", "read_settings"]

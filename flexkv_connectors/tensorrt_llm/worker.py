@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.deployment import Deployment
 from flexkv_connectors.common.host_pool import host_budget_bytes, open_host_pool
+from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.common.rank_share import RankShare
 from flexkv_connectors.common.ssd_share import SsdShare
 from flexkv_connectors.tensorrt_llm.messages import StepOrders, StepReport
 from flexkv_core.errors import BrokenPromiseError
-from flexkv_core.namespace import Namespace
 from flexkv_core.plan import Status, TransferPlan, TransferResult
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.transfer.results import refused
@@ -29,18 +29,18 @@ class WorkerHalf:
     Thread: that of the engine's executor.
     """
 
-    def __init__(self, deployment: Deployment, namespace: Namespace | None) -> None:
+    def __init__(self, deployment: Deployment, origin: Origin | None) -> None:
         """Serve this rank.
 
         Args:
             deployment: The engine's shape.
-            namespace: What the blocks on SSD are blocks of; None where there is no SSD tier.
+            origin: What the blocks on SSD are blocks of; None where there is no SSD tier.
 
         Raises:
             ConfigError: The machine does not have the memory that was asked for.
         """
         self._deployment = deployment
-        self._namespace = namespace
+        self._origin = origin
         # Asked here, before any rank has taken its part: later the others' would count as used.
         self._budget_bytes = host_budget_bytes(deployment) if deployment.is_owner else 0
         self._slabs: Sequence[torch.Tensor] = ()
@@ -97,10 +97,8 @@ class WorkerHalf:
         if plans and self._share is not None:
             # Some versions give the pages of a cancelled request away while they are loaded.
             self._share.hold_compute()
-        ssd = self._ssd
-        if ssd is not None and orders.ssd is not None:
-            ssd.prepare(orders.ssd)
-            self._submit(orders.ssd.plans)
+        if self._share is not None and orders.ssd is not None:
+            self._share.move(orders.ssd)
         return [load.request_id for load in orders.loads if load.plan is None]
 
     def save(self, orders: StepOrders) -> None:
@@ -150,7 +148,7 @@ class WorkerHalf:
     def _open(self, pool: HostPool) -> RankShare:
         """Begin to copy between the engine's pages and `pool`."""
         assert self._pages is not None
-        self._share = RankShare(self._deployment, self._slabs, self._pages, pool, self._namespace)
+        self._share = RankShare(self._deployment, self._slabs, self._pages, pool, self._origin)
         return self._share
 
     def _submit(self, plans: Iterable[TransferPlan]) -> None:

@@ -20,7 +20,7 @@ from flexkv_connectors.common.fault_barrier import (
 )
 from flexkv_connectors.common.versions import require_supported
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
-from flexkv_connectors.vllm.identity import namespace_of, why_no_ssd
+from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.scheduler import SchedulerHalf
@@ -105,8 +105,8 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         if role is KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerHalf(deployment, self._counters, uses_ssd=uses_ssd)
             return
-        namespace = namespace_of(vllm_config, kv_cache_config, deployment) if uses_ssd else None
-        self._worker = WorkerHalf(deployment, self._ledger, namespace)
+        origin = origin_of(vllm_config, kv_cache_config, deployment) if uses_ssd else None
+        self._worker = WorkerHalf(deployment, self._ledger, origin)
 
     # Worker: what vLLM's model runner calls around one forward pass, in this order.
 

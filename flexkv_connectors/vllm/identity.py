@@ -1,32 +1,34 @@
-"""What vLLM's stored KV is: the namespace of its blocks, from the settings vLLM really uses.
+"""What vLLM's stored KV is: the origin of its blocks, from the settings vLLM really uses.
 
-A setting that changes KV is in one of three places: in the checkpoint, which `Namespace.model`
-identifies (weights, their scales for the KV cache, RoPE, the model's own code), in a field of its
-own, or among `Namespace.overrides`. Settings that choose between kernels of one computation
+A setting that changes KV is in one of three places: in files whose content is identified (weights,
+their scales for the KV cache, RoPE, the model's own code), in a field of `Namespace` of its own, or
+among `Namespace.overrides`. Settings that choose between kernels of one computation
 (attention backends, compilation, parallel degrees) are in none: engines with different ones share
 blocks. The lists were read from vLLM's configurations @ 0.28 to 0.33.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
+from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, Source, source_of
 from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
-from flexkv_core.model_identity import identify_model
+from flexkv_core.identity.checkpoint import Checkpoint
 from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
+    from vllm.config.load import LoadConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
-__all__ = ["namespace_of", "why_no_ssd"]
+__all__ = ["namespace_of", "origin_of", "why_no_ssd"]
 
 _MEDIA_SETTINGS = (
     "media_io_kwargs",
     "mm_encoder_attn_dtype",
-    "mm_encoder_fp8_scale_path",
     "mm_processor_kwargs",
     "video_pruning_rate",
 )
@@ -45,25 +47,41 @@ def why_no_ssd(
     """
     reason = (
         _why_not_layout(kv_cache_config)
-        or _why_not_media(vllm_config)
         or _why_not_draft(vllm_config)
     )
+    if reason is None and deployment.cache.media_ids_are_hashes:
+        reason = _why_not_media(vllm_config)
     if reason is None and not deployment.cache.weight_version:
         reason = _why_not_weights(vllm_config)
     return reason
 
 
-def namespace_of(
+def origin_of(
     vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: Deployment
-) -> Namespace:
+) -> Origin:
     """Describe the blocks of an engine that `why_no_ssd` has nothing against.
 
-    Every rank and the scheduler come to the same answer.
+    Every rank comes to the same answer.
 
     Raises:
-        ConfigError: A setting has no form that could be compared, or the model cannot be read.
+        ConfigError: A setting has no form that could be compared.
+    """
+    return Origin(
+        _sources(vllm_config, deployment.cache),
+        lambda found: namespace_of(vllm_config, kv_cache_config, deployment, found),
+    )
 
-    Cost: `identify_model`: seconds for a large local model whose files are not in memory.
+
+def namespace_of(
+    vllm_config: "VllmConfig",
+    kv_cache_config: "KVCacheConfig",
+    deployment: Deployment,
+    identities: Mapping[str, str],
+) -> Namespace:
+    """Return the namespace of blocks whose `Origin.sources` have `identities`.
+
+    Raises:
+        ConfigError: A setting has no form that could be compared.
     """
     (group,) = kv_cache_config.kv_cache_groups
     spec: AttentionSpec = group.kv_cache_spec
@@ -71,17 +89,17 @@ def namespace_of(
     num_layers = int(model.get_total_num_hidden_layers())
     dtype = _kv_dtype(spec, vllm_config.cache_config.cache_dtype)
     return Namespace(
-        model=_identify(vllm_config, model.model, model.revision),
+        model=identities["model"],
         weight_version=deployment.cache.weight_version,
         weight_quantization=_quantization(model),
         kv_cache_dtype=dtype,
         kv_scales="",  # fixed scales are in the checkpoint, vLLM has no other place for them
-        overrides=settings_digest(_overrides(vllm_config, dtype)),
+        overrides=settings_digest(_overrides(vllm_config, dtype, identities)),
         num_layers=num_layers,
         num_kv_heads=deployment.total_heads,
         key_head_size=spec.head_size,
         value_head_size=spec.head_size_v,
-        draft_model="" if draft is None else _identify(vllm_config, draft.model, draft.revision),
+        draft_model=identities.get("draft", ""),
         num_draft_layers=0 if draft is None else int(draft.get_total_num_hidden_layers()),
         block_tokens=deployment.block_tokens,
         block_format=deployment.block_format_name,
@@ -90,6 +108,42 @@ def namespace_of(
         cell_layers=-(-num_layers // vllm_config.parallel_config.pipeline_parallel_size),
         user=deployment.cache.namespace,
     )
+
+
+def _sources(vllm_config: "VllmConfig", cache: CacheConfig) -> dict[str, Source]:
+    """Return where everything is read from that decides what KV is, by its role."""
+    model, draft, load = vllm_config.model_config, _draft_of(vllm_config), vllm_config.load_config
+    sources = {"model": _source(model, load, cache)}
+    if draft is not None:
+        draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
+        sources["draft"] = _source(draft, draft_load or load, cache)
+    if model.hf_config_path not in (None, model.model):
+        sources["config"] = Checkpoint(
+            model=model.hf_config_path,
+            revision=getattr(model, "_hf_config_revision", None) or model.revision,
+            hub_cache=_hub_cache(load),
+            weights=False,
+        )
+    if scales := getattr(model.multimodal_config, "mm_encoder_fp8_scale_path", None):
+        sources["encoder_scales"] = Checkpoint(model=scales, hub_cache=_hub_cache(load))
+    return sources
+
+
+def _source(model: "ModelConfig", load: "LoadConfig", cache: CacheConfig) -> Source:
+    if model.model_weights:
+        return f"named:{model.model_weights}"
+    return source_of(
+        model.model,
+        model.revision,
+        hub_cache=_hub_cache(load),
+        load_format=str(load.load_format),
+        cache=cache,
+    )
+
+
+def _hub_cache(load: "LoadConfig") -> Path:
+    """Return where vLLM has downloaded a model to."""
+    return hub_cache_folder() if load.download_dir is None else Path(load.download_dir)
 
 
 def _why_not_layout(kv_cache_config: "KVCacheConfig") -> str | None:
@@ -119,7 +173,6 @@ def _why_not_draft(vllm_config: "VllmConfig") -> str | None:
 
 def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
     """Name weights that nothing tells apart from others, if there are any."""
-    hub_cache = _hub_cache(vllm_config)
     draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
     for load in (vllm_config.load_config, draft_load):
         if load is not None and load.load_format not in FROM_THE_CHECKPOINT:
@@ -127,19 +180,7 @@ def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
     for model in (vllm_config.model_config, _draft_of(vllm_config)):
         if model is not None and model.model_weights:
             return f"the weights at {model.model_weights} have no version: set weight_version"
-        if model is not None and not has_version(model.model, model.revision, hub_cache):
-            return f"the commit of {model.model} is not known: set --revision or weight_version"
     return None
-
-
-def _identify(vllm_config: "VllmConfig", model: str, revision: str | None) -> str:
-    """Identify a model where vLLM has downloaded it to."""
-    return identify_model(model, revision, hub_cache=_hub_cache(vllm_config))
-
-
-def _hub_cache(vllm_config: "VllmConfig") -> Path:
-    folder = vllm_config.load_config.download_dir
-    return hub_cache_folder() if folder is None else Path(folder)
 
 
 def _draft_of(vllm_config: "VllmConfig") -> "ModelConfig | None":
@@ -165,7 +206,9 @@ def _quantization(model: "ModelConfig") -> str:
     return f"{method}:{settings_digest({'arguments': repr(arguments)})}"
 
 
-def _overrides(vllm_config: "VllmConfig", kv_dtype: str) -> dict[str, object]:
+def _overrides(
+    vllm_config: "VllmConfig", kv_dtype: str, identities: Mapping[str, str]
+) -> dict[str, object]:
     """Collect what differs from the model as its checkpoint describes it; empty for nothing."""
     model, load_format = vllm_config.model_config, vllm_config.load_config.load_format
     draft = _draft_of(vllm_config)
@@ -173,12 +216,13 @@ def _overrides(vllm_config: "VllmConfig", kv_dtype: str) -> dict[str, object]:
     settings = {
         "code": _foreign_code(model),
         "compute_dtype": "" if dtype == kv_dtype else dtype,
-        "config": _foreign_config(vllm_config),
+        "config": identities.get("config", ""),
         "disable_sliding_window": model.disable_sliding_window,
         "draft": draft and [vllm_config.speculative_config.method, _quantization(draft)],
         "hf_overrides": model.hf_overrides,
         "load_format": "" if load_format == "auto" else load_format,
         "max_model_len": _length_in_rope(model),
+        "encoder_scales": identities.get("encoder_scales", ""),
         "media": _media_settings(model),
     }
     return {name: value for name, value in settings.items() if value}
@@ -193,15 +237,6 @@ def _foreign_code(model: "ModelConfig") -> dict[str, object]:
         "revision": model.code_revision,
     }
     return {name: value for name, value in settings.items() if value}
-
-
-def _foreign_config(vllm_config: "VllmConfig") -> str:
-    """Identify a configuration that is not the checkpoint's."""
-    model = vllm_config.model_config
-    if model.hf_config_path in (None, model.model):
-        return ""
-    revision = getattr(model, "_hf_config_revision", None) or model.revision
-    return _identify(vllm_config, model.hf_config_path, revision)
 
 
 def _length_in_rope(model: "ModelConfig") -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flexkv_connectors.common.host_pool import host_budget_bytes, open_host_pool
+from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.common.rank_share import RankShare
 from flexkv_connectors.vllm.cpu_pages import VEC, split_vec
 from flexkv_connectors.vllm.deployment import Deployment
@@ -14,8 +15,7 @@ from flexkv_connectors.vllm.layout_probe import probe
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_core.layout import PagePool
-from flexkv_core.namespace import Namespace
-from flexkv_core.plan import EnginePages, Place, TierOrders, TransferPlan, TransferResult
+from flexkv_core.plan import EnginePages, Place, TransferPlan, TransferResult
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.types import JobId
 
@@ -34,20 +34,20 @@ class WorkerHalf:
     """
 
     def __init__(
-        self, deployment: Deployment, ledger: LoadLedger, namespace: Namespace | None
+        self, deployment: Deployment, ledger: LoadLedger, origin: Origin | None
     ) -> None:
         """Serve this rank.
 
         Args:
             deployment: The engine's shape.
             ledger: What is owed to the engine.
-            namespace: What the blocks on SSD are blocks of; None where there is no SSD tier.
+            origin: What the blocks on SSD are blocks of; None where there is no SSD tier.
 
         Raises:
             ConfigError: The machine does not have the memory that was asked for.
         """
         self._deployment = deployment
-        self._namespace = namespace
+        self._origin = origin
         self._ledger = ledger
         # Asked here, before any rank has taken its part: later the others' would count as used.
         self._budget_bytes = host_budget_bytes(deployment) if deployment.is_owner else 0
@@ -92,7 +92,7 @@ class WorkerHalf:
         self._submit_saves(orders.late_saves)
         self._unsaved = orders.saves
         if self._share is not None and orders.ssd is not None:
-            self._move(self._share, orders.ssd)
+            self._share.move(orders.ssd)
 
     def load(self, orders: StepOrders) -> None:
         """Fill the pages of this step's loads."""
@@ -128,7 +128,7 @@ class WorkerHalf:
 
     def _open(self, pool: HostPool) -> RankShare:
         assert self._pages is not None
-        self._share = RankShare(self._deployment, self._layers, self._pages, pool, self._namespace)
+        self._share = RankShare(self._deployment, self._layers, self._pages, pool, self._origin)
         return self._share
 
     def _attach(self, orders: StepOrders) -> None:
@@ -137,13 +137,6 @@ class WorkerHalf:
             return
         self._open(HostPool.attach(address))
         self._report.attached.add(self._deployment.rank)
-
-    def _move(self, share: RankShare, orders: TierOrders) -> None:
-        """Start copies between host memory and SSD; they go on beside the forward passes."""
-        if share.ssd is not None:
-            share.ssd.prepare(orders)
-            for plan in orders.plans:
-                share.worker.submit(plan)
 
     def _submit_saves(self, plans: list[TransferPlan]) -> None:
         if self._share is None:

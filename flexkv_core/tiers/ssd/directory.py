@@ -10,16 +10,18 @@ has locked is of no use.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexkv_core.errors import TierError
 from flexkv_core.tiers.ssd.files import SlabFile, available_bytes, folder_lock, make_folder
 from flexkv_core.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
+from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.slab import read_superblock
 
-__all__ = ["Directory"]
+__all__ = ["Directory", "open_directories"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +150,31 @@ class Directory:
         for folder in (leftover.path.parent, leftover.path.parent.parent):
             with suppress(OSError):
                 folder.rmdir()
+
+
+def open_directories(options: SsdOptions) -> list[Directory]:
+    """Return the directories of a tier, and say which cannot be used now.
+
+    Raises:
+        TierError: None of them can.
+    """
+    directories = [
+        Directory(path, options.directory_cap_bytes, options.leftover_bytes)
+        for path in options.directories
+    ]
+    reasons = []
+    for directory in directories:
+        try:
+            with directory.locked():
+                continue
+        except OSError as error:
+            reasons.append(f"{directory.path}: {error.strerror}")
+    if len(reasons) == len(directories):
+        msg = f"no directory can be written to ({'; '.join(reasons)}); check ssd_cache_dir"
+        raise TierError("ssd", msg)
+    if reasons:
+        logger.warning("ssd.directories_unusable %s", "; ".join(reasons))
+    return directories
 
 
 def _size_of(path: Path) -> int:

@@ -1,14 +1,12 @@
 """The SSD tier of one rank."""
 
 import copy
-import logging
 import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 from typing_extensions import override
 
-from flexkv_core.errors import TierError
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import Status, StoredKey
@@ -16,7 +14,7 @@ from flexkv_core.tiers.base import Capabilities, Tier, TierBlock
 from flexkv_core.tiers.memory import NO_MEMORY, BlockMemory
 from flexkv_core.tiers.ssd.column import ColumnStore
 from flexkv_core.tiers.ssd.counts import Counts
-from flexkv_core.tiers.ssd.directory import Directory
+from flexkv_core.tiers.ssd.directory import open_directories
 from flexkv_core.tiers.ssd.format import Superblock
 from flexkv_core.tiers.ssd.key_log import KeyLog, LogHeader, log_name
 from flexkv_core.tiers.ssd.options import SsdOptions
@@ -26,8 +24,6 @@ from flexkv_core.tiers.ssd.space import Space
 from flexkv_core.types import BlockKey
 
 __all__ = ["SsdTier"]
-
-logger = logging.getLogger(__name__)
 
 
 class SsdTier(Tier):
@@ -79,11 +75,7 @@ class SsdTier(Tier):
         self._engine_id = engine_id
         self._clock = clock
         self._counts = Counts()
-        self._directories = [
-            Directory(path, options.directory_cap_bytes, options.leftover_bytes)
-            for path in options.directories
-        ]
-        _check(self._directories)
+        self._directories = open_directories(options)
         self._has_followers = options.has_followers
         self._generation = 0
         self._is_temporary = False
@@ -230,19 +222,3 @@ class SsdTier(Tier):
 def _forget(columns: Sequence[ColumnStore], keys: Sequence[BlockKey]) -> None:
     for column in columns:
         column.forget(keys)
-
-
-def _check(directories: Sequence[Directory]) -> None:
-    """Raise if no directory can be used; otherwise say which."""
-    reasons = []
-    for directory in directories:
-        try:
-            with directory.locked():
-                continue
-        except OSError as error:
-            reasons.append(f"{directory.path}: {error.strerror}")
-    if len(reasons) == len(directories):
-        msg = f"no directory can be written to ({'; '.join(reasons)}); check ssd_cache_dir"
-        raise TierError("ssd", msg)
-    if reasons:
-        logger.warning("ssd.directories_unusable %s", "; ".join(reasons))

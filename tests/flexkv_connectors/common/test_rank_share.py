@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.common.rank_share import RankShare
 from flexkv_core.config import parse_config
 from flexkv_core.layout import BlockFormat, Column
@@ -11,6 +12,7 @@ from flexkv_core.testing.geometry import make_pages
 from flexkv_core.testing.namespaces import make_namespace
 from flexkv_core.tiers.host import HostPool
 
+ORIGIN = Origin({}, lambda _: make_namespace())
 IN_HOST_MEMORY = [SimpleNamespace(is_cuda=False)]
 
 
@@ -21,7 +23,7 @@ def open_share(tmp_path):
     fmt = BlockFormat(num_heads=1, num_layers=1, block_tokens=16, token_bytes=256, cell_heads=1)
     shares = []
 
-    def run(*, is_owner=True, ssd_gb=1.0, namespace=None):
+    def run(*, is_owner=True, ssd_gb=1.0, origin=None):
         deployment = SimpleNamespace(
             cache=parse_config({"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}),
             rank=0,
@@ -32,7 +34,7 @@ def open_share(tmp_path):
             engine_id="engine",
         )
         pool = HostPool.create(4, fmt.block_bytes)
-        shares.append(RankShare(deployment, IN_HOST_MEMORY, pages, pool, namespace))
+        shares.append(RankShare(deployment, IN_HOST_MEMORY, pages, pool, origin))
         return shares[-1]
 
     yield run
@@ -42,14 +44,14 @@ def open_share(tmp_path):
 
 
 def test_an_owner_has_a_share_of_the_ssd_tier(open_share):
-    assert open_share(namespace=make_namespace()).ssd is not None
+    assert open_share(origin=ORIGIN).ssd is not None
 
 
 @pytest.mark.parametrize(
-    "lacks", [{"namespace": None}, {"is_owner": False}, {"ssd_gb": None}], ids=str
+    "lacks", [{"origin": None}, {"is_owner": False}, {"ssd_gb": None}], ids=str
 )
 def test_without_a_tier_or_of_another_s_pool_there_is_none(open_share, lacks):
-    assert open_share(**({"namespace": make_namespace()} | lacks)).ssd is None
+    assert open_share(**({"origin": ORIGIN} | lacks)).ssd is None
 
 
 def test_copies_in_host_memory_have_no_bound(open_share):
@@ -59,7 +61,7 @@ def test_copies_in_host_memory_have_no_bound(open_share):
 
 
 def test_files_that_a_stuck_copy_may_still_write_stay_open(open_share, monkeypatch):
-    share = open_share(namespace=make_namespace())
+    share = open_share(origin=ORIGIN)
     closed = []
     monkeypatch.setattr(share.ssd, "close", lambda: closed.append("ssd"))
     for is_drained in (False, True):

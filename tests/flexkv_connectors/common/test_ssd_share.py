@@ -1,38 +1,69 @@
 """What a rank says of its share of the SSD tier."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
+from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.common.ssd_share import SsdShare
 from flexkv_core.config import parse_config
+from flexkv_core.errors import ConfigError
 from flexkv_core.layout import BlockFormat, Column
+from flexkv_core.plan import TierOrders
 from flexkv_core.testing.namespaces import make_namespace
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.ssd.tier import SsdTier
 
 
+class HeldOrigin:
+    """Says what the blocks are blocks of when a test wants it."""
+
+    is_unknown = False
+
+    def find(self, _, then):
+        self.then = then
+        return self
+
+    def close(self):
+        self.then = None
+
+
 @pytest.fixture
-def new_share(tmp_path):
-    """A share that has told nothing."""
+def open_share(tmp_path):
+    """Return a function that opens a share of an origin; the last is closed in the end."""
     block_format = BlockFormat(
         num_heads=1, num_layers=1, block_tokens=16, token_bytes=256, cell_heads=1
     )
     pool = HostPool.create(4, block_format.block_bytes)
-    deployment = SimpleNamespace(
-        cache=parse_config({"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}),
-        rank=0,
-        columns=[Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)],
-        block_format=block_format,
-        engine_id="engine",
-    )
-    share = SsdShare(deployment, make_namespace(), pool, 1 << 30)
+    shares = []
+
+    def run(origin, **options):
+        ssd = {"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}
+        deployment = SimpleNamespace(
+            cache=parse_config(ssd | options),
+            rank=0,
+            columns=[Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)],
+            block_format=block_format,
+            engine_id="engine",
+        )
+        shares.append(SsdShare(deployment, origin, pool, 1 << 30))
+        return shares[-1]
+
+    yield run
+    for share in shares:
+        share.close()
+    pool.close()
+
+
+@pytest.fixture
+def new_share(open_share):
+    """A share that is open and has told nothing."""
+    share = open_share(Origin({}, lambda _: make_namespace()))
     share._tier.wait_recovered()
     yield share
-    for lane in share.lanes.values():
+    for lane in share.take_lanes().values():
         lane.close()
-    share.close()
-    pool.close()
 
 
 @pytest.fixture
@@ -65,3 +96,70 @@ def test_the_end_of_the_search_is_told(share, monkeypatch):
     for is_recovered in (False, True):
         monkeypatch.setattr(SsdTier, "is_recovered", is_recovered)
         assert share.take_report().is_recovered is is_recovered
+
+
+def test_a_share_whose_model_is_not_known_yet_says_how_much_it_will_hold(open_share):
+    origin = HeldOrigin()
+    share = open_share(origin)
+    before = share.take_report()
+    assert not before.is_recovered
+    assert share.take_report() is None
+    assert share.take_lanes() == {}
+
+    origin.then(make_namespace())
+    share._tier.wait_recovered()
+    assert share.take_report().is_recovered
+    assert share._tier.capacity_blocks == before.capacity_blocks
+    assert [lane.close() for lane in share.take_lanes().values()] == [None, None]
+    assert share.take_lanes() == {}
+
+
+def test_a_reset_before_the_model_is_known_is_carried_out_when_it_is(open_share):
+    """Weights that were changed in place are not those in the files that are being hashed."""
+    origin = HeldOrigin()
+    share = open_share(origin)
+    share.prepare(TierOrders(generation="changed"))
+    assert share.take_report().generation == "changed"
+
+    origin.then(make_namespace())
+    report = share.take_report()
+    assert (report.generation, report.is_recovered) == ("changed", True)
+    assert share._tier._is_temporary
+
+
+def test_a_model_that_nothing_tells_apart_has_no_room(open_share):
+    origin = HeldOrigin()
+    share = open_share(origin)
+    share.take_report()
+    origin.is_unknown = True
+    report = share.take_report()
+    assert (report.capacity_blocks, report.is_recovered) == (0, True)
+
+
+def test_a_model_that_becomes_known_after_the_end_opens_nothing(open_share, tmp_path):
+    origin = HeldOrigin()
+    share = open_share(origin)
+    then = origin.then
+    share.close()
+    then(make_namespace())
+    assert share._tier is None
+
+
+def test_directories_that_cannot_be_used_are_refused_before_the_model_is_known(
+    open_share, tmp_path
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be used"):
+        open_share(HeldOrigin(), ssd_cache_dir=str(tmp_path / "file"))
+
+
+def test_directories_that_fail_later_leave_the_tier_off(open_share, tmp_path, caplog):
+    origin = HeldOrigin()
+    folder = tmp_path / "ssd"
+    share = open_share(origin, ssd_cache_dir=str(folder))
+    shutil.rmtree(folder)
+    folder.touch()
+    origin.then(make_namespace())
+    report = share.take_report()
+    assert (report.capacity_blocks, report.is_recovered) == (0, True)
+    assert "tier.off" in caplog.text

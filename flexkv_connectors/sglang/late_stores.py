@@ -1,0 +1,93 @@
+"""The stores of one rank, opened once it is known what their blocks are blocks of."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from flexkv_connectors.common.origin import Origin
+from flexkv_connectors.sglang.deployment import Deployment
+from flexkv_connectors.sglang.sidecars import SidecarPool
+from flexkv_connectors.sglang.stores import Stores
+from flexkv_core.errors import FlexKVError
+from flexkv_core.namespace import Namespace
+
+__all__ = ["LateStores"]
+
+logger = logging.getLogger(__name__)
+
+
+class LateStores:
+    """What there is to open, and what is to be done then; HiCache serves without it meanwhile.
+
+    Thread: any. `_changing` is held while stores are opened, added to, reset or closed.
+    """
+
+    def __init__(self, deployment: Deployment, origin: Origin) -> None:
+        """Find out what the blocks are blocks of; SGLang need not wait for that."""
+        self.opened: Stores | None = None
+        """All that is stored; None while it is not open, and if it will never be."""
+
+        self._deployment = deployment
+        self._origin = origin
+        self._sidecars: list[Callable[[Namespace], SidecarPool]] = []
+        self._resets: list[bool] = []
+        self._is_closed = False
+        self._changing = threading.RLock()
+        self._identification = origin.find(deployment.cache, self._open)
+
+    def add(self, describe: Callable[[Namespace], SidecarPool]) -> None:
+        """Store a pool beside the KV, too.
+
+        Args:
+            describe: Describes the pool, given the namespace of the KV.
+
+        Raises:
+            ConfigError: None of the directories can be used.
+            LayoutError: The pool is of a kind that we do not know.
+        """
+        describe(self._origin.blank)  # what cannot be stored is refused while SGLang starts
+        with self._changing:
+            self._sidecars.append(describe)
+            if self.opened is not None:
+                self.opened.add(describe(self.opened.namespace))
+
+    def reset(self, *, keeps_name: bool) -> None:
+        """Forget everything, also what will be found; see `SsdTier.begin_generation`.
+
+        Raises:
+            TierError: A call does not end; all other stores have forgotten everything.
+        """
+        with self._changing:
+            if self.opened is not None:
+                self.opened.reset(keeps_name=keeps_name)
+            else:
+                self._resets.append(keeps_name)
+
+    def close(self) -> None:
+        """Let go of the files; calls under way end first.
+
+        Raises:
+            TierError: A call does not end; it keeps its files.
+        """
+        self._identification.close()
+        with self._changing:
+            self._is_closed = True
+            stores, self.opened = self.opened, None
+            if stores is not None:
+                stores.close()
+
+    def _open(self, namespace: Namespace) -> None:
+        with self._changing:
+            if self._is_closed:
+                return
+            try:
+                stores = Stores(self._deployment, namespace)
+                for describe in self._sidecars:
+                    stores.add(describe(namespace))
+                for keeps_name in self._resets:
+                    stores.reset(keeps_name=keeps_name)
+            except FlexKVError as error:
+                logger.warning("tier.off tier=ssd: nothing is stored, because %s", error)
+                return
+            self.opened = stores
+        logger.info("connector.ready namespace=%s", namespace.short)
