@@ -62,6 +62,13 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The user's name for the weights. Blocks saved under it are found again after the engine was
     told to change its weights in place; without one they are not."""
 
+    trust_weight_version: bool = False
+    """Believe that `weight_version` alone tells the weights apart, and read none of their files."""
+
+    media_ids_are_hashes: bool = False
+    """Clients send no `uuid` with their media, so that identifiers are hashes of content: only then
+    do blocks behind media leave the process."""
+
     max_tp: Annotated[int, Meta(ge=1, le=_MAX_TP)] | None = None
     """Largest tensor-parallel degree among the engines that share blocks; None: this engine's."""
 
@@ -132,6 +139,8 @@ _EXPECTED: Mapping[str, str] = {
     "eviction_policy": "'lru' or 's3fifo'",
     "namespace": _TEXT,
     "weight_version": _TEXT,
+    "trust_weight_version": _YES_OR_NO,
+    "media_ids_are_hashes": _YES_OR_NO,
     "max_tp": f"a tensor-parallel degree from 1 to {_MAX_TP}, such as 8",
     "load_async": _YES_OR_NO,
     "min_load_tokens": "a whole number of tokens, 0 or more",
@@ -185,6 +194,7 @@ def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
     config = msgspec.convert(merged, CacheConfig, strict=False)
     _check_ssd(config)
     _check_gpu(config)
+    _check_weight_version(config)
     return config
 
 
@@ -226,6 +236,13 @@ def _check_gpu(config: CacheConfig) -> None:
     if config.enable_gpu and not config.load_async:
         raise ConfigError(
             "load_async is false, but a GPU loads beside the engine's steps: remove it"
+        )
+
+
+def _check_weight_version(config: CacheConfig) -> None:
+    if config.trust_weight_version and not config.weight_version:
+        raise ConfigError(
+            "trust_weight_version is true without weight_version: set both, or neither"
         )
 
 

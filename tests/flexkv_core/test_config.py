@@ -139,6 +139,18 @@ def test_a_gpu_that_is_to_load_within_the_step_is_refused():
     )
 
 
+def test_a_version_to_trust_must_be_named():
+    assert error_of({"trust_weight_version": True}) == (
+        "trust_weight_version is true without weight_version: set both, or neither"
+    )
+    assert parse_config({"trust_weight_version": True, "weight_version": "7"}).trust_weight_version
+
+
+def test_media_stay_in_the_process_until_their_identifiers_are_said_to_be_hashes():
+    assert not parse_config().media_ids_are_hashes
+    assert parse_config({"media_ids_are_hashes": "1"}).media_ids_are_hashes
+
+
 def test_the_size_of_staging_is_in_mib():
     assert parse_config({"gpu_staging_mb": 1.5}).gpu_staging_bytes == 3 << 19
 
