@@ -8,11 +8,13 @@ busy the machine is.
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from sabotage import SabotagedConnector
 from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from flexkv_connectors.common.patience import Patience
 from flexkv_connectors.common.prefill_speed import PrefillSpeed
@@ -131,3 +133,14 @@ class SsdGlassConnector(SabotagedConnector):
             ]
             for page in page_ids
         ]
+
+
+class MovedModelConnector(SsdGlassConnector):
+    """Once the weights are loaded, the link that names them names others: those of "next"."""
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, *args: Any) -> None:
+        link = Path(vllm_config.model_config.model)
+        if role is KVConnectorRole.WORKER:
+            link.unlink()
+            link.symlink_to(link.with_name("next"))
+        super().__init__(vllm_config, role, *args)

@@ -1,6 +1,9 @@
 """One thing changed between two starts: nothing of the earlier engine is found, or all of it."""
 
+import json
+import os
 import shutil
+from hashlib import sha256
 
 import pytest
 from engine_checks import counts
@@ -35,10 +38,10 @@ def start(weights, tmp_path_factory):
     """Return a function that starts an engine on these weights and one directory."""
     directory = tmp_path_factory.mktemp("ssd")
 
-    def start(options=(), **engine_args):
-        connector = connector_on(directory, **dict(options))
+    def start(options=(), model=weights, kind="SsdGlassConnector", **engine_args):
+        connector = connector_on(directory, **dict(options)) | {"kv_connector": kind}
         folder = tmp_path_factory.mktemp("engine")
-        engine = EngineProcess(weights, folder, connector=connector, **engine_args)
+        engine = EngineProcess(model, folder, connector=connector, **engine_args)
         engine.run()
         return engine
 
@@ -57,18 +60,42 @@ def written(start):
 
 
 @pytest.fixture
-def other_weights(weights):
-    """Change every weight a little, at the same path and in files of the same size."""
-    from safetensors.torch import load_file, save_file
-
+def other_embedding(weights):
+    """Negate one row of the embedding in place, in a file that claims to be as old as it was."""
     path = weights / "model.safetensors"
-    original = path.read_bytes()
-    others = {name: tensor * 1.01 for name, tensor in load_file(path).items()}
-    save_file(others, path, metadata={"format": "pt"})
-    num_bytes = path.stat().st_size
+    original, times = path.read_bytes(), path.stat()
+    header_bytes = int.from_bytes(original[:8], "little")
+    header = json.loads(original[8 : 8 + header_bytes])
+    (embedding,) = (header[name] for name in header if name.endswith("embed_tokens.weight"))
+    first, row_bytes = 8 + header_bytes + embedding["data_offsets"][0], 4 * embedding["shape"][1]
+    row = range(first + PROMPT[0] * row_bytes, first + (PROMPT[0] + 1) * row_bytes)
+    changed = bytearray(original)
+    for sign in row[3::4]:
+        changed[sign] ^= 0x80
+    write_in_place(path, changed)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     yield
-    path.write_bytes(original)
-    assert num_bytes == len(original)
+    write_in_place(path, original)
+
+
+def write_in_place(path, content):
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+@pytest.fixture
+def snapshot(weights, tmp_path):
+    """Return a copy of the weights as the hub's client keeps them, with other files beside."""
+    repository = tmp_path / "models--org--tiny"
+    folder = repository / "snapshots" / sha256(b"commit").hexdigest()[:40]
+    for each in (folder, repository / "blobs"):
+        each.mkdir(parents=True)
+    for path in weights.iterdir():
+        blob = repository / "blobs" / sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, blob)
+        (folder / path.name).symlink_to(blob)
+    (folder / "README.md").write_text("what no engine reads")
+    return folder
 
 
 def assert_finds_nothing(engine):
@@ -92,8 +119,37 @@ def test_another_engine_argument_finds_nothing(written, start, arguments):
     assert_finds_nothing(start(**arguments))
 
 
-def test_other_weights_at_the_same_path_find_nothing(written, start, other_weights):
+def test_weights_with_one_other_row_at_the_same_path_find_nothing(
+    written, start, other_embedding
+):
     assert_finds_nothing(start())
+
+
+def test_a_copy_of_the_hub_finds_everything_until_it_is_edited(written, start, snapshot):
+    assert_finds_everything(start(model=snapshot), written)
+    config = snapshot / "config.json"  # through the link: its blob has another content from now on
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 2e-06'))
+    assert_finds_nothing(start(model=snapshot))
+
+
+def test_a_link_that_moves_while_the_engine_starts_leaves_nothing_behind(
+    written, start, weights, tmp_path
+):
+    """What was read is not what the link names now, and the next engine reads that."""
+    (tmp_path / "next").symlink_to(shutil.copytree(weights, tmp_path / "other"))
+    current = tmp_path / "current"
+    current.symlink_to(weights)
+    assert_finds_everything(start(model=current), written)
+
+    engine = start(model=current, kind="MovedModelConnector")
+    served = serve(engine, PROMPT)
+    found = ready_keys(engine)
+    log = engine.log.read_text()
+    engine.kill()
+    engine.close()
+    assert current.readlink() == tmp_path / "next"
+    assert (served.num_cached_tokens, found) == (0, set())
+    assert "identity.unknown" in log
 
 
 def test_settings_that_change_no_byte_find_everything(written, start):
