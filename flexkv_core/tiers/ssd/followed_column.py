@@ -27,8 +27,8 @@ class FollowedColumn:
     """Cells by key, where their writer says that they lie.
 
     A cell is believed for its own header and checksum. One that turns out to be something else was
-    most likely overwritten: a miss. It stays known, since its writer reads the same bytes and says
-    what becomes of it.
+    most likely overwritten: a miss. It stays known and is not erased, since the slot is its
+    writer's, who reads the same bytes, erases what is corrupt, and says what becomes of it.
 
     Thread: any. `_lock` guards what is known; it is held while a log is read, not while cells are.
     """
