@@ -54,7 +54,7 @@ class FollowerStore(BlockStore):
             TierError: A call does not end; nothing is forgotten.
         """
         with self._loads.idle():
-            self._tier.begin_generation(keeps_name=keeps_name)
+            self._tier.begin_generation()
 
     @override
     def take_counts(self) -> dict[str, float]:

@@ -124,7 +124,7 @@ def _is_consistent(superblock: Superblock) -> bool:
         first_layer=first_layer,
         num_layers=last_layer - first_layer + 1,
     )
-    identity = column_identity(superblock.namespace, column).hex()
+    identity = column_identity(superblock.namespace, column, superblock.generation).hex()
     return (column.name, identity) == (superblock.column, superblock.identity)
 
 

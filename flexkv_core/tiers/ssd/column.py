@@ -1,7 +1,7 @@
 """One column of a rank's blocks: key -> slot, and the transfers between slots and host memory."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.tiers.ssd.counts import Counts
@@ -49,7 +49,11 @@ class ColumnStore:
             return self.space.find(key) is not None
 
     def read(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
-        """Fill the cells; MISS where a key is unknown."""
+        """Fill the cells; MISS where a key is unknown.
+
+        A corrupt cell is erased on the disk: the next process might take it for the block, and what
+        is stored in its place for a second copy. Its key is still to be forgotten.
+        """
         self.space.drop_lost()
         statuses = [Status.MISS] * len(cells)
         runs = self._pin(cells)
@@ -58,6 +62,8 @@ class ColumnStore:
                 results = self._reader.read(run, deadline_s)
                 for position, status in zip(run.positions, results, strict=True):
                     statuses[position] = status
+                corrupt = [at for at, status in enumerate(results) if status is Status.CORRUPT]
+                self._erase(run, corrupt)
         finally:
             for run in runs:
                 self.space.leave(run.slab, run.slots)
@@ -143,12 +149,21 @@ class ColumnStore:
             self._publish(run)
         except OSError as error:
             self._reader.note_failure(run, error)
+            self._erase(run, range(len(run.slots)))  # there may be headers without their payloads
             return Status.ERROR
         finally:
             self.space.leave(run.slab, run.slots)
         self._counts.add("ssd_write_bytes", run.num_bytes)
         self._counts.add("ssd_write_seconds", self._clock() - begin_s)
         return Status.OK
+
+    def _erase(self, run: Run[Slab], positions: Iterable[int]) -> None:
+        """Erase cells of a run, whose slots are pinned: nobody else writes there meanwhile."""
+        try:
+            for position in positions:
+                run.slab.erase(run.slots[position])
+        except OSError as error:
+            self._reader.note_failure(run, error)
 
     def _publish(self, run: Run[Slab]) -> None:
         with self.space.lock:

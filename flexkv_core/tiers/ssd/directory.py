@@ -3,6 +3,7 @@
     <directory>/.lock                          held while slabs are added, adopted or deleted
     <directory>/<namespace>/<column>/*.slab
     <directory>/.*.keys                        logs of who has followers: `key_log`
+    <directory>/.*.generation                  what counts under a name: `generations`
 
 A slab that its owner has locked is never touched. One that nobody has locked is a *leftover*:
 whoever can use it adopts it; whoever needs its room deletes it, oldest first. A log that nobody
@@ -16,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexkv_core.errors import TierError
-from flexkv_core.tiers.ssd.files import SlabFile, available_bytes, folder_lock, make_folder
+from flexkv_core.tiers.ssd.files import (
+    SlabFile,
+    available_bytes,
+    folder_lock,
+    make_folder,
+    replacing,
+)
 from flexkv_core.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.slab import read_superblock
@@ -26,7 +33,6 @@ __all__ = ["Directory", "open_directories"]
 logger = logging.getLogger(__name__)
 
 _ALL_SLABS = "[0-9a-f]" * 16 + "/heads-*.layers-*/*" + SLAB_SUFFIX
-_UNFINISHED = ".new"
 _ALL_LOGS = f".*{LOG_SUFFIX}*"
 
 
@@ -97,17 +103,10 @@ class Directory:
         Raises:
             OSError: There is no room.
         """
-        path, unfinished = self.path / name, self.path / (name + _UNFINISHED)
-        with self.locked(), ExitStack() as undo:
-            unfinished.unlink(missing_ok=True)
-            file = SlabFile.create(unfinished)
-            assert file is not None, "only who has the lock makes files"
-            undo.callback(file.close)
-            undo.callback(unfinished.unlink)
+        path = self.path / name
+        with self.locked(), replacing(path) as file:
             file.write([memoryview(content)], 0)
-            unfinished.replace(path)
-            undo.pop_all()
-            return path, file
+        return path, file
 
     def _delete_logs(self) -> None:
         """Delete the logs of processes that have ended."""

@@ -26,10 +26,14 @@ __all__ = [
     "available_bytes",
     "folder_lock",
     "make_folder",
+    "remove_durably",
+    "replacing",
+    "write_durably",
 ]
 
 _COMMON_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _FLAGS = os.O_RDWR | _COMMON_FLAGS
+_UNFINISHED = ".new"
 _LOCK_NAME = ".lock"
 _LOCK_WAIT_S = 10.0
 """A folder's lock is held while a slab grows or leftovers are deleted: seconds at worst."""
@@ -197,6 +201,10 @@ class SlabFile(OpenFile):
         """Cut the file to `size`."""
         os.ftruncate(self.fd, size)
 
+    def sync(self) -> None:
+        """Let what was written outlive a loss of power."""
+        os.fsync(self.fd)
+
     def touch(self) -> None:
         """Say that the file is of use: leftovers are deleted oldest first."""
         os.utime(self.fd)
@@ -266,6 +274,43 @@ def available_bytes(folder: Path) -> int:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[SlabFile]:
+    """Yield a new file that takes the name `path` in the end; call under the lock of the folder.
+
+    If what is done with it fails, it is closed and deleted; otherwise it is the caller's.
+    """
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    unfinished.unlink(missing_ok=True)
+    file = SlabFile.create(unfinished)
+    assert file is not None, "only who has the lock makes files"
+    with ExitStack() as undo:
+        undo.callback(file.close)
+        undo.callback(unfinished.unlink)
+        yield file
+        unfinished.replace(path)
+        undo.pop_all()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Let `path` hold `content`, also after a loss of power; call under the lock of the folder.
+
+    Raises:
+        OSError: It may hold what it held before, or be as asked.
+    """
+    with replacing(path) as file:
+        file.write([memoryview(content)], 0)
+        file.sync()
+    file.close()
+    _sync_folder(path.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Delete `path`, if it is there, also for after a loss of power."""
+    path.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+@contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Be the only one who adds or deletes files in `folder`.
 
@@ -276,6 +321,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         _wait_for_lock(fd)
         yield
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that cannot are synchronous, or no better
+            raise
     finally:
         os.close(fd)
 

@@ -27,8 +27,8 @@ class FollowedColumn:
     """Cells by key, where their writer says that they lie.
 
     A cell is believed for its own header and checksum. One that turns out to be something else was
-    most likely overwritten: a miss. It stays known, since its writer reads the same bytes and says
-    what becomes of it.
+    most likely overwritten: a miss. It stays known and is not erased, since the slot is its
+    writer's, who reads the same bytes, erases what is corrupt, and says what becomes of it.
 
     Thread: any. `_lock` guards what is known; it is held while a log is read, not while cells are.
     """
@@ -46,8 +46,8 @@ class FollowedColumn:
 
         Args:
             log_paths: Where the log may lie.
-            header: What it is to say of itself, slabs aside, and the name of weights that were
-                changed at run time, which only the writer knows.
+            header: What it is to say of itself, slabs aside, and what only the writer knows: the
+                name of a generation, and whether it is temporary.
             counts: Where to count.
             clock: What deadlines are compared with.
             is_aligned: Whether pieces of cells begin and end on memory pages.
@@ -101,9 +101,12 @@ class FollowedColumn:
 
     def _is_followed(self, found: LogHeader) -> bool:
         """Tell whether a log is of our writer, and of the weights of now."""
-        expected = self._header.superblock
-        if expected.is_temporary:
-            expected = _named_like(found.superblock, expected)
+        expected = msgspec.structs.replace(
+            self._header.superblock,
+            identity=found.superblock.identity,
+            is_temporary=found.superblock.is_temporary,
+            generation=found.superblock.generation,
+        )
         return found == msgspec.structs.replace(
             self._header, superblock=expected, slabs=found.slabs
         )
@@ -124,14 +127,6 @@ class FollowedColumn:
             self._places = {
                 key: place for key, place in self._places.items() if place[0] not in lost
             }
-
-
-def _named_like(found: Superblock, expected: Superblock) -> Superblock:
-    """Return `expected` under the name that `found` has for its weights."""
-    namespace = msgspec.structs.replace(
-        expected.namespace, weight_version=found.namespace.weight_version
-    )
-    return msgspec.structs.replace(expected, namespace=namespace, identity=found.identity)
 
 
 class _OpenLog:

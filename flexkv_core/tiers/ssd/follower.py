@@ -65,8 +65,7 @@ class Follower(Tier):
         self._engine_id = engine_id
         self._clock = clock
         self._counts = Counts()
-        self._generation = 0
-        self._is_temporary = False
+        self._num_resets = 0
         self._columns = self._new_columns()
 
     def count_leading(self, keys: Sequence[BlockKey]) -> int:
@@ -110,14 +109,9 @@ class Follower(Tier):
         """Return the `ssd_*` rows of `metrics.METRICS` that changed since the last call."""
         return self._counts.take()
 
-    def begin_generation(self, *, keeps_name: bool) -> None:
-        """Forget everything, and follow the writer once it has done so as often.
-
-        Args:
-            keeps_name: As the writer is told; see `SsdTier.begin_generation`.
-        """
-        self._generation += 1
-        self._is_temporary = self._is_temporary or not keeps_name
+    def begin_generation(self) -> None:
+        """Forget everything, and follow the writer once it has done so as often."""
+        self._num_resets += 1
         self._columns = self._new_columns()
 
     def _new_columns(self) -> tuple[FollowedColumn, ...]:
@@ -127,10 +121,8 @@ class Follower(Tier):
         name = log_name(self._engine_id, self._namespace, column)
         header = LogHeader(
             engine_id=self._engine_id,
-            generation=self._generation,
-            superblock=Superblock.of(
-                self._namespace, column, self._cell_bytes, is_temporary=self._is_temporary
-            ),
+            generation=self._num_resets,
+            superblock=Superblock.of(self._namespace, column, self._cell_bytes),
         )
         return FollowedColumn(
             [directory / name for directory in self._directories],

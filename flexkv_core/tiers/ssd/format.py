@@ -25,6 +25,7 @@ from flexkv_core.namespace import Namespace
 from flexkv_core.types import BlockKey
 
 __all__ = [
+    "GENERATION_SUFFIX",
     "LOG_SUFFIX",
     "PAGE_BYTES",
     "SLAB_SUFFIX",
@@ -42,6 +43,7 @@ PAGE_BYTES = 4096
 
 SLAB_SUFFIX = ".slab"
 LOG_SUFFIX = ".keys"
+GENERATION_SUFFIX = ".generation"
 
 _SLAB_MAGIC = b"FLEXKVS1"
 _TEXT_PREFIX = struct.Struct("<8sIQ")  # magic, bytes of JSON, their checksum
@@ -64,9 +66,10 @@ def checksum(*pieces: bytes | memoryview) -> int:
     return digest.intdigest()
 
 
-def column_identity(namespace: Namespace, column: Column) -> bytes:
+def column_identity(namespace: Namespace, column: Column, generation: str = "") -> bytes:
     """Return the 32 bytes by which a cell says what it is a cell of."""
-    return sha256(b"flexkv-column:" + namespace.digest + column.name.encode()).digest()
+    name = f"{column.name}:{generation}" if generation else column.name
+    return sha256(b"flexkv-column:" + namespace.digest + name.encode()).digest()
 
 
 def slot_bytes(cell_bytes: int) -> int:
@@ -99,20 +102,29 @@ def unpack_text(magic: bytes, content: bytes, kind: type[_T]) -> tuple[_T, int] 
         return None
 
 
-class Superblock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a slab says of itself."""
+class Superblock(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What a slab says of itself.
+
+    Append-only: defaults are left out, so where a later field has no meaning, earlier releases
+    read what this one writes.
+    """
 
     namespace: Namespace
     column: str
     """`Column.name`."""
 
     identity: str
-    """`column_identity` in hex: what decides; the two fields above are for people."""
+    """`column_identity` in hex: what decides; namespace, column and generation are for people."""
 
     cell_bytes: int
     is_temporary: bool = False
     """Nobody will ever look for these blocks again: weights that were changed in place have no
     name. Whoever finds such a slab unlocked deletes it."""
+
+    generation: str = ""
+    """Of weights that change in place: differs for all that were called the same; "" elsewhere."""
 
     def pack(self) -> bytes:
         """Return one page."""
@@ -126,15 +138,22 @@ class Superblock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @classmethod
     def of(
-        cls, namespace: Namespace, column: Column, cell_bytes: int, *, is_temporary: bool = False
+        cls,
+        namespace: Namespace,
+        column: Column,
+        cell_bytes: int,
+        *,
+        generation: str = "",
+        is_temporary: bool = False,
     ) -> "Superblock":
         """Describe the slabs of a column."""
         return cls(
             namespace=namespace,
             column=column.name,
-            identity=column_identity(namespace, column).hex(),
+            identity=column_identity(namespace, column, generation).hex(),
             cell_bytes=cell_bytes,
             is_temporary=is_temporary,
+            generation=generation,
         )
 
 

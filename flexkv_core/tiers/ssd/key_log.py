@@ -92,7 +92,7 @@ def unpack_records(content: bytes | memoryview) -> Iterator[KeyRecord]:
 
 
 def log_name(engine_id: str, namespace: Namespace, column: Column) -> str:
-    """Return the name of a column's log; `namespace` as it was before any generation."""
+    """Return the name of a column's log."""
     digest = sha256(namespace.digest + f"{column.name} {engine_id}".encode()).hexdigest()
     return f".{digest[:16]}{LOG_SUFFIX}"
 

@@ -29,7 +29,9 @@ class Recovery:
     """Tells columns what their slabs hold, and lists the blocks that all columns hold.
 
     A header is believed if its checksum is right and it is one of its column; payloads are
-    verified when they are read. What only some columns hold is forgotten in the end.
+    verified when they are read. What only some columns hold is forgotten in the end; on the disk
+    it stays, as second copies do: another degree of parallelism may need no more, and of two copies
+    either may be the good one.
 
     Thread: any; a thread of its own does the work.
     """

@@ -67,6 +67,8 @@ class _HeaderPages(threading.local):
 
 
 _headers = _HeaderPages()
+_EMPTY_PAGE = memoryview(mmap.mmap(-1, PAGE_BYTES))
+"""In memory on a page, as O_DIRECT asks; never written."""
 
 
 def max_run_cells(cells: Sequence[Cell]) -> int:
@@ -171,8 +173,8 @@ class SlabView:
 class Slab(SlabView):
     """A file of slots that this process has locked.
 
-    Thread: `read` and `write` any, several at once, on slots that are pinned in `slots`; `resize`
-    one at a time; `slots` and `is_retired` belong to the column and are guarded by its lock.
+    Thread: `read`, `write` and `erase` any, several at once, on slots that are pinned in `slots`;
+    `resize` one at a time; `slots` and `is_retired` belong to the column and are guarded by its lock.
     """
 
     def __init__(
@@ -272,6 +274,14 @@ class Slab(SlabView):
                 payload_checksum=checksum(*cell.pieces),
             ).pack()
         self._file.write(self._buffers(pages, cells), self.size_with(first_slot))
+
+    def erase(self, slot: int) -> None:
+        """Empty the header in `slot`: nobody finds a cell there again.
+
+        Raises:
+            OSError: It may be there still.
+        """
+        self._file.write([_EMPTY_PAGE], self.size_with(slot))
 
     def unlink(self) -> None:
         """Delete the file, or empty it if it cannot be deleted; its blocks are not found again.

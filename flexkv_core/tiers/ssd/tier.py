@@ -1,10 +1,10 @@
 """The SSD tier of one rank."""
 
 import copy
+import secrets
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
 from typing_extensions import override
 
 from flexkv_core.layout import Column
@@ -16,6 +16,7 @@ from flexkv_core.tiers.ssd.column import ColumnStore
 from flexkv_core.tiers.ssd.counts import Counts
 from flexkv_core.tiers.ssd.directory import open_directories
 from flexkv_core.tiers.ssd.format import Superblock
+from flexkv_core.tiers.ssd.generations import Generations
 from flexkv_core.tiers.ssd.key_log import KeyLog, LogHeader, log_name
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.recovery import Recovery
@@ -68,7 +69,7 @@ class SsdTier(Tier):
             TierError: No directory can be used.
         """
         self._memory = memory
-        self._namespace = self._first_namespace = namespace
+        self._namespace = namespace
         self._layout = tuple(columns)
         self._cell_bytes = cell_bytes
         self._quota_bytes = options.quota_bytes // len(columns)
@@ -77,8 +78,11 @@ class SsdTier(Tier):
         self._counts = Counts()
         self._directories = open_directories(options)
         self._has_followers = options.has_followers
-        self._generation = 0
-        self._is_temporary = False
+        self._generations = Generations(self._directories, namespace, columns)
+        self._num_resets = 0
+        self._has_lost_name = False
+        name = secrets.token_hex(8)
+        self._name_generation(name, self._generations.resume(name))
         self._columns = self._new_columns()
         for column in self._columns:
             column.space.adopt()
@@ -170,17 +174,22 @@ class SsdTier(Tier):
         Args:
             name: What nothing else was ever called.
             keeps_name: The user named the weights, and the name stays: what was stored under it is
-                deleted. Otherwise it is left for a process with the old weights, and from here on
-                slabs are temporary.
+                deleted, and what comes back of it is not found. Otherwise it is left for a process
+                with the old weights, and from here on slabs are temporary.
         """
         self._recovery.stop()
-        self._generation += 1
+        self._num_resets += 1
+        self._has_lost_name = self._has_lost_name or not keeps_name
+        tokens = None if self._has_lost_name else self._generations.begin(name)
         if keeps_name or self._is_temporary:
             self._unlink()
-        if not keeps_name:
-            self._is_temporary = True
-            self._namespace = msgspec.structs.replace(self._namespace, weight_version=name)
+        self._name_generation(name, tokens)
         self._replace_columns(self._new_columns())
+
+    def _name_generation(self, name: str, tokens: list[str] | None) -> None:
+        """Say what comes is of, by column; None for a generation that nobody will look for."""
+        self._is_temporary = tokens is None
+        self._tokens = dict(zip(self._layout, tokens or [name] * len(self._layout), strict=True))
 
     def _new_columns(self) -> tuple[ColumnStore, ...]:
         """Return a store without slabs for each column, in the generation of now."""
@@ -188,7 +197,11 @@ class SsdTier(Tier):
 
     def _new_column(self, column: Column) -> ColumnStore:
         superblock = Superblock.of(
-            self._namespace, column, self._cell_bytes, is_temporary=self._is_temporary
+            self._namespace,
+            column,
+            self._cell_bytes,
+            generation=self._tokens[column],
+            is_temporary=self._is_temporary,
         )
         space = Space(
             self._directories,
@@ -203,9 +216,9 @@ class SsdTier(Tier):
 
     def _new_log(self, space: Space, column: Column, superblock: Superblock) -> KeyLog:
         header = LogHeader(
-            engine_id=self._engine_id, generation=self._generation, superblock=superblock
+            engine_id=self._engine_id, generation=self._num_resets, superblock=superblock
         )
-        name = log_name(self._engine_id, self._first_namespace, column)
+        name = log_name(self._engine_id, self._namespace, column)
         return KeyLog(space, self._directories, name, header, self._clock)
 
     def _replace_columns(self, columns: tuple[ColumnStore, ...]) -> None:

@@ -125,3 +125,46 @@ def test_the_second_place_of_a_key_is_free(column, adopted, disk):
     assert column.learn(adopted, 1, [header]) == []
     assert adopted.slots.find(disk.key(1)) == 0
     assert adopted.slots.num_free == 1
+
+
+def test_a_slot_is_not_given_away_before_its_corrupt_cell_is_erased(
+    column, cells, disk, monkeypatch
+):
+    """Or the header of what is written there next would be erased."""
+    column.write(cells([1]), None)
+    [slab] = column.space.slabs
+    _damage(slab)
+    erase = Slab.erase
+    taken = []
+
+    def watched(self, slot):
+        column.forget([disk.key(1)])
+        num_slots = len(self.slots)
+        taken.extend(slot for _ in range(num_slots) for slot in self.slots.take(1))
+        erase(self, slot)
+
+    monkeypatch.setattr(Slab, "erase", watched)
+    assert column.read(cells([1]), None) == [CORRUPT]
+    assert sorted(taken) == list(range(1, len(slab.slots)))
+
+
+def test_a_copy_that_was_stored_meanwhile_is_not_erased(column, cells, disk, monkeypatch):
+    column.write(cells([1]), None)
+    _damage(column.space.slabs[0])
+    erase = Slab.erase
+
+    def late(self, slot):
+        column.forget([disk.key(1)])
+        column.write(cells([1]), None)
+        erase(self, slot)
+
+    monkeypatch.setattr(Slab, "erase", late)
+    assert column.read(cells([1]), None) == [CORRUPT]
+    assert column.read(cells([1]), None) == [OK]
+
+
+def _damage(slab):
+    """Change a byte of the first payload."""
+    content = bytearray(slab.path.read_bytes())
+    content[2 * 4096] ^= 1
+    slab.path.write_bytes(content)

@@ -194,7 +194,7 @@ class TestReset:
     def test_nothing_of_before_is_found_wherever_the_writer_is(self, pair, keeps_name):
         writer, follower = pair
         writer.write(range(4))
-        follower.tier.begin_generation(keeps_name=keeps_name)
+        follower.tier.begin_generation()
         assert follower.found(range(4)) == 0
         assert follower.read(range(4)) == [MISS] * 4
         writer.tier.begin_generation("g", keeps_name=keeps_name)
@@ -214,13 +214,13 @@ class TestReset:
             assert follower.found(range(4)) == generation + 1
             assert follower.read(range(generation + 1)) == [OK] * (generation + 1)
             writer.tier.begin_generation(f"g{generation}", keeps_name=keeps_name)
-            follower.tier.begin_generation(keeps_name=keeps_name)
+            follower.tier.begin_generation()
 
     def test_what_was_planned_before_does_not_read_what_comes_after(self, pair, keeps_name):
         writer, follower = pair
         former = follower.tier.snapshot()
         writer.tier.begin_generation("g", keeps_name=keeps_name)
-        follower.tier.begin_generation(keeps_name=keeps_name)
+        follower.tier.begin_generation()
         writer.write([1])
         assert follower.found([1]) == 1
         assert former.read(follower.blocks([1]), None) == [MISS]

@@ -59,6 +59,15 @@ def test_a_slot_that_was_never_written_is_corrupt(slab, cell):
     assert slab.read(3, [cell(1)]) == [CORRUPT]
 
 
+def test_a_cell_that_was_erased_is_corrupt_and_no_other_is_touched(slab, path, cell):
+    slab.write(0, [cell(1, b"a"), cell(2, b"b"), cell(3, b"c")])
+    before = path.read_bytes()
+    slab.erase(1)
+    first, last = slab.size_with(1), slab.size_with(1) + 4096
+    assert path.read_bytes() == before[:first] + bytes(4096) + before[last:]
+    assert slab.read(0, [cell(1), cell(2), cell(3)]) == [OK, CORRUPT, OK]
+
+
 def test_a_cell_of_another_column_is_corrupt(slab, tmp_path, disk, cell):
     other = Slab.create(tmp_path / "b.slab", disk.superblock(disk.columns[1]))
     other.resize(1)

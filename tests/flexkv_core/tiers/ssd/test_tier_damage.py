@@ -98,6 +98,56 @@ def test_corrupt_blocks_can_be_stored_again(disk, full):
     assert set(rank.write(range(NUM_BLOCKS)) + rank.read(range(NUM_BLOCKS))) == {OK}
 
 
+class TestCorruptCellsOverRestarts:
+    """A slab may hold a second copy of what was found corrupt and stored again."""
+
+    NUM_STARTS = 4
+
+    @pytest.fixture
+    def num_corrupt(self, disk, full, randomly):
+        """Corrupt all payloads, and return how many blocks each of some starts finds corrupt."""
+        for place in full.values():
+            change(disk.slabs()[0], place + PAGE + 77, lambda byte: byte ^ 1)
+
+        def count():
+            return [self._start(disk, randomly) for _ in range(self.NUM_STARTS)]
+
+        return count
+
+    @staticmethod
+    def _start(disk, randomly):
+        """Read everything as an engine would, in any order, and store again what could not be."""
+        rank = disk.open()
+        numbers = randomly.sample(range(NUM_BLOCKS), NUM_BLOCKS)
+        num_corrupt = 0
+        for first in range(0, NUM_BLOCKS, 8):
+            some = numbers[first : first + 8]
+            bad = [n for n, status in zip(some, rank.read(some), strict=True) if status is not OK]
+            num_corrupt += len(bad)
+            rank.write(reversed(bad))
+        rank.close()
+        return num_corrupt
+
+    def test_a_block_is_corrupt_once(self, num_corrupt):
+        assert num_corrupt() == [NUM_BLOCKS] + [0] * (self.NUM_STARTS - 1)
+
+    def test_if_nothing_were_erased_it_would_be_so_again(self, num_corrupt, monkeypatch):
+        monkeypatch.setattr("flexkv_core.tiers.ssd.slab.Slab.erase", lambda *_: None)
+        assert sum(num_corrupt()[1:]) > 0
+
+
+def test_only_the_column_that_is_corrupt_is_erased(disk):
+    """Another degree of parallelism may use the others."""
+    disk.store(range(4), columns=disk.columns)
+    [slab] = (path for path in disk.slabs() if "heads-1-1" in str(path))
+    change(slab, slab.read_bytes().index(disk.key(2), PAGE) - 40 + PAGE, lambda byte: byte ^ 1)
+    rank = disk.open(columns=disk.columns)
+    assert rank.read(range(4)) == [OK, OK, CORRUPT, OK]
+    rank.close()
+    for column, found in zip(disk.columns, ([0, 1, 2, 3], [0, 1, 3]), strict=True):
+        assert disk.open(columns=[column]).recovered() == found
+
+
 @pytest.mark.parametrize("when", ["between processes", "while running"])
 def test_truncated_slabs_hold_what_is_left_of_them(disk, full, randomly, when):
     [slab] = disk.slabs()

@@ -68,6 +68,46 @@ def test_a_write_that_fails_in_its_middle_is_found_by_nobody(disk, fail_nth):
     assert again.read([100]) == [OK]
 
 
+def test_cells_of_a_write_that_fails_are_not_found_corrupt_after_a_restart(disk, fail_nth):
+    """The header of a cell may be there without its payload."""
+    rank = disk.open()
+    rank.write([100])
+    fail_nth("pwritev", 1, before=lambda write, fd, bs, at: write(fd, bs[:3], at))
+    rank.write([0, 1])
+    rank.close()
+    assert disk.open(engine_id="next").recovered() == [100]
+
+
+@pytest.mark.parametrize("is_direct", [True, False], ids=["direct", "buffered"])
+def test_a_cell_that_cannot_be_erased_is_told_once_and_forgotten(
+    disk, monkeypatch, caplog, is_direct
+):
+    if not is_direct:
+        monkeypatch.setattr("flexkv_core.tiers.ssd.files.SlabFile.make_direct", lambda _: False)
+    disk.store(range(8))
+    _corrupt_all_payloads(disk)
+    rank = disk.open()
+
+    def fail(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", fail)
+        assert rank.read(range(8)) == [CORRUPT] * 8
+        assert rank.read(range(8)) == [MISS] * 8
+    assert caplog.text.count("ssd.io_failed") == 1
+    assert rank.tier.take_counts()["ssd_io_errors"] == 1
+    assert rank.write(range(8)) == rank.read(range(8)) == [OK] * 8
+
+
+def _corrupt_all_payloads(disk):
+    [slab] = disk.slabs()
+    content = bytearray(slab.read_bytes())
+    for payload in range(2 * 4096, len(content), disk.slot_bytes):
+        content[payload] ^= 1
+    slab.write_bytes(content)
+
+
 def test_slots_of_failed_writes_are_not_lost(disk, monkeypatch):
     rank = disk.open(quota_bytes=4096 + 4 * disk.slot_bytes)
     rank.write([0])
