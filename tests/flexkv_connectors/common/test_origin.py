@@ -1,4 +1,4 @@
-"""What decides the bytes of blocks: settings that are checked at once, files that are read later."""
+"""What decides the bytes of blocks: settings, checked at once, and files, which are read later."""
 
 import time
 
