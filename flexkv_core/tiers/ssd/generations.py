@@ -12,16 +12,24 @@ generation begins.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.ssd.directory import Directory
 from flexkv_core.tiers.ssd.files import SharedFile, empty_durably, remove_durably, write_durably
-from flexkv_core.tiers.ssd.format import GENERATION_SUFFIX, pack_text, unpack_text
+from flexkv_core.tiers.ssd.format import (
+    GENERATION_SUFFIX,
+    Superblock,
+    pack_text,
+    unpack_text,
+)
 
-__all__ = ["Generation", "Generations"]
+if TYPE_CHECKING:  # the command asks for records, and loads no numpy
+    from flexkv_core.tiers.ssd.directory import Directory
+
+__all__ = ["Generation", "Generations", "is_outdated"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +75,15 @@ class Generations:
     """
 
     def __init__(
-        self, directories: Sequence[Directory], namespace: Namespace, columns: Sequence[Column]
+        self, directories: Sequence["Directory"], namespace: Namespace, columns: Sequence[Column]
     ) -> None:
         """Read and write nothing yet."""
         self._directories = directories
         self._has_name = bool(namespace.weight_version)
         folders = [directory.path for directory in directories]
-        self._records = [_Record(folders, namespace, column) for column in columns]
+        self._records = [
+            _Record(folders, _record_name(namespace, column.name)) for column in columns
+        ]
 
     def resume(self, token: str) -> list[str] | None:
         """Go on with the newest generations that are known.
@@ -110,7 +120,7 @@ class Generations:
                 self._remove_older(directory, failure)
         return [record.generation.token for record in self._records]
 
-    def _write(self, directory: Directory, yield_to: _Yield) -> OSError | None:
+    def _write(self, directory: "Directory", yield_to: _Yield) -> OSError | None:
         """Let `directory` say what was chosen; return why it does not."""
         try:
             with directory.locked():
@@ -120,7 +130,7 @@ class Generations:
             return error
         return None
 
-    def _remove_older(self, directory: Directory, reason: OSError) -> None:
+    def _remove_older(self, directory: "Directory", reason: OSError) -> None:
         """Delete records that could not be replaced: where there is none, the others count."""
         outcomes = [record.remove_older(directory.path) for record in self._records]
         if False in outcomes:
@@ -144,18 +154,31 @@ class Generations:
             )
 
 
+def is_outdated(superblock: Superblock, folders: Sequence[Path]) -> bool:
+    """Tell whether an engine that starts on `folders` now would leave such slabs alone.
+
+    That is so after a reset, and for temporary slabs.
+    """
+    namespace = superblock.namespace
+    if not namespace.weight_version:
+        return superblock.is_temporary
+    record = _Record(folders, _record_name(namespace, superblock.column))
+    record.resume("")
+    return superblock.is_temporary or superblock.generation != record.generation.token
+
+
 class _Record:
     """What the directories say of one column."""
 
-    def __init__(self, folders: Sequence[Path], namespace: Namespace, column: Column) -> None:
+    def __init__(self, folders: Sequence[Path], name: str) -> None:
         self.generation = _NONE
         self._folders = folders
-        self._name = f".{namespace.short}.{column.name}{GENERATION_SUFFIX}"
+        self._name = name
 
     def resume(self, token: str) -> None:
         """Choose the newest generation, or a new one if there may be one that is not known."""
         newest = _newest(self._found())
-        self.generation = newest if self._is_known() else newest.followed_by(token)
+        self.generation = newest if self.is_known else newest.followed_by(token)
 
     def begin(self, token: str) -> None:
         """Choose a new generation."""
@@ -185,15 +208,20 @@ class _Record:
         """Let no folder say anything that can be read; tell whether none is believed now."""
         for folder in self._folders:
             _try(empty_durably, folder / self._name)
-        return not self._is_known()
+        return not self.is_known
 
-    def _is_known(self) -> bool:
+    @property
+    def is_known(self) -> bool:
         """Whether there is a record, and none that cannot be read: that may be newer."""
         found = self._found()
         return None not in found and _newest(found) != _NONE
 
     def _found(self) -> list[Generation | None]:
         return [_read(folder / self._name) for folder in self._folders]
+
+
+def _record_name(namespace: Namespace, column: str) -> str:
+    return f".{namespace.short}.{column}{GENERATION_SUFFIX}"
 
 
 def _try(change: Callable[[Path], None], path: Path) -> bool:

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -151,7 +152,7 @@ def test_a_damaged_record_costs_the_blocks_and_no_more(disk, engine):
     rank = engine()
     rank.write(range(8))
     rank.close()
-    sorted(disk.path.glob(".*.generation"))[0].write_bytes(b"anything")
+    min(disk.path.glob(".*.generation")).write_bytes(b"anything")
     rank = engine()
     assert rank.recovered() == []
     rank.write([20])
@@ -277,7 +278,6 @@ class World:
     """One engine after the other on two directories, and everything that may happen to these."""
 
     NUM_KEYS = 12
-    SLOTS = 16
 
     def __init__(self, engine, disk, path, monkeypatch, seed):
         self.random = random.Random(seed)
@@ -291,7 +291,7 @@ class World:
         return self._engine(
             directories=self.directories,
             engine_id=self.random.choice("xyz"),
-            quota_bytes=2 * (2 * 4096 + self.random.choice([6, self.SLOTS]) * self._disk.slot_bytes),
+            quota_bytes=2 * (2 * 4096 + self.random.choice([6, 16]) * self._disk.slot_bytes),
         )
 
     def number(self, key):
@@ -301,8 +301,10 @@ class World:
     def blocks(self, keys):
         found = self.rank.blocks(keys)
         for block, key in zip(found, keys, strict=True):
-            yield block, self.rank.place(block.slot), self._disk.content(
-                self.number(key), self.rank.block_bytes
+            yield (
+                block,
+                self.rank.place(block.slot),
+                self._disk.content(self.number(key), self.rank.block_bytes),
             )
 
     def some(self):
@@ -336,20 +338,21 @@ class World:
             case 1:
                 patch.setattr("os.fsync", fail(errno.EIO))
             case 2:
-                patch.setattr("pathlib.Path.unlink", self.refuse_in(self.directories[1]))
+                for name in ("unlink", "replace"):
+                    self.refuse_below(self.directories[1], name, patch)
                 patch.setattr("os.ftruncate", fail(errno.EROFS))
-                patch.setattr("pathlib.Path.replace", self.refuse_in(self.directories[1]))
 
-    def refuse_in(self, directory):
-        """Return a function for a directory that has become read-only."""
-        unlink = os.unlink
+    @staticmethod
+    def refuse_below(directory, name, patch):
+        """Let a directory be read-only, as far as a method of paths is concerned."""
+        original = getattr(Path, name)
 
-        def function(path, *arguments, **options):
+        def method(path, *arguments, **options):
             if directory in path.parents:
                 raise OSError(errno.EROFS, "Read-only file system")
-            os.replace(path, *arguments) if arguments else unlink(path)
+            return original(path, *arguments, **options)
 
-        return function
+        patch.setattr(Path, name, method)
 
     def restart(self):
         self.rank.close()
