@@ -45,8 +45,9 @@ class SsdShare:
         )
         self._rank = deployment.rank
         self._keeps_name = bool(deployment.cache.weight_version)
-        self._told = (-1, False)
-        """Capacity and end of the search, as they were last reported."""
+        self._generation = ""
+        self._told = (-1, False, "")
+        """Capacity, end of the search and generation, as they were last reported."""
 
         load_lane = TierLane(deployment.rank, self._tier, pool.memory)
         save_lane = TierLane(deployment.rank, self._tier, pool.memory)
@@ -59,13 +60,15 @@ class SsdShare:
         """Do what has to be done before the plans of `orders` begin."""
         if orders.generation:
             self._tier.begin_generation(orders.generation, keeps_name=self._keeps_name)
+            self._generation = orders.generation
         self._tier.delete(orders.gone)
 
     def take_report(self) -> TierReport | None:
         """Return what the scheduler half has not heard yet, or None."""
         counts = self._tier.take_counts()
         recovered = self._tier.take_recovered(_RECOVERED_A_REPORT)
-        capacity_blocks, is_recovered = told = self._tier.capacity_blocks, self._tier.is_recovered
+        capacity_blocks, is_recovered = self._tier.capacity_blocks, self._tier.is_recovered
+        told = capacity_blocks, is_recovered, self._generation
         if not (counts or recovered) and told == self._told:
             return None
         self._told = told
@@ -76,6 +79,7 @@ class SsdShare:
             recovered=recovered,
             is_recovered=is_recovered,
             counts=counts,
+            generation=self._generation,
         )
 
     def close(self) -> None:

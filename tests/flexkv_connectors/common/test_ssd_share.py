@@ -7,6 +7,7 @@ import pytest
 from flexkv_connectors.common.ssd_share import SsdShare
 from flexkv_core.config import parse_config
 from flexkv_core.layout import BlockFormat, Column
+from flexkv_core.plan import TierOrders
 from flexkv_core.testing.namespaces import make_namespace
 from flexkv_core.tiers.host import HostPool
 from flexkv_core.tiers.ssd.tier import SsdTier
@@ -65,3 +66,16 @@ def test_the_end_of_the_search_is_told(share, monkeypatch):
     for is_recovered in (False, True):
         monkeypatch.setattr(SsdTier, "is_recovered", is_recovered)
         assert share.take_report().is_recovered is is_recovered
+
+
+def test_a_generation_that_was_begun_is_told_once(share):
+    """The scheduler half uses the tier no more until it hears so."""
+    share.prepare(TierOrders(generation="g"))
+    share._tier.wait_recovered()
+    told = share.take_report()
+    assert (told.generation, told.is_recovered, told.recovered) == ("g", True, [])
+    assert share.take_report() is None
+
+
+def test_before_any_reset_reports_are_of_no_generation(new_share):
+    assert new_share.take_report().generation == ""

@@ -202,7 +202,7 @@ def test_an_open_folder_is_reported(make_slab, problems, folder):
 def test_a_file_that_is_no_slab_is_unreadable(make_slab, problems, content):
     make_slab().path.write_bytes(content)
 
-    assert problems() == [("other_version", None)]
+    assert problems() == [("unreadable", None)]
 
 
 def test_a_superblock_that_contradicts_itself_is_not_believed(make_slab, problems):
