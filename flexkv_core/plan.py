@@ -134,6 +134,10 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, float] = {}
     """Changes of `metrics.METRICS` since the last report."""
 
+    generation: str = ""
+    """Name of the last `TierOrders.generation` that was carried out, "" for none: what was
+    recovered before a reset counts no more after it."""
+
 
 class TierOrders(msgspec.Struct, frozen=True, kw_only=True):
     """What the workers of one tier are to do, in this order; all but `plans` concerns owners."""

@@ -98,15 +98,20 @@ def _column_of(path: SlabPath) -> tuple[str, str]:
 
 
 def _count_relations(column: Sequence[tuple[SlabReport, Sequence[CellHeader]]]) -> None:
-    """Count duplicates and orphans among the valid cells of all slabs of a column."""
-    keys: set[BlockKey] = set()
+    """Count duplicates and orphans among the valid cells of all slabs of a column.
+
+    Cells of another generation have another identity, and nothing to do with each other.
+    """
+    known: set[tuple[bytes, BlockKey]] = set()
     for report, headers in column:
         for header in headers:
-            report.duplicates += header.key in keys
-            keys.add(header.key)
+            cell = header.identity, header.key
+            report.duplicates += cell in known
+            known.add(cell)
     for report, headers in column:
         report.orphans = sum(
-            header.parent is not None and header.parent not in keys for header in headers
+            header.parent is not None and (header.identity, header.parent) not in known
+            for header in headers
         )
 
 

@@ -22,6 +22,7 @@ from flexkv_core.cli.text import (
 )
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.ssd.format import PAGE_BYTES, CellHeader, Superblock, slot_bytes
+from flexkv_core.tiers.ssd.generations import is_outdated
 from flexkv_core.types import BlockKey
 
 __all__ = ["SCHEMA_VERSION", "list_directories"]
@@ -43,7 +44,7 @@ class _Column(msgspec.Struct, kw_only=True):
 
 
 class _Listed(msgspec.Struct, kw_only=True):
-    """One namespace."""
+    """What engines treat alike of one namespace."""
 
     namespace: str
     model: str
@@ -53,6 +54,9 @@ class _Listed(msgspec.Struct, kw_only=True):
     user: str
     cache_group: str
     temporary: bool
+    outdated: bool
+    """An engine that starts now leaves them alone: after a reset, or temporary."""
+
     blocks: int
     columns: list[_Column]
 
@@ -71,7 +75,7 @@ def list_directories(directories: Sequence[Path], *, as_json: bool) -> int:
     oddities: list[Oddity] = []
     paths = [path for directory in directories for path in find_slabs(directory, oddities)]
     progress = Progress(len(paths))
-    namespaces = list(_list_namespaces(paths, oddities, progress))
+    namespaces = list(_list_namespaces(directories, paths, oddities, progress))
     progress.end()
     rooms = [_Directory(path=str(path), bytes_free=_free(path)) for path in directories]
     if as_json:
@@ -95,32 +99,71 @@ def _free(directory: Path) -> int:
 
 
 def _list_namespaces(
-    paths: Iterable[SlabPath], oddities: list[Oddity], progress: Progress
+    directories: Sequence[Path],
+    paths: Iterable[SlabPath],
+    oddities: list[Oddity],
+    progress: Progress,
 ) -> Iterator[_Listed]:
-    """Yield the namespaces in the order of their names."""
+    """Yield the namespaces in the order of their names, what is outdated of each last."""
     for _, group in groupby(sorted(paths, key=_namespace_of), _namespace_of):
-        reader = _NamespaceReader(oddities, progress)
+        reader = _NamespaceReader(directories, oddities, progress)
         for path in group:
             progress.begin_slab()
             reader.read(path)
-        if reader.superblock is not None:
-            yield reader.listed(reader.superblock.namespace)
+        yield from reader.listed()
 
 
 def _namespace_of(path: SlabPath) -> str:
     return path.namespace
 
 
+class _Sum:
+    """Slabs of one namespace that engines treat alike."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, _Column] = {}
+        self._keys: dict[str, set[BlockKey]] = {}
+
+    def add(self, slab: Slab, superblock: Superblock, keys: Sequence[BlockKey]) -> None:
+        """Count a slab with these cells."""
+        column = self._columns.setdefault(superblock.column, _Column(column=superblock.column))
+        self._keys.setdefault(superblock.column, set()).update(keys)
+        column.slabs += 1
+        column.slabs_in_use += slab.in_use
+        column.cells += len(keys)
+        column.bytes_on_disk += slab.bytes_on_disk
+        column.bytes_used += len(keys) * slot_bytes(superblock.cell_bytes)
+        column.newest_write_s = max(column.newest_write_s, slab.newest_write_s)
+
+    def listed(self, namespace: Namespace, *, is_outdated: bool, is_temporary: bool) -> _Listed:
+        """Return the sum."""
+        return _Listed(
+            namespace=namespace.short,
+            model=namespace.model,
+            kv_cache_dtype=namespace.kv_cache_dtype,
+            block_tokens=namespace.block_tokens,
+            weight_version=namespace.weight_version,
+            user=namespace.user,
+            cache_group=namespace.cache_group,
+            temporary=is_temporary,
+            outdated=is_outdated,
+            blocks=len(set.intersection(*self._keys.values())),
+            columns=[self._columns[name] for name in sorted(self._columns)],
+        )
+
+
 class _NamespaceReader:
     """Reads the slabs of one namespace, one after the other."""
 
-    def __init__(self, oddities: list[Oddity], progress: Progress) -> None:
-        self.superblock: Superblock | None = None
+    def __init__(
+        self, directories: Sequence[Path], oddities: list[Oddity], progress: Progress
+    ) -> None:
+        self._directories = directories
         self._oddities = oddities
         self._progress = progress
-        self._columns: dict[str, _Column] = {}
-        self._keys: dict[str, set[BlockKey]] = {}
-        self._is_temporary = False
+        self._namespace: Namespace | None = None
+        self._sums: dict[tuple[bool, bool], _Sum] = {}
+        """By whether it is outdated, and whether it is temporary."""
 
     def read(self, path: SlabPath) -> None:
         """Add the slab at `path`, or an oddity."""
@@ -137,41 +180,23 @@ class _NamespaceReader:
         except OSError as error:
             self._oddities.append(Oddity(str(path), reason_of(error)))
 
-    def listed(self, namespace: Namespace) -> _Listed:
-        """Return the sum."""
-        return _Listed(
-            namespace=namespace.short,
-            model=namespace.model,
-            kv_cache_dtype=namespace.kv_cache_dtype,
-            block_tokens=namespace.block_tokens,
-            weight_version=namespace.weight_version,
-            user=namespace.user,
-            cache_group=namespace.cache_group,
-            temporary=self._is_temporary,
-            blocks=len(set.intersection(*self._keys.values())),
-            columns=[self._columns[name] for name in sorted(self._columns)],
-        )
+    def listed(self) -> Iterator[_Listed]:
+        """Yield the sums."""
+        if self._namespace is None:
+            return
+        for kind in sorted(self._sums):
+            yield self._sums[kind].listed(
+                self._namespace, is_outdated=kind[0], is_temporary=kind[1]
+            )
 
     def _add(self, path: SlabPath, number: int, slab: Slab, superblock: Superblock) -> None:
         """Count a slab that is what it should be."""
-        self.superblock = superblock
-        self._is_temporary |= superblock.is_temporary
-        column = self._columns.setdefault(superblock.column, _Column(column=superblock.column))
-        keys = self._keys.setdefault(superblock.column, set())
-        num_cells = num_bad = 0
-        for header in self._headers(number, slab, superblock):
-            if header is None:
-                num_bad += 1
-            else:
-                num_cells += 1
-                keys.add(header.key)
-        column.slabs += 1
-        column.slabs_in_use += slab.in_use
-        column.cells += num_cells
-        column.bytes_on_disk += slab.bytes_on_disk
-        column.bytes_used += num_cells * slot_bytes(superblock.cell_bytes)
-        column.newest_write_s = max(column.newest_write_s, slab.newest_write_s)
-        if num_bad:
+        self._namespace = superblock.namespace
+        headers = list(self._headers(number, slab, superblock))
+        keys = [header.key for header in headers if header is not None]
+        kind = is_outdated(superblock, self._directories), superblock.is_temporary
+        self._sums.setdefault(kind, _Sum()).add(slab, superblock, keys)
+        if num_bad := headers.count(None):
             reason = f"{counted(num_bad, 'bad header')}: run flexkv fsck"
             self._oddities.append(Oddity(str(path), reason, slab.bytes_on_disk))
 
@@ -216,6 +241,8 @@ def _namespace_lines(listed: _Listed) -> Iterator[str]:
         yield f"  not KV but what belongs to it: {printable(listed.cache_group)}\n"
     if listed.temporary:
         yield "  temporary: deleted once no engine uses it\n"
+    elif listed.outdated:
+        yield "  of before a reset: no engine will read it, deleted when its room is needed\n"
     header = ("COLUMN", "SLABS", "IN USE", "CELLS", "ON DISK", "USED", "NEWEST WRITE")
     yield table([header, *map(_row, listed.columns)])
 

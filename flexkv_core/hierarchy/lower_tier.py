@@ -66,6 +66,7 @@ class LowerTier:
         self._capacities = dict.fromkeys(owners, capacity_blocks)
         self._useless: list[BlockKey] = []
         self._generation = ""
+        self._must_order_generation = False
 
     @property
     def capacity_blocks(self) -> int:
@@ -80,7 +81,7 @@ class LowerTier:
     @property
     def has_work(self) -> bool:
         """Whether something is to be done that only happens while the engine steps."""
-        return bool(self._generation) or self.demoter.has_work or not self._restorer.is_over
+        return self._must_order_generation or self.demoter.has_work or not self._restorer.is_over
 
     def digest(self, report: TierReport) -> None:
         """Take in what an owner says."""
@@ -89,7 +90,8 @@ class LowerTier:
             record(name, value)
         if report.rank in self._capacities:
             self._capacities[report.rank] = report.capacity_blocks
-            self._restorer.note(report)
+            if report.generation == self._generation:
+                self._restorer.note(report)
 
     def conclude(self, completion: Completion, now_s: float) -> None:
         """Learn from a copy between tiers that has ended."""
@@ -102,17 +104,23 @@ class LowerTier:
         if not self._restorer.is_over:
             self._useless += self._restorer.step()
         plans = self.promoter.take_plans()
-        # Until the workers have told what they have, they do not know where there is room.
+        # Until the workers have told what they have, they do not know where there is room. They may
+        # not even have opened the tier, neither at the start nor when a generation begins.
         if self._restorer.is_over:
             plans += self.demoter.take_plans(now_s)
         gone, self._useless = self._useless + self._manager.take_gone(self._tier), []
-        generation, self._generation = self._generation, ""
+        generation = self._generation if self._must_order_generation else ""
+        self._must_order_generation = False
         return TierOrders(generation=generation, gone=gone, plans=plans)
 
     def reset(self) -> None:
-        """Begin a new generation, after the manager was reset: nothing older is ever used again."""
+        """Begin a new generation, after the manager was reset: nothing older is ever used again.
+
+        The tier is used again once every owner has said that it has begun it, too.
+        """
         self._generation = secrets.token_hex(8)
-        self._restorer = Restorer(self._manager, self._tier, (), self._recorder)
+        self._must_order_generation = True
+        self._restorer = Restorer(self._manager, self._tier, self._capacities, self._recorder)
         self._useless = []
         self.demoter.clear()
         self.promoter.reset()

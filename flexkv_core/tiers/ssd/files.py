@@ -24,6 +24,7 @@ __all__ = [
     "SharedFile",
     "SlabFile",
     "available_bytes",
+    "empty_durably",
     "folder_lock",
     "make_folder",
     "remove_durably",
@@ -304,6 +305,20 @@ def write_durably(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def empty_durably(path: Path) -> None:
+    """Let `path` be an empty file, also after a loss of power; for this no room is needed.
+
+    Raises:
+        OSError: It may hold what it held before, or not be there.
+    """
+    fd = os.open(path, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    _sync_folder(path.parent)
+
+
 def remove_durably(path: Path) -> None:
     """Delete `path`, if it is there, also for after a loss of power."""
     path.unlink(missing_ok=True)
@@ -330,7 +345,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that cannot are synchronous, or no better
+        if error.errno != errno.EINVAL:  # a file system that does not know the call
             raise
     finally:
         os.close(fd)

@@ -12,16 +12,24 @@ generation begins.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.ssd.directory import Directory
-from flexkv_core.tiers.ssd.files import SharedFile, remove_durably, write_durably
-from flexkv_core.tiers.ssd.format import GENERATION_SUFFIX, pack_text, unpack_text
+from flexkv_core.tiers.ssd.files import SharedFile, empty_durably, remove_durably, write_durably
+from flexkv_core.tiers.ssd.format import (
+    GENERATION_SUFFIX,
+    Superblock,
+    pack_text,
+    unpack_text,
+)
 
-__all__ = ["Generation", "Generations"]
+if TYPE_CHECKING:  # the command asks for records, and loads no numpy
+    from flexkv_core.tiers.ssd.directory import Directory
+
+__all__ = ["Generation", "Generations", "is_outdated"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +75,15 @@ class Generations:
     """
 
     def __init__(
-        self, directories: Sequence[Directory], namespace: Namespace, columns: Sequence[Column]
+        self, directories: Sequence["Directory"], namespace: Namespace, columns: Sequence[Column]
     ) -> None:
         """Read and write nothing yet."""
         self._directories = directories
         self._has_name = bool(namespace.weight_version)
         folders = [directory.path for directory in directories]
-        self._records = [_Record(folders, namespace, column) for column in columns]
+        self._records = [
+            _Record(folders, _record_name(namespace, column.name)) for column in columns
+        ]
 
     def resume(self, token: str) -> list[str] | None:
         """Go on with the newest generations that are known.
@@ -93,60 +103,87 @@ class Generations:
         """Let the generation `token` be newer than all others; otherwise like `resume`."""
         for record in self._records:
             record.begin(token)
-        return self._settle(_supersede)
+        tokens = self._settle(_supersede)
+        if tokens is None:
+            self._spoil()
+        return tokens
 
     def _settle(self, yield_to: _Yield) -> list[str] | None:
         if not self._has_name:
             return [""] * len(self._records)
-        failed: dict[Directory, OSError] = {}
-        for directory in self._directories:
-            try:
-                with directory.locked():
-                    for record in self._records:
-                        record.write(directory.path, yield_to)
-            except OSError as error:
-                failed[directory] = error
-        for directory, error in failed.items():
-            self._retract(directory, error)
-        if len(failed) == len(self._directories):
+        failures = [self._write(directory, yield_to) for directory in self._directories]
+        if None not in failures:
             logger.warning("ssd.generation_not_recorded: blocks are kept until the engine ends")
             return None
+        for directory, failure in zip(self._directories, failures, strict=True):
+            if failure is not None:
+                self._remove_older(directory, failure)
         return [record.generation.token for record in self._records]
 
-    def _retract(self, directory: Directory, reason: OSError) -> None:
-        """Delete the records that could not be replaced: none is as good as the newest."""
+    def _write(self, directory: "Directory", yield_to: _Yield) -> OSError | None:
+        """Let `directory` say what was chosen; return why it does not."""
         try:
-            for record in self._records:
-                record.retract(directory.path)
-        except OSError:
+            with directory.locked():
+                for record in self._records:
+                    record.write(directory.path, yield_to)
+        except OSError as error:
+            return error
+        return None
+
+    def _remove_older(self, directory: "Directory", reason: OSError) -> None:
+        """Delete records that could not be replaced: where there is none, the others count."""
+        outcomes = [record.remove_older(directory.path) for record in self._records]
+        if False in outcomes:
             logger.warning(
-                "ssd.generation_not_recorded directory=%s: %s; what it holds from before a reset is"
-                " found again if no other directory of ssd_cache_dir has a newer record at the next"
-                " start: delete its .*%s files before",
+                "ssd.generation_not_recorded directory=%s: %s; blocks from before the reset are"
+                " found again if all other directories of ssd_cache_dir are gone or rolled back at"
+                " a later start",
                 directory.path,
                 reason.strerror,
+            )
+
+    def _spoil(self) -> None:
+        """Empty all records, as none could be replaced: then the next start begins anew."""
+        outcomes = [record.spoil() for record in self._records]
+        if False in outcomes:
+            logger.warning(
+                "ssd.generation_not_recorded directories=%s: blocks from before the reset may be"
+                " found again: delete .*%s there before the next start",
+                [str(directory.path) for directory in self._directories],
                 GENERATION_SUFFIX,
             )
+
+
+def is_outdated(superblock: Superblock, folders: Sequence[Path]) -> bool:
+    """Tell whether an engine that starts on `folders` now would leave such slabs alone.
+
+    That is so after a reset, and for temporary slabs.
+    """
+    namespace = superblock.namespace
+    if not namespace.weight_version:
+        return superblock.is_temporary
+    record = _Record(folders, _record_name(namespace, superblock.column))
+    record.resume("")
+    return superblock.is_temporary or superblock.generation != record.generation.token
 
 
 class _Record:
     """What the directories say of one column."""
 
-    def __init__(self, folders: Sequence[Path], namespace: Namespace, column: Column) -> None:
+    def __init__(self, folders: Sequence[Path], name: str) -> None:
         self.generation = _NONE
         self._folders = folders
-        self._name = f".{namespace.short}.{column.name}{GENERATION_SUFFIX}"
+        self._name = name
 
     def resume(self, token: str) -> None:
         """Choose the newest generation, or a new one if there may be one that is not known."""
-        found = self._found()
-        newest = _newest(found)
-        is_known = newest != _NONE and None not in found
-        self.generation = newest if is_known else newest.followed_by(token)
+        newest = _newest(self._found())
+        self.generation = newest if self.is_known else newest.followed_by(token)
 
     def begin(self, token: str) -> None:
         """Choose a new generation."""
-        self.generation = _newest(self._found()).followed_by(token)
+        newest = max(_newest(self._found()), self.generation)
+        self.generation = newest.followed_by(token)
 
     def write(self, folder: Path, yield_to: _Yield) -> None:
         """Let `folder` say what was chosen; under its lock.
@@ -160,18 +197,39 @@ class _Record:
         if _read(folder / self._name) != self.generation:
             write_durably(folder / self._name, self.generation.pack())
 
-    def retract(self, folder: Path) -> None:
-        """Let `folder` say nothing instead of something older.
-
-        Raises:
-            OSError: It may say so still.
-        """
+    def remove_older(self, folder: Path) -> bool:
+        """Let `folder` say nothing instead of something older; tell whether that is so."""
         found = _read(folder / self._name)
-        if found is None or _NONE < found < self.generation:
-            remove_durably(folder / self._name)
+        if found == _NONE or (found is not None and found >= self.generation):
+            return True
+        return _try(remove_durably, folder / self._name)
+
+    def spoil(self) -> bool:
+        """Let no folder say anything that can be read; tell whether none is believed now."""
+        for folder in self._folders:
+            _try(empty_durably, folder / self._name)
+        return not self.is_known
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a record, and none that cannot be read: that may be newer."""
+        found = self._found()
+        return None not in found and _newest(found) != _NONE
 
     def _found(self) -> list[Generation | None]:
         return [_read(folder / self._name) for folder in self._folders]
+
+
+def _record_name(namespace: Namespace, column: str) -> str:
+    return f".{namespace.short}.{column}{GENERATION_SUFFIX}"
+
+
+def _try(change: Callable[[Path], None], path: Path) -> bool:
+    try:
+        change(path)
+    except OSError:
+        return False
+    return True
 
 
 def _adopt(_: Generation, newest: Generation) -> Generation:

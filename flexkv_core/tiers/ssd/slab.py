@@ -174,7 +174,7 @@ class Slab(SlabView):
     """A file of slots that this process has locked.
 
     Thread: `read`, `write` and `erase` any, several at once, on slots that are pinned in `slots`;
-    `resize` one at a time; `slots` and `is_retired` belong to the column and are guarded by its lock.
+    `resize` one at a time; `slots` and `is_retired` belong to the column, whose lock guards them.
     """
 
     def __init__(

@@ -163,3 +163,16 @@ def test_directories_that_fail_later_leave_the_tier_off(open_share, tmp_path, ca
     report = share.take_report()
     assert (report.capacity_blocks, report.is_recovered) == (0, True)
     assert "tier.off" in caplog.text
+
+
+def test_a_generation_that_was_begun_is_told_once(share):
+    """The scheduler half uses the tier no more until it hears so."""
+    share.prepare(TierOrders(generation="g"))
+    share._tier.wait_recovered()
+    told = share.take_report()
+    assert (told.generation, told.is_recovered, told.recovered) == ("g", True, [])
+    assert share.take_report() is None
+
+
+def test_before_any_reset_reports_are_of_no_generation(new_share):
+    assert new_share.take_report().generation == ""

@@ -60,7 +60,8 @@ class SlabWriter:
     def __init__(self, directory, *, namespace=None, head=0, name="engine-0.slab", **superblock):
         self.namespace = namespace or make_namespace()
         self.column = Column(first_head=head, num_heads=4, first_layer=0, num_layers=32)
-        self.identity = column_identity(self.namespace, self.column)
+        generation = superblock.get("generation", "")
+        self.identity = column_identity(self.namespace, self.column, generation)
         self.cell_bytes = superblock.get("cell_bytes", CELL_BYTES)
         fields = {
             "namespace": self.namespace,

@@ -1,5 +1,6 @@
 import random
 
+import msgspec
 import pytest
 
 from flexkv_core.cli import cells
@@ -149,6 +150,26 @@ def test_a_parent_in_another_column_is_none(flexkv, make_slab, tmp_path):
     report = flexkv("fsck", tmp_path, "--json").json
 
     assert [slab["orphans"] for slab in report["slabs"]] == [1, 0]
+
+
+def test_cells_of_another_generation_are_neither_duplicates_nor_parents(
+    flexkv, make_slab, tmp_path
+):
+    make_slab(generation="old").write_chain(2)
+    make_slab(generation="new", name="engine-1.slab").write_cell(0, 1, parent=0)
+
+    report = flexkv("fsck", tmp_path, "--json")
+
+    found = [(slab["duplicates"], slab["orphans"]) for slab in report.json["slabs"]]
+    assert (report.status, found) == (0, [(0, 0), (0, 1)])
+
+
+def test_a_slab_whose_generation_was_changed_is_not_believed(make_slab, problems):
+    slab = make_slab(generation="old").write_chain(2)
+    lying = msgspec.structs.replace(slab.superblock, generation="new")
+    slab.write_at(0, lying.pack())
+
+    assert problems() == [("other_version", None)]
 
 
 @pytest.mark.parametrize("cut_bytes", [1, PAGE_BYTES, 2 * PAGE_BYTES + 7])

@@ -3,7 +3,10 @@ import os
 import pytest
 
 from flexkv_core.cli import ls
+from flexkv_core.layout import Column
+from flexkv_core.tiers.ssd.directory import Directory
 from flexkv_core.tiers.ssd.format import PAGE_BYTES
+from flexkv_core.tiers.ssd.generations import Generations
 
 
 @pytest.fixture
@@ -53,6 +56,7 @@ def test_the_listing_is_the_golden_one(flexkv, make_slab, mebibyte_slabs, namesp
                 "user": "",
                 "cache_group": "",
                 "temporary": False,
+                "outdated": False,
                 "blocks": 2,
                 "columns": [
                     {
@@ -84,6 +88,7 @@ def test_the_listing_is_the_golden_one(flexkv, make_slab, mebibyte_slabs, namesp
                 "user": "me",
                 "cache_group": "",
                 "temporary": True,
+                "outdated": True,
                 "blocks": 1,
                 "columns": [
                     {
@@ -123,6 +128,53 @@ def test_the_text_names_what_an_operator_asks_for(
     assert "swa\n  temporary: deleted once no engine uses it\n" in text
     assert "  heads-0-3.layers-0-31  1      0       2      1.0 MiB  24.0 KiB  2023-11-14 22" in text
     assert "broken.slab (1.0 MiB): the superblock cannot be read\n" in text
+
+
+@pytest.fixture
+def generations(namespace_with, tmp_path):
+    """The records of a named version's first column."""
+    column = Column(first_head=0, num_heads=4, first_layer=0, num_layers=32)
+    directory = Directory(tmp_path, None, 0)
+    return Generations([directory], namespace_with(weight_version="v1"), [column])
+
+
+def test_what_is_of_before_a_reset_is_listed_apart(
+    flexkv, make_slab, namespace_with, generations, tmp_path
+):
+    generations.resume("old")
+    generations.begin("new")
+    namespace = namespace_with(weight_version="v1")
+    for num_blocks, generation in enumerate(("", "old", "new"), 1):
+        make_slab(
+            namespace=namespace, generation=generation, name=f"{generation}.slab"
+        ).write_chain(num_blocks)
+
+    listed = flexkv("ls", tmp_path, "--json").json["namespaces"]
+
+    assert [(row["outdated"], row["blocks"]) for row in listed] == [(False, 3), (True, 2)]
+    assert [row["temporary"] for row in listed] == [False, False]
+    assert "  of before a reset: no engine will read it" in flexkv("ls", tmp_path).out
+
+
+def test_temporary_slabs_of_a_namespace_are_listed_apart(flexkv, make_slab, tmp_path):
+    make_slab().write_chain(3)
+    make_slab(name="t.slab", generation="run", is_temporary=True).write_chain(1)
+
+    listed = flexkv("ls", tmp_path, "--json").json
+
+    kinds = [(row["temporary"], row["outdated"], row["blocks"]) for row in listed["namespaces"]]
+    assert kinds == [(False, False, 3), (True, True, 1)]
+    assert listed["damaged"] == []
+
+
+def test_a_listing_writes_no_record(flexkv, make_slab, namespace_with, contents, tmp_path):
+    make_slab(namespace=namespace_with(weight_version="v1"), generation="old").write_chain(1)
+    before = contents()
+
+    [listed] = flexkv("ls", tmp_path, "--json").json["namespaces"]
+
+    assert listed["outdated"]
+    assert contents() == before
 
 
 def test_a_block_counts_only_if_every_column_has_it(flexkv, make_slab, tmp_path):

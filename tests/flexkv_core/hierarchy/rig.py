@@ -38,7 +38,16 @@ class Rig:
         self.owners = owners
         self.ssd_blocks = ssd_blocks
 
-    def recover(self, keys=(), *, first_block=0, rank=0, is_recovered=True, capacity_blocks=None):
+    def recover(
+        self,
+        keys=(),
+        *,
+        first_block=0,
+        rank=0,
+        is_recovered=True,
+        capacity_blocks=None,
+        generation="",
+    ):
         """Let a rank report what it has found of a chain."""
         pairs = [StoredKey(key, keys[at - 1] if at else None) for at, key in enumerate(keys)]
         report = TierReport(
@@ -47,6 +56,7 @@ class Rig:
             capacity_blocks=self.ssd_blocks if capacity_blocks is None else capacity_blocks,
             recovered=pairs[first_block:],
             is_recovered=is_recovered,
+            generation=generation,
         )
         self.tier.digest(report)
 

@@ -102,32 +102,64 @@ class TestReset:
         return rig
 
     def reset(self, rig):
+        """Begin a generation, and return its name."""
         rig.manager.reset()
         rig.tier.reset()
+        return take_orders(rig).generation
 
     def test_it_is_ordered_once_under_a_new_name(self, rig):
-        names = []
-        for _ in range(2):
-            self.reset(rig)
-            assert rig.tier.has_work
-            names.append(take_orders(rig).generation)
-        assert names[0] != names[1]
+        first, second = self.reset(rig), self.reset(rig)
+        assert first != second
+        assert "" not in (first, second)
         assert take_orders(rig).generation == ""
+
+    def test_of_two_in_one_step_the_last_is_ordered(self, rig):
+        rig.tier.reset()
+        rig.recover(generation=self.reset(rig))
         assert not rig.tier.has_work
 
     def test_what_was_found_before_is_not_taken_in_after(self, rig):
         keys = chain("old", 4)
         rig.recover(keys, is_recovered=False)
-        self.reset(rig)
+        name = self.reset(rig)
         rig.recover(chain("late", 4))
+        rig.recover(generation=name)
         take_orders(rig)
         assert rig.manager.num_used_blocks("ssd") == 0
+
+    @pytest.mark.parametrize("is_ready", [True, False])
+    def test_nothing_is_stored_before_every_owner_has_begun_it(self, is_ready):
+        """An owner may not even have opened the tier: then it cannot carry out a plan."""
+        rig = Rig(owners=(0, 2))
+        for rank in rig.owners:
+            rig.recover(rank=rank)
+        first, name = self.reset(rig), self.reset(rig)
+        keys = chain("new", 4)
+        rig.recover(rank=0, generation=name)
+        rig.recover(rank=2, generation=name if is_ready else first)
+        rig.save(keys)
+        rig.tier.demoter.offer("saver", keys, 4)
+        assert sum(plan.num_blocks for plan in take_orders(rig).plans) == 4 * is_ready
+        assert rig.tier.has_work is not is_ready
+
+    def test_an_owner_that_has_not_opened_the_tier_yet_is_waited_for(self, rig):
+        name = self.reset(rig)
+        rig.recover(generation=name, is_recovered=False)
+        assert rig.tier.has_work
+        rig.recover(generation=name)
+        assert not rig.tier.has_work
+
+    def test_room_is_known_before_an_owner_has_begun_it(self, rig):
+        self.reset(rig)
+        rig.recover(capacity_blocks=7)
+        assert rig.tier.capacity_blocks == 7
 
     def test_what_leaves_the_old_generation_is_not_deleted_from_the_new(self, rig):
         keys = chain("old", 4)
         rig.put_on_ssd(keys)
         rig.manager.drop_from(keys[:1], tier="ssd")
-        self.reset(rig)
+        rig.manager.reset()
+        rig.tier.reset()
         assert take_orders(rig).gone == []
 
     def test_a_read_under_way_keeps_its_keys_out_of_the_new_generation_until_it_has_ended(self):
@@ -138,7 +170,7 @@ class TestReset:
         rig.put_on_ssd(keys)
         rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
         [read] = take_orders(rig).plans
-        self.reset(rig)
+        rig.recover(generation=self.reset(rig))
         rig.end(read, status=Status.MISS, num_blocks=0)
         rig.save(keys)
         rig.tier.demoter.offer("saver", keys, 4)

@@ -69,6 +69,7 @@ class Owner:
     capacity_blocks: int = DISK_BLOCKS
     unreported: list[bytes] = field(default_factory=list)
     is_recovered: bool = False
+    generation: str = ""
     orders: list[TierOrders] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     results: list[TransferResult] = field(default_factory=list)
@@ -178,15 +179,17 @@ class World:
             self.weights_of[orders.generation] = self.weights
         for owner in self.owners.values():
             owner.orders.append(orders)
+            told = owner.is_recovered and owner.generation == self.tier._generation
+            assert told or not orders.plans, "a worker may not have opened the tier yet"
 
     def settle(self, _: Pick) -> None:
         """Let the workers do well all that there is to be done."""
         self.step(well)
         for owner in self.owners.values():
-            while owner.unreported or not owner.is_recovered:
-                self.find(owner, well)
             while owner.orders:
                 self.deliver(owner, well)
+            while owner.unreported or not owner.is_recovered:
+                self.find(owner, well)
             while owner.tasks:
                 self.work(owner, well)
             while owner.results:
@@ -200,6 +203,9 @@ class World:
         if orders.generation:
             owner.store = Store(self.weights_of[orders.generation])
             owner.harmed.clear()
+            owner.generation = orders.generation
+            owner.unreported.clear()
+            owner.is_recovered = False
         for key in orders.gone:
             owner.store.blocks.pop(key, None)
         for plan in orders.plans:
@@ -299,6 +305,7 @@ class World:
             capacity_blocks=owner.capacity_blocks,
             recovered=found,
             is_recovered=owner.is_recovered,
+            generation=owner.generation,
         )
         self.tier.digest(report)
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from flexkv_core.tiers.ssd.files import SlabFile, folder_lock, make_folder
+from flexkv_core.tiers.ssd.files import (
+    SlabFile,
+    empty_durably,
+    folder_lock,
+    make_folder,
+    remove_durably,
+    write_durably,
+)
 
 PAGE = 4096
 
@@ -245,3 +252,60 @@ def test_folders_are_for_this_user_alone(tmp_path):
     make_folder(tmp_path / "a")
     make_folder(tmp_path / "a")
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+
+
+class TestDurably:
+    """Small files that hold one content or another, whatever happens."""
+
+    def test_content_takes_the_place_of_what_was_there(self, path):
+        for content in (b"long before", b"now"):
+            write_durably(path, content)
+            assert path.read_bytes() == content
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_a_link_is_replaced_and_not_followed(self, path, tmp_path):
+        target = tmp_path / "target"
+        target.write_bytes(b"another's")
+        path.symlink_to(target)
+        write_durably(path, b"now")
+        assert (path.is_symlink(), target.read_bytes()) == (False, b"another's")
+
+    @pytest.mark.parametrize("call", ["pwritev", "fsync"])
+    def test_what_cannot_be_written_changes_nothing(self, path, monkeypatch, call):
+        write_durably(path, b"before")
+        monkeypatch.setattr(os, call, _fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            write_durably(path, b"now")
+        assert path.read_bytes() == b"before"
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_what_a_killed_process_left_is_no_obstacle(self, path):
+        path.with_name("file.new").write_bytes(b"half")
+        write_durably(path, b"now")
+        assert path.read_bytes() == b"now"
+
+    def test_no_file_stays_open(self, path, monkeypatch):
+        num_open = len(list(Path("/proc/self/fd").iterdir()))
+        write_durably(path, b"now")
+        empty_durably(path)
+        remove_durably(path)
+        monkeypatch.setattr(os, "pwritev", _fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            write_durably(path, b"now")
+        assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+
+    def test_a_file_is_emptied_or_made_empty(self, path):
+        for _ in range(2):
+            empty_durably(path)
+            assert path.read_bytes() == b""
+            write_durably(path, b"before")
+
+    def test_a_file_is_deleted_if_there_is_one(self, path):
+        write_durably(path, b"before")
+        for _ in range(2):
+            remove_durably(path)
+            assert not path.exists()
+
+
+def _fail(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -26,6 +26,7 @@ HEADERS = st.builds(
     payload_bytes=LENGTHS,
     payload_checksum=LENGTHS,
 )
+EARLIER = {"is_temporary": False}
 USED_HEADER_BYTES = 8 + 3 * 32 + 3 * 8
 MUTATIONS = st.lists(
     st.tuples(st.integers(0, PAGE_BYTES - 1), st.integers(1, 255)), min_size=1, max_size=8
@@ -96,6 +97,34 @@ def test_columns_and_namespaces_have_identities_of_their_own(disk):
     assert (
         len({column_identity(n, c) for n in (disk.namespace, other) for c in (first, second)}) == 4
     )
+
+
+def test_the_identity_of_a_column_is_the_golden_one(disk):
+    """Or blocks that were stored before would not be found again."""
+    assert column_identity(disk.namespace, disk.columns[0]).hex() == (
+        "dfc4eca65d017b2e63b58aca91167588e3e7b914fc7adfe2e94b1e603bb4a6f6"
+    )
+
+
+def test_generations_have_identities_of_their_own(disk):
+    tokens = ["", "a", "b"]
+    assert len({column_identity(disk.namespace, disk.columns[0], token) for token in tokens}) == 3
+
+
+def test_where_generations_mean_nothing_earlier_releases_read_a_superblock(disk):
+    superblock = Superblock.of(disk.namespace, disk.columns[0], 8192)
+    assert b"generation" not in superblock.pack()
+    assert (
+        b"generation" in Superblock.of(disk.namespace, disk.columns[0], 8192, generation="a").pack()
+    )
+
+
+def test_a_superblock_of_an_earlier_release_is_read(disk):
+    """It states a default."""
+    superblock = Superblock.of(disk.namespace, disk.columns[0], 8192)
+    text = msgspec.json.encode(msgspec.json.decode(msgspec.json.encode(superblock)) | EARLIER)
+    page = _TEXT_PREFIX.pack(_SLAB_MAGIC, len(text), checksum(text)) + text
+    assert Superblock.unpack(page.ljust(PAGE_BYTES, b"\0")) == superblock
 
 
 @pytest.mark.parametrize(("cell_bytes", "expected"), [(1, 8192), (4096, 8192), (4097, 12288)])

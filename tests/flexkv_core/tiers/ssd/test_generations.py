@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -158,11 +159,36 @@ def test_a_record_that_cannot_be_replaced_is_deleted(
     assert generations(folders[1:]).resume("third") == ["third"]
 
 
-def test_after_a_reset_that_nobody_recorded_no_generation_is_known(generations, folders, refuse):
-    generations().resume("first")
-    refuse("write_durably", folders)
-    assert generations().begin("second") is None
-    assert [records(folder) for folder in folders] == [[], []]
+class TestNoDirectory:
+    """None can be told of the reset: what they say is spoilt."""
+
+    @pytest.mark.parametrize("lost", [[], ["a"], ["b"]], ids=["none lost", "a lost", "b lost"])
+    def test_no_generation_is_known(self, generations, folders, refuse, monkeypatch, lost):
+        generations().resume("first")
+        for folder in folders:
+            if folder.name in lost:
+                records(folder)[0].unlink()
+        refuse("write_durably", folders, errno.ENOSPC)
+        assert generations().begin("second") is None
+        monkeypatch.undo()
+        assert generations().resume("another") == ["another"]
+
+    def test_one_that_can_be_spoilt_is_enough(self, generations, folders, refuse, monkeypatch):
+        generations().resume("first")
+        refuse("write_durably", folders)
+        for name in ("empty_durably", "remove_durably"):
+            refuse(name, folders[1:])
+        assert generations().begin("second") is None
+        monkeypatch.undo()
+        assert said(folders[1]).token == "first"
+        assert generations().resume("another") == ["another"]
+
+    def test_if_none_can_be_it_is_told_what_to_do(self, generations, folders, refuse, caplog):
+        generations().resume("first")
+        for name in ("write_durably", "empty_durably", "remove_durably"):
+            refuse(name, folders)
+        assert generations().begin("second") is None
+        assert f"{folders[0]}', '{folders[1]}']: blocks from before the reset may" in caplog.text
 
 
 class TestStaleRecord:
@@ -226,6 +252,20 @@ def test_of_engines_that_are_reset_at_once_the_last_wins(generations, folders, m
     assert said(folders[0]) == said(folders[1]) == Generation(3, "b")
 
 
+def test_a_count_that_cannot_be_read_at_the_reset_is_remembered(generations, folders, monkeypatch):
+    """The other directory has lost its record: a new one must not begin at 1."""
+    rank = generations()
+    rank.resume("first")
+    rank.begin("second")
+    records(folders[1])[0].unlink()
+    folders[0].rename(folders[0].with_name("away"))
+    folders[0].write_text("in the way")
+    assert rank.begin("third") == ["third"]
+    folders[0].unlink()
+    folders[0].with_name("away").rename(folders[0])
+    assert generations().resume("another") == ["third"]
+
+
 def test_an_engine_that_was_not_reset_goes_behind_one_that_was(generations, folders):
     first, second = generations(), generations()
     assert first.resume("first") == second.resume("another") == ["first"]
@@ -264,7 +304,7 @@ def test_a_record_has_been_synced_with_its_folder(generations, folders, monkeypa
     synced = []
     original = os.fsync
     monkeypatch.setattr(
-        os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or original(fd)
+        os, "fsync", lambda fd: synced.append(str(_opened(fd).readlink())) or original(fd)
     )
     generations().resume("first")
     expected = [[f"{records(folder)[0]}.new", str(folder)] for folder in folders]
@@ -285,7 +325,7 @@ def test_a_file_system_that_cannot_sync_folders_is_enough(generations, monkeypat
     original = os.fsync
 
     def fail_for_folders(fd):
-        if os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112 -- a number, no path
+        if _opened(fd).is_dir():
             raise OSError(errno.EINVAL, "Invalid argument")
         original(fd)
 
@@ -306,6 +346,10 @@ class _Settling:
 
     def goes_on(self):
         self._patch.undo()
+
+
+def _opened(fd):
+    return Path(f"/proc/self/fd/{fd}")
 
 
 def _time_out(_):
