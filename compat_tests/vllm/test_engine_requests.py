@@ -131,6 +131,16 @@ def test_switches_that_cannot_be_read_keep_the_request_out_of_the_cache(engine, 
     assert cold.tokens == first.tokens == second.tokens
 
 
+def test_the_engines_own_cache_knows_salts_and_no_namespaces(engine):
+    engine.complete(with_switches({"flexkv": {"namespace": "mine"}}))
+    (other_namespace,) = engine.complete(with_switches({"flexkv": {"namespace": "theirs"}}))
+    engine.complete(with_salt("mine"))
+    (other_salt,) = engine.complete(with_salt("theirs"))
+
+    assert other_namespace.num_cached_tokens > 0
+    assert other_salt.num_cached_tokens == 0
+
+
 def nested(depth):
     return [nested(depth - 1)] if depth else []
 
