@@ -31,7 +31,6 @@ _MAX_PATHS = 4096
 _MAX_OPTION = 64
 """Letters of an option's name that can be a misspelling of ours."""
 
-_MIN_LONG_WORD = 4
 _MIN_LIKENESS = 0.75
 _OTHER_SEPARATOR = re.compile(r"[,:|&\s]\s*[/~]")
 """What ends one path and begins the next in other lists of paths; spaces around ; are fine."""
@@ -237,11 +236,9 @@ def _meant(option: str) -> str | None:
 
 def _is_misspelled(word: str, known: str) -> bool:
     """Tell whether `word` is `known` or a slip in it: `cpu` is not `gpu`, nor `sync` `async`."""
-    if word.removesuffix("s") == known.removesuffix("s") or sorted(word) == sorted(known):
-        return True
-    is_long = min(len(word), len(known)) >= _MIN_LONG_WORD
     likeness = difflib.SequenceMatcher(None, word, known).ratio()
-    return is_long and word[0] == known[0] and likeness >= _MIN_LIKENESS
+    is_like = word[:1] == known[:1] and likeness >= _MIN_LIKENESS
+    return is_like or sorted(word) == sorted(known)
 
 
 def _check_value(option: str, value: object) -> None:

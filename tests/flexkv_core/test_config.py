@@ -191,6 +191,7 @@ def test_an_option_like_no_other_lists_all():
     [
         ("cpu_cache_bg", "cpu_cache_gb"),
         ("cpu-cache-gb", "cpu_cache_gb"),
+        ("cpu_cache_gib", "cpu_cache_gb"),
         ("cpuCacheGB", "cpu_cache_gb"),
         ("ssd_cache_dirs", "ssd_cache_dir"),
         ("weight_verison", "weight_version"),
@@ -205,6 +206,7 @@ def test_a_slip_names_what_was_meant(written, meant):
 @pytest.mark.parametrize(
     "option",
     [
+        "enable_cpus",
         "enable_dpu",
         "disable_gpu",
         "load_sync",
