@@ -16,7 +16,8 @@ from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.request_keys import RequestKeys
-from flexkv_connectors.vllm.requests import RequestState, follow, read_switches
+from flexkv_connectors.vllm.requests import RequestState, follow
+from flexkv_connectors.vllm.switches import SwitchReader
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
@@ -46,6 +47,7 @@ class SchedulerHalf:
         self._uses_ssd = uses_ssd
         self._counters = counters
         self._keys = RequestKeys(deployment.block_tokens)
+        self._switches = SwitchReader(counters)
         self._events = EventFeed(
             enabled=deployment.publishes_events, block_tokens=deployment.block_tokens
         )
@@ -242,7 +244,7 @@ class SchedulerHalf:
     def _state(self, request: "Request") -> RequestState:
         state = self._states.get(request.request_id)
         if state is None:
-            switches = read_switches(request.kv_transfer_params)
+            switches = self._switches.read(request.kv_transfer_params)
             chain = self._keys.chain_for(request, switches.namespace)
             state = RequestState(request, chain, switches)
             self._states[request.request_id] = state

@@ -5,6 +5,8 @@ A reason is one clause for a person. It is not an error: the engine works, witho
 
 from typing import TYPE_CHECKING, Any
 
+from flexkv_core.keys import MAX_NAME_LETTERS
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -71,6 +73,9 @@ def why_not_request(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
     """Name what keeps this request's tokens from identifying its KV, if anything does."""
     if request.prompt_embeds is not None or getattr(request, "prompt_is_token_ids", None):
         return "its prompt holds embeddings"
+    names = (request.cache_salt or "", *(item.identifier for item in request.mm_features))
+    if max(map(len, names)) > MAX_NAME_LETTERS:
+        return "its salt or the name of a medium is so long that hashing it would slow others"
     if getattr(request, "resumable", False):
         return "it is a streaming session whose tokens may be taken back"
     return None
