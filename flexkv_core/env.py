@@ -117,11 +117,10 @@ def engine_start_s() -> float:
     That is this process, unless an earlier one has called `mark_engine_start`.
     """
     try:
-        marked_s = float(os.environ.get(_ENGINE_STARTED, "nan"))
+        marked_s = float(os.environ.get(_ENGINE_STARTED, "inf"))
     except ValueError:
-        marked_s = math.nan
-    own_s = _process_start_s()
-    return marked_s if marked_s < own_s else own_s
+        marked_s = math.inf
+    return min(_process_start_s(), math.inf if math.isnan(marked_s) else marked_s)
 
 
 def _process_start_s() -> float:

@@ -132,10 +132,11 @@ def survey(checkpoint: Checkpoint) -> Survey | str:
     model, load_format = checkpoint.model, checkpoint.load_format
     path = find_checkpoint(model, checkpoint.revision, hub_cache=checkpoint.hub_cache)
     if path is None:
-        return f"the files of {model} are not on this machine" if checkpoint.weights else Survey(())
-    reason = why_elsewhere(path, load_format, weights=checkpoint.weights)
-    if reason is not None:
-        return reason
+        reason = f"the files of {model} are not on this machine: set weight_version"
+        return reason if checkpoint.weights else Survey(())
+    elsewhere = why_elsewhere(path, load_format, weights=checkpoint.weights)
+    if elsewhere is not None:
+        return f"{elsewhere}: set weight_version"
     paths = Paths()
     base = Path.cwd() / path
     files, folders = list[FoundFile](), set[str]()
