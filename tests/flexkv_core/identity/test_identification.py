@@ -81,7 +81,7 @@ def test_any_changed_byte_makes_another_model(folder, directory, name, offset, n
     assert path.stat().st_size == len(content)
 
     assert identify(local(folder), directory) not in (before, None)
-    path.write_bytes(content)
+    overwrite(path, 0, content)
     assert identify(local(folder), directory) == before
 
 
