@@ -119,9 +119,7 @@ def test_another_engine_argument_finds_nothing(written, start, arguments):
     assert_finds_nothing(start(**arguments))
 
 
-def test_weights_with_one_other_row_at_the_same_path_find_nothing(
-    written, start, other_embedding
-):
+def test_weights_with_one_other_row_at_the_same_path_find_nothing(written, start, other_embedding):
     assert_finds_nothing(start())
 
 

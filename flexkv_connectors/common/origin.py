@@ -10,7 +10,7 @@ from flexkv_core.identity.checkpoint import Checkpoint, find_checkpoint
 from flexkv_core.identity.identification import Identification
 from flexkv_core.namespace import Namespace
 
-__all__ = ["FROM_THE_CHECKPOINT", "Origin", "Source", "source_of"]
+__all__ = ["FROM_THE_CHECKPOINT", "Origin", "source_of"]
 
 FROM_THE_CHECKPOINT = frozenset(
     {
@@ -28,27 +28,24 @@ FROM_THE_CHECKPOINT = frozenset(
 """Load formats that read weights from where the model's configuration is; vLLM and SGLang share
 the names."""
 
-Source = Checkpoint | str
-"""Where an engine reads something from; or its name, where the user's word is all there is."""
-
 
 def source_of(
     model: str, revision: str | None, *, hub_cache: Path, load_format: str, cache: CacheConfig
-) -> Source:
-    """Return where the weights of `model` come from, as far as their content is to decide.
+) -> Checkpoint:
+    """Return where `model` is read from, as far as the content of its files is to decide.
 
-    Where the user names the weights, files that no engine reads, or that he says need not be read,
-    decide nothing; a model without any file on this machine is then its name.
+    Where the user names the weights, files count only if they are there and hold the weights, and
+    unless he says that the name is enough.
     """
-    if cache.weight_version and find_checkpoint(model, revision, hub_cache=hub_cache) is None:
-        return f"named:{model}"
-    reads_weights = load_format in FROM_THE_CHECKPOINT and not cache.trust_weight_version
+    is_named = bool(cache.weight_version)
+    has_files = find_checkpoint(model, revision, hub_cache=hub_cache) is not None
+    holds_weights = load_format in FROM_THE_CHECKPOINT and not cache.trust_weight_version
     return Checkpoint(
         model=model,
         revision=revision,
         hub_cache=hub_cache,
         load_format=load_format,
-        weights=reads_weights,
+        weights=not is_named or (has_files and holds_weights),
     )
 
 
@@ -60,14 +57,14 @@ class Origin:
         ConfigError: A setting has no form that could be compared.
     """
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Checkpoint]
     """By what the engine does with it, such as "model"."""
 
     describe: Callable[[Mapping[str, str]], Namespace]
     """Makes the namespace from the identity of each source."""
 
     def __post_init__(self) -> None:
-        assert self.blank, "made once now, so that it refuses while the engine starts"
+        _ = self.blank  # made once now, so that what has no form is refused at the engine's start
 
     @property
     def blank(self) -> Namespace:
@@ -81,11 +78,9 @@ class Origin:
             cache: Has an SSD tier, which remembers what files hold.
             then: Called once at most; see `Identification`.
         """
-        named = {role: name for role, name in self.sources.items() if isinstance(name, str)}
-        read = {role: place for role, place in self.sources.items() if not isinstance(place, str)}
         return Identification(
-            read,
+            self.sources,
             cache.ssd_directories,
             engine_start_s(),
-            lambda found: then(self.describe(named | dict(found))),
+            lambda found: then(self.describe(found)),
         )

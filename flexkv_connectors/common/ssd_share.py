@@ -1,6 +1,5 @@
 """One rank's share of the SSD tier: its files, the lanes to them, and what it has to say."""
 
-import logging
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from flexkv_connectors.common.ssd_files import (
     require_directory,
     ssd_options,
 )
-from flexkv_core.errors import ConfigError
 from flexkv_core.namespace import Namespace
 from flexkv_core.plan import TierOrders, TierReport
 from flexkv_core.tiers.host import HostPool
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from flexkv_core.transfer.lane import Lane
 
 __all__ = ["SsdShare"]
-
-logger = logging.getLogger(__name__)
 
 _RECOVERED_A_REPORT = 2048
 """Keys of 64 bytes with their parents: 130 KB in one of the engine's messages."""
@@ -65,7 +61,7 @@ class SsdShare:
 
         self._lanes: Mapping[Route, Lane] = {}
         self._tier: SsdTier | None = None
-        self._has_failed = self._is_closed = False
+        self._is_closed = False
         self._opening = threading.Lock()
         self._identification = origin.find(deployment.cache, self._open)
 
@@ -104,24 +100,23 @@ class SsdShare:
                 self._tier.close()
 
     def _open(self, namespace: Namespace) -> None:
-        """Open the files of `namespace`, and begin to look for what earlier processes left."""
+        """Open the files of `namespace`, and begin to look for what earlier processes left.
+
+        Raises:
+            ConfigError: None of the directories can be used any more.
+        """
         deployment, memory = self._deployment, self._pool.memory
         with self._opening:
             if self._is_closed:
                 return
-            try:
-                tier = open_ssd_tier(
-                    self._options,
-                    namespace,
-                    deployment.columns,
-                    deployment.block_format.cell_bytes,
-                    memory,
-                    deployment.engine_id,
-                )
-            except ConfigError as error:
-                logger.warning("tier.off tier=ssd: serving without it, because %s", error)
-                self._has_failed = True
-                return
+            tier = open_ssd_tier(
+                self._options,
+                namespace,
+                deployment.columns,
+                deployment.block_format.cell_bytes,
+                memory,
+                deployment.engine_id,
+            )
             self._lanes = {
                 Route("ssd", HOST): TierLane(deployment.rank, tier, memory),
                 Route(HOST, "ssd"): TierLane(deployment.rank, tier, memory),
@@ -150,7 +145,7 @@ class SsdShare:
 
     def _report_of_none(self) -> TierReport:
         """Return what there will be room for, or that there will be nothing."""
-        deployment, is_off = self._deployment, self._has_failed or self._identification.is_unknown
+        deployment, is_off = self._deployment, self._identification.is_unknown
         cell_bytes = deployment.block_format.cell_bytes
         num_blocks = nominal_blocks(self._options, len(deployment.columns), cell_bytes)
         return TierReport(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, Source, source_of
+from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, source_of
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.settings import EngineSettings
 from flexkv_core.config import CacheConfig
@@ -75,15 +75,13 @@ def namespace_of(
     )
 
 
-def _sources(settings: EngineSettings, cache: CacheConfig) -> dict[str, Source]:
+def _sources(settings: EngineSettings, cache: CacheConfig) -> dict[str, Checkpoint]:
     """Return where everything is read from that decides what KV is, by its role."""
     hub_cache = _hub_cache(settings)
     load_format = settings.load_format
 
-    def weights_of(model: str, revision: str | None) -> Source:
-        return source_of(
-            model, revision, hub_cache=hub_cache, load_format=load_format, cache=cache
-        )
+    def weights_of(model: str, revision: str | None) -> Checkpoint:
+        return source_of(model, revision, hub_cache=hub_cache, load_format=load_format, cache=cache)
 
     sources = {"model": weights_of(settings.model, settings.revision)}
     if settings.speculative_algorithm and settings.draft_model:

@@ -3,12 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.sidecars import SidecarPool
 from flexkv_connectors.sglang.stores import Stores
-from flexkv_core.errors import FlexKVError
 from flexkv_core.namespace import Namespace
 
 __all__ = ["LateStores"]
@@ -77,17 +77,22 @@ class LateStores:
                 stores.close()
 
     def _open(self, namespace: Namespace) -> None:
-        with self._changing:
+        """Open all stores, or none.
+
+        Raises:
+            ConfigError: None of the directories can be used any more.
+            LayoutError: A pool has changed.
+            TierError: There is no memory to stage blocks in.
+        """
+        with self._changing, ExitStack() as undo:
             if self._is_closed:
                 return
-            try:
-                stores = Stores(self._deployment, namespace)
-                for describe in self._sidecars:
-                    stores.add(describe(namespace))
-                for keeps_name in self._resets:
-                    stores.reset(keeps_name=keeps_name)
-            except FlexKVError as error:
-                logger.warning("tier.off tier=ssd: nothing is stored, because %s", error)
-                return
+            stores = Stores(self._deployment, namespace)
+            undo.callback(stores.close)
+            for describe in self._sidecars:
+                stores.add(describe(namespace))
+            for keeps_name in self._resets:
+                stores.reset(keeps_name=keeps_name)
+            undo.pop_all()
             self.opened = stores
         logger.info("connector.ready namespace=%s", namespace.short)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, Source, source_of
+from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, source_of
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
@@ -45,10 +45,7 @@ def why_no_ssd(
     Returns:
         One clause for a person; it ends in what to do where something can be done.
     """
-    reason = (
-        _why_not_layout(kv_cache_config)
-        or _why_not_draft(vllm_config)
-    )
+    reason = _why_not_layout(kv_cache_config) or _why_not_draft(vllm_config)
     if reason is None and deployment.cache.media_ids_are_hashes:
         reason = _why_not_media(vllm_config)
     if reason is None and not deployment.cache.weight_version:
@@ -110,7 +107,7 @@ def namespace_of(
     )
 
 
-def _sources(vllm_config: "VllmConfig", cache: CacheConfig) -> dict[str, Source]:
+def _sources(vllm_config: "VllmConfig", cache: CacheConfig) -> dict[str, Checkpoint]:
     """Return where everything is read from that decides what KV is, by its role."""
     model, draft, load = vllm_config.model_config, _draft_of(vllm_config), vllm_config.load_config
     sources = {"model": _source(model, load, cache)}
@@ -129,9 +126,9 @@ def _sources(vllm_config: "VllmConfig", cache: CacheConfig) -> dict[str, Source]
     return sources
 
 
-def _source(model: "ModelConfig", load: "LoadConfig", cache: CacheConfig) -> Source:
-    if model.model_weights:
-        return f"named:{model.model_weights}"
+def _source(model: "ModelConfig", load: "LoadConfig", cache: CacheConfig) -> Checkpoint:
+    if model.model_weights:  # an object store, whose files vLLM never keeps on this machine
+        return Checkpoint(model=model.model_weights, hub_cache=_hub_cache(load), weights=False)
     return source_of(
         model.model,
         model.revision,

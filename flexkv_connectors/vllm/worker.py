@@ -33,9 +33,7 @@ class WorkerHalf:
     queue them. Those between host memory and SSD have threads of their own.
     """
 
-    def __init__(
-        self, deployment: Deployment, ledger: LoadLedger, origin: Origin | None
-    ) -> None:
+    def __init__(self, deployment: Deployment, ledger: LoadLedger, origin: Origin | None) -> None:
         """Serve this rank.
 
         Args:

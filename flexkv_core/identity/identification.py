@@ -60,6 +60,9 @@ class Identification:
         self._then = then
         self._memory = Memory(directories)
         self._digests: dict[Stamp, Digests] = {}
+        self.is_unknown = False
+        """Whether `then` has not been called, or to no avail, and will not be."""
+
         self._stop = threading.Event()
         self._calling = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -98,6 +101,7 @@ class Identification:
         if not isinstance(found, str):
             return found
         if not self._stop.is_set():
+            self.is_unknown = True
             logger.warning("identity.unknown: nothing outlives this process, because %s", found)
         return None
 
@@ -170,6 +174,7 @@ class Identification:
             try:
                 self._then(identities)
             except FlexKVError as error:
+                self.is_unknown = True
                 logger.warning("identity.of_no_use: %s", error)
 
     def _identity(self, checkpoint: Checkpoint, found: Survey) -> str:
