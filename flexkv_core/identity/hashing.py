@@ -20,7 +20,6 @@ import msgspec
 __all__ = ["Digests", "FileHasher", "digest_of_files", "yield_to_others"]
 
 _CHUNK_BYTES = 4 * 2**20
-_SHA256_DIGITS = 64
 
 _NICEST = 19
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
@@ -38,10 +37,6 @@ class Digests(msgspec.Struct, frozen=True, array_like=True):
     def are(self, name: str) -> bool:
         """Tell whether a digest of either kind is the right one."""
         return name in (self.sha256, self.git)
-
-    def can_tell(self, name: str | None) -> bool:
-        """Tell whether `are` can be asked about a digest of that length."""
-        return name is None or len(name) == _SHA256_DIGITS or self.git is not None
 
 
 class FileHasher:

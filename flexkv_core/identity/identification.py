@@ -118,9 +118,9 @@ class Identification:
     def _unknown(self, found: _Surveys) -> list[FoundFile]:
         """Return the files whose content is not remembered."""
         files = {file.stamp: file for seen in found.values() for file in seen.files}
-        for stamp, file in files.items():
+        for stamp in files:
             digests = self._memory.get(stamp)
-            if digests is not None and digests.can_tell(file.blob):
+            if digests is not None:
                 self._digests[stamp] = digests
         return [file for stamp, file in files.items() if stamp not in self._digests]
 
