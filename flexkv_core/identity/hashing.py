@@ -5,6 +5,7 @@ first, and a slow share is busy for half of the time at most.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import stat
@@ -127,10 +128,16 @@ def _opened(path: str) -> Iterator[int]:
     # Without O_NONBLOCK, opening a named pipe would wait for ever.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            msg = f"{path} is not a plain file"
-            raise OSError(msg)
+        _demand_plain(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         yield fd
+    except OSError as error:
+        error.filename = path  # calls on an open file do not know it
+        raise
     finally:
         os.close(fd)
+
+
+def _demand_plain(fd: int) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "not a plain file")

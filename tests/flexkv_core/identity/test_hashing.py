@@ -164,7 +164,7 @@ def test_what_is_not_a_plain_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
 
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(OSError, match="is not a plain file"):
+        with pytest.raises(OSError, match=f"not a plain file: '{path}'"):
             hash_file(path)
 
 

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from model_rig import COMMIT, NO_HUB, STARTED_S, add_to_hub, begin, identify, local, overwrite
 
@@ -17,6 +18,7 @@ from flexkv_core.identity import hashing, identification, memory
 from flexkv_core.identity.checkpoint import Checkpoint
 from flexkv_core.identity.hashing import FileHasher
 from flexkv_core.identity.memory import Memory
+from flexkv_core.identity.stamps import Stamp
 
 BEFORE_S = STARTED_S - 10
 AFTER_S = STARTED_S + 10
@@ -208,7 +210,9 @@ def test_a_read_that_fails_is_a_reason(folder, directory, caplog, monkeypatch):
     monkeypatch.setattr(os, "preadv", failing)
 
     assert identify(local(folder), directory) is None
-    assert reason_in(caplog).endswith("cannot be read (Input/output error): set weight_version")
+    assert reason_in(caplog) == (
+        f"{folder / 'config.json'} cannot be read (Input/output error): set weight_version"
+    )
 
 
 # As the engine has read it
@@ -492,6 +496,22 @@ def test_nothing_more_is_read_once_a_file_has_changed(folder, directory, when_ha
     assert set(reads) == {"config.json"}
 
 
+def test_a_stamp_that_is_never_the_same_leaves_no_identity(folder, directory, caplog):
+    name, take = folder / "model-1.safetensors", Stamp.take.__func__
+    looks = Counter()
+
+    def unsteady(cls, path):
+        looks[path] += 1
+        found = take(cls, path)
+        is_off = path == str(name) and looks[path] == 2
+        return msgspec.structs.replace(found, mtime_ns=1) if is_off else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stamp, "take", classmethod(unsteady))
+        assert identify(local(folder), directory) is None
+    assert reason_in(caplog) == ("model-1.safetensors is never twice the same: set weight_version")
+
+
 def test_a_file_that_is_added_meanwhile_leaves_no_identity(folder, directory, when_hashed, caplog):
     when_hashed(lambda done: (folder / "more_config.json").write_text("{}"))
 
@@ -691,6 +711,21 @@ def test_one_that_reads_slowly_is_closed_at_once(folder, directory, monkeypatch,
 
     assert told == []
     assert "identity.unknown" not in caplog.text
+
+
+def test_it_reads_with_a_priority_that_what_it_tells_does_not_inherit(
+    folder, directory, when_hashed
+):
+    niceness = []
+
+    def note(_):
+        niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    when_hashed(note)
+    begin(local(folder), directory, note).join()
+
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert niceness == [19, 19, 19, 19, own] != [own] * 5
 
 
 def test_nothing_is_told_after_it_was_closed(folder, directory, when_hashed):
