@@ -5,8 +5,10 @@ Run as a script with the folder of a model, it prints the digest of that model's
 
 import copy
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from environment import restored_environment
 from fakes import media_config
@@ -21,9 +23,11 @@ from vllm.v1.kv_cache_interface import (
     MLAAttentionSpec,
 )
 
+from flexkv_connectors.common import origin
+from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.vllm.deployment import Deployment, translate
-from flexkv_connectors.vllm.identity import namespace_of, why_no_ssd
-from flexkv_core.config import parse_config
+from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
+from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.namespace import Namespace
 
 PAGE_TOKENS = 32
@@ -91,9 +95,18 @@ def deployment_of(config: VllmConfig, num_draft_layers: int = 0, **options: Any)
     return translate(config, declared_cache(config, num_draft_layers), parse_config(options))
 
 
-def identify(config: VllmConfig, **options: Any) -> Namespace:
-    """Return the namespace with our `options`."""
-    return namespace_of(config, declared_cache(config), deployment_of(config, **options))
+def identify(config: VllmConfig, **options: Any) -> Namespace | None:
+    """Return the namespace with our `options`; None if files do not say of what."""
+    deployment = deployment_of(config, **options)
+    return find(origin_of(config, declared_cache(config), deployment), deployment.cache)
+
+
+def find(found: Origin, cache: CacheConfig) -> Namespace | None:
+    """Return the namespace of an engine that starts now."""
+    namespaces: list[Namespace] = []
+    with mock.patch.object(origin, "engine_start_s", time.time):
+        found.find(cache, namespaces.append).join()
+    return namespaces[0] if namespaces else None
 
 
 def reason_of(config: VllmConfig, **options: Any) -> str | None:

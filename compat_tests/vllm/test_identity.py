@@ -37,7 +37,7 @@ def differences(one, other):
 
 
 def test_a_namespace_says_what_the_blocks_are(plain):
-    assert plain.model.startswith("local:")
+    assert plain.model.startswith("content:")
     assert msgspec.structs.replace(plain, model="") == Namespace(
         model="",
         weight_version="",
@@ -83,7 +83,7 @@ CHANGES = {
     "hf-overrides": ({"hf_overrides": {"rope_theta": 5.0}}, {"overrides"}),
     "hf-overrides, nested": ({"hf_overrides": LONG_ROPE}, {"overrides"}),
     "model-impl": ({"model_impl": "transformers"}, {"overrides"}),
-    "load-format": ({"load_format": "pt"}, {"overrides"}),
+    "load-format": ({"load_format": "safetensors"}, {"overrides"}),
     "disable-sliding-window": ({"disable_sliding_window": True}, {"overrides"}),
     "code-revision": ({"code_revision": "v2"}, {"overrides"}),
 }
@@ -187,15 +187,17 @@ def test_a_configuration_from_elsewhere_counts_by_its_content(
     assert differences(plain, identity.identify(config_of(hf_config_path=str(own)))) == set()
 
 
-def test_other_weights_under_the_same_path_are_another_model(identity, config_of, model, tmp_path):
+def test_one_other_weight_under_the_same_path_is_another_model(
+    identity, config_of, model, tmp_path
+):
     folder = shutil.copytree(model("oracle"), tmp_path / "model")
     config = identity.engine_config(folder)
     before = identity.identify(config)
-    weights = folder / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    for position in range(len(content) // 2, len(content), 512):
-        content[position] ^= 1
-    weights.write_bytes(content)
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, 2)
+        last = weights.read(1)[0]
+        weights.seek(-1, 2)
+        weights.write(bytes([last ^ 1]))
 
     assert before == identity.identify(config_of())
     assert differences(before, identity.identify(config)) == {"model"}

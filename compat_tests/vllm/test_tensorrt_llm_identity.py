@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from flexkv_connectors.tensorrt_llm.deployment import translate
-from flexkv_connectors.tensorrt_llm.identity import namespace_of
+from flexkv_connectors.tensorrt_llm.identity import origin_of
 from flexkv_connectors.tensorrt_llm.requests import chain_of
 from flexkv_connectors.tensorrt_llm.settings import read_settings
 from flexkv_core.config import parse_config
 
 
-def namespace(folder, ranks=1, rank=0, **options):
-    """Return the namespace of an engine with these arguments of TensorRT-LLM."""
+def origin(folder, ranks=1, rank=0, **options):
+    """Return the origin of the blocks of an engine with these arguments of TensorRT-LLM."""
     arguments = SimpleNamespace(
         model=str(folder),
         dtype="bfloat16",
@@ -36,16 +36,18 @@ def namespace(folder, ranks=1, rank=0, **options):
     )
     settings = read_settings(arguments)
     deployment = translate(settings, parse_config(options), rank)
-    return namespace_of(settings, deployment), deployment
+    return origin_of(settings, deployment), deployment
 
 
 @pytest.mark.parametrize("kind", ["demo", "mla"])
 def test_both_engines_name_the_same_blocks(model, kind):
-    from identity_rig import engine_config, identify
+    from identity_rig import engine_config, find, identify
 
     folder = model(kind)
-    ours, _ = namespace(folder, max_tp=1)
-    assert ours == identify(engine_config(folder, dtype="bfloat16"), max_tp=1)
+    ours, deployment = origin(folder, max_tp=1)
+    assert find(ours, deployment.cache) == identify(
+        engine_config(folder, dtype="bfloat16"), max_tp=1
+    )
 
 
 def test_a_rank_has_the_columns_of_a_rank_of_vllm(model):
@@ -54,7 +56,7 @@ def test_a_rank_has_the_columns_of_a_rank_of_vllm(model):
     folder = model("demo")
     for rank in range(2):
         theirs = deployment_of(at_rank(engine_config(folder), rank, 2))
-        _, ours = namespace(folder, ranks=2, rank=rank)
+        _, ours = origin(folder, ranks=2, rank=rank)
         assert ours.columns == theirs.columns
         assert ours.block_format == theirs.block_format
         assert ours.owners == theirs.owners

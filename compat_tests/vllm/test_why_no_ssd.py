@@ -1,6 +1,7 @@
 """Whose blocks may outlive the engine: those of models and bytes that can be told apart later."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -46,30 +47,27 @@ def hub_model(identity, config, folder, revision=None):
     return identity.changed(config, "load_config", download_dir=str(folder))
 
 
-def test_a_branch_of_the_hub_is_no_version(identity, config_of, tmp_path):
-    config = hub_model(identity, config_of(), tmp_path)
-
-    assert identity.reason_of(config) == (
-        "the commit of org/model is not known: set --revision or weight_version"
-    )
-    assert identity.reason_of(config, weight_version="1") is None
-
-
-def test_a_commit_of_the_hub_is_one(identity, config_of, tmp_path):
+def test_a_model_that_is_not_on_this_machine_needs_a_version_of_the_user(
+    identity, config_of, tmp_path, caplog
+):
     config = hub_model(identity, config_of(), tmp_path, revision=COMMIT)
 
-    assert identity.reason_of(config) is None
-    assert identity.identify(config).model == f"hub:org/model@{COMMIT}"
+    assert identity.identify(config) is None
+    assert "set weight_version" in caplog.text
+    assert identity.identify(config, weight_version="1").model.startswith("named:")
 
 
-def test_a_branch_is_resolved_where_vllm_has_downloaded_it_to(identity, config_of, tmp_path):
-    reference = tmp_path / "models--org--model" / "refs" / "main"
-    reference.parent.mkdir(parents=True)
-    reference.write_text(COMMIT)
+def test_a_branch_is_resolved_where_vllm_has_downloaded_it_to(
+    identity, config_of, model, tmp_path, monkeypatch
+):
+    repository = tmp_path / "models--org--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(model("oracle"), repository / "snapshots" / COMMIT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     config = hub_model(identity, config_of(), tmp_path)
 
-    assert identity.reason_of(config) is None
-    assert identity.identify(config).model == f"hub:org/model@{COMMIT}"
+    assert identity.identify(config).model == identity.identify(config_of()).model
 
 
 PACKED = {
@@ -115,6 +113,8 @@ def test_pictures_that_vllm_numbers_are_not_kept(
     identity, config_of, cache_gb, prefix_caching, is_kept
 ):
     config = config_of(enable_prefix_caching=prefix_caching)
-    reason = identity.reason_of(identity.with_media(config, mm_processor_cache_gb=cache_gb))
+    config = identity.with_media(config, mm_processor_cache_gb=cache_gb)
+    reason = identity.reason_of(config, media_ids_are_hashes=True)
 
     assert (reason is None) == is_kept
+    assert identity.reason_of(config) is None  # they stay in memory then

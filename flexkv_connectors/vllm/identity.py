@@ -114,11 +114,11 @@ def _sources(vllm_config: "VllmConfig", cache: CacheConfig) -> dict[str, Checkpo
     if draft is not None:
         draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
         sources["draft"] = _source(draft, draft_load or load, cache)
-    if model.hf_config_path not in (None, model.model):
+    if _has_own_config(model, load):
         sources["config"] = Checkpoint(
-            model=model.hf_config_path,
-            revision=getattr(model, "_hf_config_revision", None) or model.revision,
-            hub_cache=_hub_cache(load),
+            model=model.hf_config_path or model.model,
+            revision=getattr(model, "_hf_config_revision", None) or _commit(model.revision),
+            hub_cache=hub_cache_folder(),
             weights=False,
         )
     if scales := getattr(model.multimodal_config, "mm_encoder_fp8_scale_path", None):
@@ -131,11 +131,26 @@ def _source(model: "ModelConfig", load: "LoadConfig", cache: CacheConfig) -> Che
         return Checkpoint(model=model.model_weights, hub_cache=_hub_cache(load), weights=False)
     return source_of(
         model.model,
-        model.revision,
+        _commit(model.revision),
         hub_cache=_hub_cache(load),
         load_format=str(load.load_format),
         cache=cache,
     )
+
+
+def _has_own_config(model: "ModelConfig", load: "LoadConfig") -> bool:
+    """Tell whether the configuration is not read from where the weights are.
+
+    vLLM downloads weights into `download_dir`, and what describes them into the hub's own cache.
+    """
+    if model.hf_config_path not in (None, model.model):
+        return True
+    return load.download_dir is not None and not Path(model.model).exists()
+
+
+def _commit(revision: str | None) -> str | None:
+    """Return the commit that vLLM has resolved a revision to; newer versions say it."""
+    return getattr(revision, "resolved", None) or revision
 
 
 def _hub_cache(load: "LoadConfig") -> Path:

@@ -153,16 +153,15 @@ def test_directories_that_cannot_be_used_are_refused_before_the_model_is_known(
         open_share(HeldOrigin(), ssd_cache_dir=str(tmp_path / "file"))
 
 
-def test_directories_that_fail_later_leave_the_tier_off(open_share, tmp_path, caplog):
+def test_directories_that_fail_later_leave_the_tier_off(open_share, tmp_path):
     origin = HeldOrigin()
     folder = tmp_path / "ssd"
     share = open_share(origin, ssd_cache_dir=str(folder))
     shutil.rmtree(folder)
     folder.touch()
-    origin.then(make_namespace())
-    report = share.take_report()
-    assert (report.capacity_blocks, report.is_recovered) == (0, True)
-    assert "tier.off" in caplog.text
+    with pytest.raises(ConfigError, match="cannot be used"):
+        origin.then(make_namespace())
+    assert share._tier is None
 
 
 def test_a_generation_that_was_begun_is_told_once(share):

@@ -11,7 +11,7 @@ from flexkv_connectors.common import origin
 from flexkv_connectors.sglang.identity import origin_of, why_no_identity
 from flexkv_core.namespace import Namespace
 
-DIGEST = "6ade79af281261e866b8b333c9020735f9079b81fa252039c06518071376d953"
+DIGEST = "03ec3bc13a9a32de5380a3c1fcb661c215ed085e1f019dbea34705a1d8a681f5"
 """Of the model below: with another one, what is on disk would miss, and vLLM's blocks as well."""
 
 

@@ -1,7 +1,11 @@
 """Blocks on SSD outlive the engine, and are never waited for."""
 
+import time
+
 import pytest
 from engine_double import PAGE, Engine, Request
+
+from flexkv_connectors.common import origin
 
 
 @pytest.fixture(autouse=True)
@@ -10,6 +14,7 @@ def options(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEXKV_SSD_CACHE_GB", "0.1")
     monkeypatch.setenv("FLEXKV_SSD_CACHE_DIR", str(tmp_path / "ssd"))
     monkeypatch.setenv("FLEXKV_BLOCK_TOKENS", str(2 * PAGE))
+    monkeypatch.setattr(origin, "engine_start_s", time.time)  # later than it wrote the model
 
 
 @pytest.fixture
@@ -23,7 +28,9 @@ def start(tmp_path):
         (tmp_path / "model").mkdir(exist_ok=True)
         engines.append(Engine(tmp_path / "model", **settings).register())
         for worker in engines[-1].workers:
-            worker._half._share.ssd._tier.wait_recovered()
+            ssd = worker._half._share.ssd
+            ssd._identification.join()
+            ssd._tier.wait_recovered()
         return engines[-1]
 
     yield start
