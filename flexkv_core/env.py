@@ -4,12 +4,16 @@
     FLEXKV_<OPTION>      one option, such as FLEXKV_CPU_CACHE_GB=16; an empty value sets nothing
     HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   where models from the hub lie on this machine
 
+    FLEXKV_ENGINE_STARTED   when the engine started; we set it ourselves, for the engine's processes
+
 Any other FLEXKV_* variable is a mistake, but for two kinds that others own: what SGLang reads
 itself, and what Kubernetes sets in every container once a service's name begins with "flexkv".
 """
 
+import math
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +24,24 @@ import yaml
 from flexkv_core.config import check_option
 from flexkv_core.errors import ConfigError
 
-__all__ = ["Layer", "hub_cache_folder", "read_environment", "read_layers"]
+__all__ = [
+    "Layer",
+    "engine_start_s",
+    "hub_cache_folder",
+    "mark_engine_start",
+    "read_environment",
+    "read_layers",
+]
 
 _PREFIX = "FLEXKV_"
 _CONFIG_PATH = "FLEXKV_CONFIG_PATH"
+_ENGINE_STARTED = "FLEXKV_ENGINE_STARTED"
 _SGLANG_VARIABLES = frozenset(
     {"FLEXKV_ENABLE_LAYERWISE_TRANSFER", "FLEXKV_LAYERWISE_EVENTFD_CONNECT_MAX_RETRIES"}
 )
+_START_FIELD = 19
+"""Of /proc/self/stat, counted behind the name: ticks between the machine's start and ours."""
+
 _KUBERNETES_NAME = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -87,9 +102,42 @@ def hub_cache_folder() -> Path:
     return Path(cache).expanduser() / "huggingface" / "hub"
 
 
+def mark_engine_start() -> None:
+    """Let the processes that this one starts know when the engine started.
+
+    Call it in the first process of an engine: it reads the model's configuration before it starts
+    those that read the weights, and what was changed in between was read by halves.
+    """
+    os.environ[_ENGINE_STARTED] = repr(engine_start_s())
+
+
+def engine_start_s() -> float:
+    """Return when the first process of this engine started, on the clock of the wall.
+
+    That is this process, unless an earlier one has called `mark_engine_start`.
+    """
+    try:
+        marked_s = float(os.environ.get(_ENGINE_STARTED, "inf"))
+    except ValueError:
+        marked_s = math.inf
+    return min(_process_start_s(), math.inf if math.isnan(marked_s) else marked_s)
+
+
+def _process_start_s() -> float:
+    """Return when this process started; now, if the system does not say."""
+    try:
+        stat = Path("/proc/self/stat").read_text("utf-8", "replace")
+    except OSError:
+        return time.time()
+    # The name of the process stands in brackets and may hold anything.
+    after_name = stat.rpartition(")")[2].split()
+    started_s = int(after_name[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
+
+
 def _is_foreign(name: str, value: str) -> bool:
     """Tell whether a variable with our prefix belongs to somebody else."""
-    if name in _SGLANG_VARIABLES or _KUBERNETES_NAME.fullmatch(name):
+    if name == _ENGINE_STARTED or name in _SGLANG_VARIABLES or _KUBERNETES_NAME.fullmatch(name):
         return True
     return name.endswith("_PORT") and _KUBERNETES_ADDRESS.fullmatch(value) is not None
 

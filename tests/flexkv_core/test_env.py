@@ -1,10 +1,18 @@
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from flexkv_core.config import parse_config
-from flexkv_core.env import hub_cache_folder, read_environment
+from flexkv_core.env import (
+    engine_start_s,
+    hub_cache_folder,
+    mark_engine_start,
+    read_environment,
+)
 from flexkv_core.errors import ConfigError
 
 
@@ -227,3 +235,59 @@ def test_the_hub_cache_is_where_the_hubs_client_keeps_it(environment, variables,
         environment.setenv(name, value)
 
     assert hub_cache_folder() == Path(folder)
+
+
+PROGRAM = """
+from flexkv_core.env import engine_start_s, mark_engine_start, read_environment
+import subprocess, sys, time
+assert read_environment() == {}
+print(engine_start_s())
+if len(sys.argv) > 2:
+    mark_engine_start()
+    subprocess.run([sys.executable, "-c", sys.argv[1], sys.argv[1]], check=True)
+"""
+
+
+def run(*more):
+    command = [sys.executable, "-c", PROGRAM, PROGRAM, *more]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [float(line) for line in done.stdout.split()]
+
+
+def test_an_engine_starts_with_its_own_process():
+    before_s = time.time()
+    [start_s] = run()
+
+    assert before_s - 0.1 < start_s < time.time()
+    assert engine_start_s() < before_s
+
+
+def test_a_process_that_the_engine_starts_knows_when_the_engine_did():
+    first_s, second_s = run("with a child")
+
+    assert abs(second_s - first_s) < 0.03  # two looks at clocks of ticks
+
+
+def test_a_mark_of_an_earlier_process_stays(environment):
+    environment.setenv("FLEXKV_ENGINE_STARTED", "1000.5")
+    mark_engine_start()
+
+    assert engine_start_s() == 1000.5
+    assert read_environment() == {}
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "nan", "inf", str(time.time() + 1000)])
+def test_a_mark_that_cannot_be_right_is_not_believed(environment, text):
+    own_s = engine_start_s()
+    environment.setenv("FLEXKV_ENGINE_STARTED", text)
+
+    assert abs(engine_start_s() - own_s) < 0.03
+
+
+def test_without_a_process_table_the_engine_starts_now(monkeypatch):
+    def refuse(*_):
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+
+    assert time.time() - engine_start_s() < 5

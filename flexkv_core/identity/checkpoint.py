@@ -1,0 +1,280 @@
+"""Which files of a model decide its KV: a function of the model alone.
+
+Weights, configurations and code. Engines choose weights in slightly different ways; where they do,
+all that one of them would read counts, so that nothing is read which the identity does not cover.
+Tokenizers, generation settings, documents and a second format of the same weights do not count:
+copies that differ in them are the same model.
+
+The rules were read from the loaders of vLLM @ 0.32 and SGLang @ 0.5.23.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+__all__ = [
+    "Checkpoint",
+    "adapter_files",
+    "find_checkpoint",
+    "is_commit",
+    "model_files",
+    "repository_of",
+    "why_elsewhere",
+]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHARD_OF_GGUF = re.compile(r"(.+)-\d{5}(-of-\d{5}\.gguf)")
+
+_READ_AS_AUTO = frozenset(
+    {"auto", "fastsafetensors", "hf", "instanttensor", "runai_streamer", "safetensors"}
+)
+_CHOICES = {"gguf": "*.gguf", "mistral": "consolidated*.safetensors", "pt": "*.pt"}
+"""Load formats with a choice of their own."""
+
+_INSTEAD_OF_SAFETENSORS = ("*.bin", "*.pt", "*.pth", "*.gguf")
+_LEFT_BY_TRAINING = (
+    "optimizer.bin",
+    "optimizer.pt",
+    "scaler.pt",
+    "scheduler.pt",
+    "training_args.bin",
+)
+"""Ends of names that engines skip, too."""
+
+_INDEX = "model.safetensors.index.json"
+_READ_BESIDE_AN_INDEX = ("consolidated*.safetensors", "mtp.safetensors")
+"""What is read though no index names it: the first by vLLM's "auto", which prefers Mistral's own
+format, the second by SGLang for GLM."""
+
+_ENDINGS = (".bin", ".gguf", ".json", ".pt", ".pth", ".py", ".safetensors")
+"""Of names that are files wherever they count."""
+
+_OTHER_FORMATS = ("checkpoint-*", "coreml", "gguf", "metal", "onnx", "openvino", "original")
+"""Folders inside a model in which no engine looks for weights."""
+
+_CONFIGS = ("*config.json", "params.json")
+_NOT_CONFIGS = frozenset({"generation_config.json", "tokenizer_config.json"})
+_ADAPTER_CONFIGS = ("adapter_config.json", "added_tokens.json")
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+"""vLLM reads the first that is there, whatever else is."""
+
+_OTHER_MODELS = ("audio_model_id", "text_model_id")
+"""Settings of Ultravox that name repositories whose weights are read, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Where an engine reads a model from."""
+
+    model: str
+    """A local folder or file, or a hub id, as the engine was given it."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; None for "main"."""
+
+    hub_cache: Path
+    """The folder of the hub's client into which the engine downloads this model."""
+
+    load_format: str = "auto"
+    """The engine's name of the format: vLLM and SGLang share them."""
+
+    weights: bool = True
+    """Whether the weights are read from here and are to be looked at. If not, configuration and
+    code alone decide: the user has named the weights, or the engine reads them elsewhere."""
+
+
+def find_checkpoint(model: str, revision: str | None = None, *, hub_cache: Path) -> Path | None:
+    """Return where the files of `model` lie on this machine, None if they do not.
+
+    The arguments are those of `Checkpoint`. A revision stands for the commit that the hub's client
+    last saw under it.
+    """
+    path = Path(model)
+    if path.exists():
+        return path
+    repository = repository_of(model, hub_cache)
+    path = repository / "snapshots" / _commit_of(repository, revision or "main")
+    return path if path.exists() else None
+
+
+def repository_of(model: str, hub_cache: Path) -> Path:
+    """Return the folder of a hub id in the cache of the hub's client."""
+    return hub_cache / f"models--{model.replace('/', '--')}"
+
+
+def is_commit(revision: str) -> bool:
+    """Tell whether `revision` can mean only one state of a repository."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def model_files(path: Path, load_format: str, *, weights: bool) -> list[Path]:
+    """Return the files that decide a model's KV, sorted.
+
+    Args:
+        path: The model's folder, or a single file that is all of it.
+        load_format: As in `Checkpoint`, as is the next.
+        weights: Whether the weights count.
+
+    Raises:
+        OSError: A folder cannot be read, or the weights are not there.
+    """
+    if not path.is_dir():
+        return _shards_of(path) if weights else []
+    files: list[Path] = []
+    has_weights = False
+    for folder, names in _folders(path, (os.path.realpath(path),)):
+        is_top = folder == path
+        chosen = set[str]()
+        if weights and not _is_other_format(folder.relative_to(path)):
+            chosen = _weights(folder, names, load_format if is_top else "auto")
+            has_weights = has_weights or bool(chosen)
+        if is_top or chosen:
+            chosen |= _configs(names)
+        chosen |= _matching(names, "*.py")
+        files += (folder / name for name in chosen)
+    if weights and not has_weights:
+        msg = f"there are no weight files in {path}"
+        raise FileNotFoundError(msg)
+    return sorted(files)
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """Return the files that decide what a LoRA adds, sorted.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    names = _names(folder)
+    chosen = _matching(names, *_ADAPTER_CONFIGS, "new_embeddings.*")
+    chosen |= set([name for name in _ADAPTER_WEIGHTS if name in names][:1])
+    return sorted(folder / name for name in chosen | _weights(folder, names, "auto"))
+
+
+def why_elsewhere(path: Path, load_format: str, *, weights: bool) -> str | None:
+    """Name what the engine reads that does not lie among `model_files`, if anything does.
+
+    Returns:
+        One clause for a person.
+
+    Raises:
+        OSError: A configuration cannot be read.
+    """
+    if weights and load_format not in _READ_AS_AUTO and load_format not in _CHOICES:
+        return f"load_format={load_format} does not say which weights are read"
+    if not path.is_dir():
+        return None
+    for name in sorted(_configs(_names(path))):
+        settings = _read_json(path / name)
+        if any("--" in value for value in _strings(settings.get("auto_map"))):
+            return f"{name} takes the model's code from another repository"
+        if weights and any(isinstance(settings.get(key), str) for key in _OTHER_MODELS):
+            return f"{name} takes weights from another repository"
+    return None
+
+
+def _commit_of(repository: Path, revision: str) -> str:
+    """Return the commit that the hub's client last saw under `revision`, else `revision`."""
+    if is_commit(revision):
+        return revision
+    reference = repository / "refs" / revision
+    commit = reference.read_text("utf-8", "replace").strip() if reference.is_file() else ""
+    return commit if is_commit(commit) else revision
+
+
+def _folders(folder: Path, inside: tuple[str, ...]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield `folder` and those below it, each with the names of its files; never a hidden one.
+
+    Args:
+        folder: Where to begin.
+        inside: The real paths of `folder` and those above it: a link back to one ends there.
+    """
+    names: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith("."):
+                # Following the many links of a hub's snapshot would cost as much as a stat each.
+                is_folder = not entry.name.endswith(_ENDINGS) and entry.is_dir()
+                (folders if is_folder else names).append(entry.name)
+    yield folder, names
+    for name in folders:
+        real = os.path.realpath(folder / name)
+        if real not in inside:
+            yield from _folders(folder / name, (*inside, real))
+
+
+def _names(folder: Path) -> list[str]:
+    _, names = next(_folders(folder, ()))
+    return names
+
+
+def _weights(folder: Path, names: list[str], load_format: str) -> set[str]:
+    """Return the weights among the files of a folder, and their index."""
+    pattern = _CHOICES.get(load_format)
+    if pattern is not None:
+        found = _matching(names, pattern)
+    elif found := _matching(names, "*.safetensors"):
+        pattern = "*.safetensors"
+        if _INDEX in names:
+            indexed = _weight_map(folder / _INDEX)
+            found &= (indexed or found) | _matching(found, *_READ_BESIDE_AN_INDEX)
+        # Some models read one by its own name, such as mask_embedding.pt.
+        found |= _matching(names, "*.pt")
+    else:
+        choices = ((pattern, _matching(names, pattern)) for pattern in _INSTEAD_OF_SAFETENSORS)
+        pattern, found = next((choice for choice in choices if choice[1]), ("", set()))
+    return found | _matching(names, f"*{Path(pattern).suffix}.index.json") if found else found
+
+
+def _weight_map(index: Path) -> set[str]:
+    """Return the files that an index names; none if it is none that an engine could read."""
+    return set(_strings(_read_json(index).get("weight_map")))
+
+
+def _configs(names: Iterable[str]) -> set[str]:
+    return _matching(names, *_CONFIGS) - _NOT_CONFIGS
+
+
+def _matching(names: Iterable[str], *patterns: str) -> set[str]:
+    """Return the names of one of the `patterns` that are not leftovers of a training."""
+    return {
+        name
+        for name in names
+        if not name.endswith(_LEFT_BY_TRAINING) and any(fnmatch(name, p) for p in patterns)
+    }
+
+
+def _is_other_format(folder: Path) -> bool:
+    return any(fnmatch(part, pattern) for part in folder.parts for pattern in _OTHER_FORMATS)
+
+
+def _shards_of(path: Path) -> list[Path]:
+    """Return a file, and those that it is one of many of."""
+    match = _SHARD_OF_GGUF.fullmatch(path.name)
+    if match is None:
+        return [path]
+    first, last = match.groups()
+    pattern = re.compile(re.escape(first) + r"-\d{5}" + re.escape(last))
+    return sorted(path.parent / name for name in _names(path.parent) if pattern.fullmatch(name))
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    """Return what a JSON file maps, nothing if it maps nothing; as lenient as the engines."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield the strings among the values of nested mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

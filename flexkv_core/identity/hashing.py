@@ -1,0 +1,141 @@
+"""Reads whole files for their digests, at the expense of nobody.
+
+What is in the page cache stays there, what is not does not stay; the disk serves everybody else
+first, and a slow share is busy for half of the time at most.
+"""
+
+import ctypes
+import os
+import platform
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha1, sha256
+from typing import Annotated
+
+import msgspec
+
+__all__ = ["Digests", "FileHasher", "digest_of_files", "yield_to_others"]
+
+_CHUNK_BYTES = 4 * 2**20
+_SHA256_DIGITS = 64
+
+_NICEST = 19
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+_IOPRIO_THIS_THREAD = (1, 0)
+_IOPRIO_IDLE = 3 << 13
+
+
+class Digests(msgspec.Struct, frozen=True, array_like=True):
+    """What identifies the content of a file."""
+
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    git: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{40}$")] | None = None
+    """By which git would call it; None if nobody asked."""
+
+    def are(self, name: str) -> bool:
+        """Tell whether a digest of either kind is the right one."""
+        return name in (self.sha256, self.git)
+
+    def can_tell(self, name: str | None) -> bool:
+        """Tell whether `are` can be asked about a digest of that length."""
+        return name is None or len(name) == _SHA256_DIGITS or self.git is not None
+
+
+class FileHasher:
+    """Hashes files, one after the other, through one buffer.
+
+    Thread: the one that hashes.
+    """
+
+    def __init__(self, stop: threading.Event, progress: Callable[[int], None]) -> None:
+        """Prepare.
+
+        Args:
+            stop: Ends the work soon.
+            progress: Told how many bytes have been hashed since the last time.
+        """
+        self._stop = stop
+        self._progress = progress
+        self._buffer = memoryview(bytearray(_CHUNK_BYTES))
+
+    def hash(self, path: str, *, for_git: bool) -> Digests | None:
+        """Return the digests of a file, None if it was stopped first.
+
+        Args:
+            path: A plain file.
+            for_git: Whether to make git's digest, too.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with _opened(path) as fd:
+            content = sha256()
+            # The name that git gave it, not a safeguard: the identity is made of SHA-256 alone.
+            as_git = sha1(b"blob %d\0" % os.fstat(fd).st_size, usedforsecurity=False)
+            offset = 0
+            while not self._stop.is_set():
+                chunk = self._read(fd, offset)
+                if not chunk:
+                    return Digests(content.hexdigest(), as_git.hexdigest() if for_git else None)
+                content.update(chunk)
+                if for_git:
+                    as_git.update(chunk)
+                offset += len(chunk)
+                self._progress(len(chunk))
+        return None
+
+    def _read(self, fd: int, offset: int) -> memoryview:
+        """Return the next bytes, none at the end; what the page cache lacks is not left there."""
+        num_cached = self._read_cached(fd, offset)
+        if num_cached == len(self._buffer):
+            return self._buffer
+        begin_s = time.monotonic()
+        # In the same step: where it stopped, the kernel has begun to read what we asked for.
+        num_read = os.preadv(fd, [self._buffer[num_cached:]], offset + num_cached)
+        os.posix_fadvise(fd, offset + num_cached, num_read, os.POSIX_FADV_DONTNEED)
+        self._stop.wait(time.monotonic() - begin_s)
+        return self._buffer[: num_cached + num_read]
+
+    def _read_cached(self, fd: int, offset: int) -> int:
+        """Read what is in the page cache up to the first gap; return its length."""
+        try:
+            return os.preadv(fd, [self._buffer], offset, os.RWF_NOWAIT)
+        except OSError:  # nothing is, or the file system does not say
+            return 0
+
+
+def digest_of_files(digests: Mapping[str, Digests]) -> bytes:
+    """Return 32 bytes that are equal exactly if the names of files and their contents are."""
+    # Each part has a length of its own kind, so that no two lists read alike.
+    parts = [
+        sha256(os.fsencode(name)).digest() + bytes.fromhex(found.sha256)
+        for name, found in sorted(digests.items())
+    ]
+    return sha256(b"flexkv-model-v2" + b"".join(parts)).digest()
+
+
+def yield_to_others() -> None:
+    """Give the calling thread the lowest priority for processors and disks, as far as possible."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, *_IOPRIO_THIS_THREAD, _IOPRIO_IDLE)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Open a plain file, without reading ahead."""
+    # Without O_NONBLOCK, opening a named pipe would wait for ever.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            msg = f"{path} is not a plain file"
+            raise OSError(msg)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,187 @@
+"""Finds what the checkpoints of an engine hold, without anybody waiting for it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from flexkv_core.errors import FlexKVError
+from flexkv_core.identity.as_read import FoundFile, Judge, Mounts, Survey, survey, why_changed
+from flexkv_core.identity.checkpoint import Checkpoint
+from flexkv_core.identity.hashing import Digests, FileHasher, digest_of_files, yield_to_others
+from flexkv_core.identity.memory import Memory
+from flexkv_core.identity.progress import Progress
+from flexkv_core.identity.stamps import Stamp
+
+__all__ = ["Identification"]
+
+logger = logging.getLogger(__name__)
+
+_SETTLED_S = 2.0
+"""A file that was changed less than this before it is read may be changed again within one tick of
+its file system's clock, and keep its stamp: its digest is not remembered."""
+
+_Surveys = dict[str, Survey]
+
+
+class Identification:
+    """Finds what checkpoints hold, on a thread of its own if it is not remembered.
+
+    An identity covers all that an engine reads of a model, and two engines that read the same have
+    the same. If what lies there now may not be what the engine has read, there is none, and one
+    warning says why.
+
+    Thread: any.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Checkpoint],
+        directories: Sequence[Path],
+        started_s: float,
+        then: Callable[[Mapping[str, str]], None],
+    ) -> None:
+        """Begin. Call it once the engine has read its weights.
+
+        Args:
+            checkpoints: By what they are to the engine.
+            directories: Where digests are remembered: in the first that can be written to.
+            started_s: When the engine started, on the clock of the wall (`env.engine_start_s`).
+            then: Is given the identities, by what they are to the engine. It is called at most
+                once: before this returns if everything is remembered, else on the thread. An error
+                of ours that it raises is logged.
+
+        Cost: one stat a file.
+        """
+        self._checkpoints = checkpoints
+        self._judge = Judge(started_s, Mounts.read())
+        self._then = then
+        self._memory = Memory(directories)
+        self._digests: dict[Stamp, Digests] = {}
+        self._stop = threading.Event()
+        self._calling = threading.RLock()
+        self._thread: threading.Thread | None = None
+        found = self._attempt(self._survey)
+        if found is not None and self._unknown(found):
+            self._thread = threading.Thread(
+                target=self._run, args=(found,), name="flexkv-identity", daemon=True
+            )
+            self._thread.start()
+        elif found is not None:
+            self._finish(found)
+
+    def close(self) -> None:
+        """Let the thread end soon. `then` is not called afterwards; if it is running, wait."""
+        self._stop.set()
+        with self._calling:
+            pass
+
+    def join(self) -> None:
+        """Wait until the thread has ended, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, before: _Surveys) -> None:
+        yield_to_others()
+        found = self._attempt(lambda: self._read(before))
+        if found is not None:
+            self._finish(found)
+
+    def _attempt(self, step: Callable[[], _Surveys | str]) -> _Surveys | None:
+        """Take a step; say what was against it, if anything was."""
+        try:
+            found = step()
+        except OSError as error:
+            found = _reason_of(error)
+        if not isinstance(found, str):
+            return found
+        if not self._stop.is_set():
+            logger.warning("identity.unknown: nothing outlives this process, because %s", found)
+        return None
+
+    def _survey(self) -> _Surveys | str:
+        """Return what lies there, or why that is not surely what the engine has read."""
+        found: _Surveys = {}
+        for role, checkpoint in self._checkpoints.items():
+            seen = survey(checkpoint)
+            if isinstance(seen, str):
+                return seen
+            found[role] = seen
+        return self._why_not(found) or found
+
+    def _why_not(self, found: _Surveys) -> str | None:
+        reasons = (self._judge.why_not(seen, self._digests) for seen in found.values())
+        return next(filter(None, reasons), None)
+
+    def _unknown(self, found: _Surveys) -> list[FoundFile]:
+        """Return the files whose content is not remembered."""
+        files = {file.stamp: file for seen in found.values() for file in seen.files}
+        for stamp, file in files.items():
+            digests = self._memory.get(stamp)
+            if digests is not None and digests.can_tell(file.blob):
+                self._digests[stamp] = digests
+        return [file for stamp, file in files.items() if stamp not in self._digests]
+
+    def _read(self, before: _Surveys) -> _Surveys | str:
+        """Read all that is not remembered, and look whether it stayed as it was."""
+        with self._memory.hashing(self._stop) as is_alone:
+            if is_alone:
+                # Another process may have done it while this one waited.
+                self._memory.reload()
+                self._hash(self._unknown(before))
+        if self._stop.is_set():
+            return "it was closed"
+        after = self._survey()
+        if isinstance(after, str):
+            return after
+        changes = (why_changed(seen, after[role]) for role, seen in before.items())
+        return next(filter(None, changes), None) or after
+
+    def _hash(self, files: Sequence[FoundFile]) -> None:
+        """Hash files until one turns out to be changed; remember each as soon as it is done."""
+        progress = Progress([file.stamp.size for file in files])
+        hasher = FileHasher(self._stop, progress.add)
+        for file in files:
+            stamp, begin_s = file.stamp, time.time()
+            digests = hasher.hash(stamp.path, for_git=file.is_named_by_git)
+            if digests is None or Stamp.take(stamp.path) != stamp:
+                return
+            self._digests[stamp] = digests
+            if not stamp.is_telling:
+                logger.info("identity.hashed_at_every_start path=%s: no times there", stamp.path)
+            elif self._judge.is_older(stamp, begin_s - _SETTLED_S):
+                self._memory.remember({stamp: digests})
+        progress.end()
+
+    def _finish(self, found: _Surveys) -> None:
+        """Tell what was found, unless it is other than its names said."""
+        if self._attempt(lambda: self._why_not(found) or found) is None:
+            return
+        self._memory.use(self._digests)
+        identities = {
+            role: self._identity(checkpoint, found[role])
+            for role, checkpoint in self._checkpoints.items()
+        }
+        with self._calling:
+            if self._stop.is_set():
+                return
+            try:
+                self._then(identities)
+            except FlexKVError as error:
+                logger.warning("identity.of_no_use: %s", error)
+
+    def _identity(self, checkpoint: Checkpoint, found: Survey) -> str:
+        if not found.files:
+            # Nothing of it is to be looked at: the user's name for the weights is beside this one.
+            name = f"{checkpoint.model}@{checkpoint.revision or ''}"
+            return f"named:{sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()}"
+        digests = {file.name: self._digests[file.stamp] for file in found.files}
+        return f"content:{digest_of_files(digests).hex()}"
+
+
+def _reason_of(error: OSError) -> str:
+    if error.strerror is None:
+        return f"{error}: set weight_version"
+    return f"{error.filename} cannot be read ({error.strerror}): set weight_version"

@@ -1,0 +1,221 @@
+"""Digests of files that were hashed before, shared by the engines that use a directory.
+
+    <directory>/.digests         magic, length, checksum, JSON; replaced as a whole
+    <directory>/.digests.lock    held while it is replaced
+    <directory>/.hashing         held by the one process that hashes
+
+Anything that is not as we would have written it counts as empty, and costs hashing again.
+"""
+
+import fcntl
+import logging
+import os
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from flexkv_core.identity.hashing import Digests
+from flexkv_core.identity.stamps import Stamp
+
+__all__ = ["Memory"]
+
+logger = logging.getLogger(__name__)
+
+_NAME = ".digests"
+_HASHING = ".hashing"
+
+_MAGIC = b"FLEXKVD1"
+_PREFIX = struct.Struct("<8sIQ")  # magic, bytes of JSON, their checksum
+_MAX_ENTRIES = 4096
+_MAX_BYTES = 4 * 2**20
+
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_LOCK_WAIT_S = 10.0
+"""The memory is locked for milliseconds."""
+
+_LOCK_POLL_S = 0.01
+_HASHING_POLL_S = 0.5
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    entries: list[tuple[Stamp, Digests]]
+    """The latest used last."""
+
+
+class Memory:
+    """Digests by stamp, in the first directory that can be written to; without one, in none.
+
+    A digest is of the file that has exactly its stamp: whoever finds another stamp there has to
+    hash again.
+
+    Thread: one at a time.
+    """
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        """Choose the directory and read what is remembered there."""
+        self._folder = next(filter(_is_usable, directories), None)
+        self._digests: dict[Stamp, Digests] = {}
+        self.reload()
+
+    def get(self, stamp: Stamp) -> Digests | None:
+        """Return what is remembered of a file."""
+        return self._digests.get(stamp)
+
+    def reload(self) -> None:
+        """Learn what others have remembered since."""
+        if self._folder is not None:
+            self._digests |= _read(self._folder / _NAME)
+
+    def use(self, digests: Mapping[Stamp, Digests]) -> None:
+        """Forget those of `digests` that are remembered later than others."""
+        self.remember({stamp: it for stamp, it in digests.items() if stamp in self._digests})
+
+    def remember(self, digests: Mapping[Stamp, Digests]) -> None:
+        """Keep digests, and forget the longest unused for them.
+
+        Other processes may do the same at the same time.
+        """
+        used = {stamp: it for stamp, it in digests.items() if _is_text(stamp.path)}
+        if self._folder is None or not used:
+            return
+        path = self._folder / _NAME
+        try:
+            with _held(path.with_name(path.name + ".lock"), _patience(_LOCK_WAIT_S)) as is_held:
+                if is_held:
+                    self._digests = _merge(path, used)
+        except OSError as error:
+            logger.warning("identity.not_remembered path=%s: %s", path, error.strerror)
+
+    def hashing(self, stop: threading.Event) -> AbstractContextManager[bool]:
+        """Be the only one who hashes, of those that share the directory.
+
+        Returns:
+            A context with whether it is so: False if `stop` was set before.
+
+        Raises:
+            OSError: The directory has gone.
+        """
+        if self._folder is None:
+            return nullcontext(enter_result=True)
+        return _held(self._folder / _HASHING, lambda: stop.wait(_HASHING_POLL_S))
+
+
+def _is_usable(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(_open_lock(folder / _HASHING))
+    except OSError:
+        return False
+    return True
+
+
+def _merge(path: Path, used: Mapping[Stamp, Digests]) -> dict[Stamp, Digests]:
+    """Add what was used to what is on the disk, if that changes it; return what is there then."""
+    before = list(_read(path).items())
+    after = [entry for entry in before if entry[0] not in used]
+    after += sorted(used.items(), key=lambda entry: entry[0].path)
+    after = after[-_MAX_ENTRIES:]
+    if after != before:
+        _replace(path, _pack(after))
+    return dict(after)
+
+
+def _pack(entries: list[tuple[Stamp, Digests]]) -> bytes:
+    """Return entries in the form of the file, without the first half as often as it takes."""
+    text = msgspec.json.encode(_Content(entries))
+    if len(text) > _MAX_BYTES:
+        return _pack(entries[-(len(entries) // 2) :])
+    return _PREFIX.pack(_MAGIC, len(text), xxh3_64_intdigest(text)) + text
+
+
+def _read(path: Path) -> dict[Stamp, Digests]:
+    """Return what is remembered; nothing if there is no such file of ours, or it is damaged."""
+    try:
+        fd = os.open(path, os.O_RDONLY | _FLAGS)
+        with os.fdopen(fd, "rb") as file:
+            content = file.read(_MAX_BYTES + _PREFIX.size) if _is_ours(fd) else b""
+    except OSError:
+        return {}
+    if len(content) < _PREFIX.size:
+        return {}
+    magic, length, stated = _PREFIX.unpack_from(content)
+    text = content[_PREFIX.size :]
+    if magic != _MAGIC or len(text) != length or xxh3_64_intdigest(text) != stated:
+        return {}
+    try:
+        return dict(msgspec.json.decode(text, type=_Content).entries)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file anew. Not flushed: a crash may cost it, and its checksum says so."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+    new.replace(path)
+
+
+@contextmanager
+def _held(path: Path, wait: Callable[[], bool]) -> Iterator[bool]:
+    """Hold a lock file, or none if `wait`, which is called until it is free, gave up."""
+    fd = _open_lock(path)
+    try:
+        is_held = _try_lock(fd)
+        while not is_held and not wait():
+            is_held = _try_lock(fd)
+        yield is_held
+        # A child that was forked meanwhile holds it, too, unless it is given back by name.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+
+
+def _try_lock(fd: int) -> bool:
+    """Take a lock if it is free; a file system without locks has nothing but free ones."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Two would hash the same file, or forget what the other has hashed: that costs time only.
+        return True
+    return True
+
+
+def _patience(seconds: float) -> Callable[[], bool]:
+    """Return what waits a moment, and tells whether `seconds` are over."""
+    end_s = time.monotonic() + seconds
+
+    def wait() -> bool:
+        time.sleep(_LOCK_POLL_S)
+        return time.monotonic() > end_s
+
+    return wait
+
+
+def _is_ours(fd: int) -> bool:
+    found = os.fstat(fd)
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _is_text(path: str) -> bool:
+    """Tell whether a name can be written in JSON: the kernel takes any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
