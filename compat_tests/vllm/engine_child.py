@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+import msgspec
 from prometheus_client import REGISTRY
 from vllm import EngineArgs, SamplingParams
 from vllm.lora.request import LoRARequest
@@ -118,6 +119,14 @@ class Engine:
         """Return, over all ranks, by how much each page differs from the one remembered."""
         ranks = self._llm.collective_rpc("page_differences", args=(self._page_ids(prompt),))
         return [max(page) for page in zip(*ranks, strict=True)]
+
+    def load_adapter(self, path: str, in_place: bool = False) -> None:
+        """Load an adapter ahead of its requests; with `in_place` even if it is loaded."""
+        self._llm.add_lora(msgspec.structs.replace(self._lora(path), load_inplace=in_place))
+
+    def remove_adapter(self, path: str) -> None:
+        """Take an adapter out of the workers."""
+        self._llm.remove_lora(self._loras[path])
 
     def sleep(self, level: int = 1) -> None:
         """Pause, and from level 1 on drop all caches."""

@@ -122,6 +122,14 @@ class EngineProcess(JsonChild):
         """Return the largest difference in each full page of `prompt` to the remembered one."""
         return self._call("page_differences", prompt=prompt)
 
+    def load_adapter(self, path: str, *, in_place: bool = False) -> None:
+        """Load an adapter, as `/v1/load_lora_adapter` does."""
+        self._call("load_adapter", path=path, in_place=in_place)
+
+    def remove_adapter(self, path: str) -> None:
+        """Take an adapter out of the workers."""
+        self._call("remove_adapter", path=path)
+
     def sleep(self, level: int = 1) -> None:
         """Put the engine to sleep."""
         self._call("sleep", level=level)
