@@ -5,7 +5,6 @@ working directory, else for a repository of the hub (`get_adapter_absolute_path`
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,25 +20,23 @@ class AdapterFiles(NamedTuple):
     """What vLLM reads of an adapter, as it lies there at one moment."""
 
     folder: Path
-    reference: Path | None
-    """The file that chose `folder` among the states of a repository, if one did."""
-
     files: tuple[FoundFile, ...]
-    places: tuple[Stamp, ...]
-    """Of `folder` and of `reference`, as far as a change of them says something."""
+    stamps: frozenset[Stamp]
+    """All that a change shows in: of the files, the folder, and the links on the way."""
 
-    @property
-    def stamps(self) -> Iterator[Stamp]:
-        """All that a change shows in."""
-        for file in self.files:
-            yield file.stamp
-            yield from file.links
-        yield from self.places
+    is_snapshot: bool
+    """Whether the hub's client may add files, which changes the folder and nothing else."""
 
     def have_changed(self) -> bool:
-        """Look again. Cost: about 50 us for files on this machine."""
+        """Look again. Cost: 17 us for a folder on this machine, 90 us for a snapshot."""
         try:
-            return self != _look(self.folder, self.reference)
+            if any(Stamp.take_link(stamp.path) != stamp for stamp in self.stamps):
+                return True
+            if not self.is_snapshot:
+                return False
+            return [file.name for file in self.files] != [
+                p.name for p in adapter_files(self.folder)
+            ]
         except OSError:
             return True
 
@@ -110,9 +107,12 @@ def _look(folder: Path, reference: Path | None) -> AdapterFiles:
     if not files:
         msg = f"there is no adapter in {folder}"
         raise FileNotFoundError(msg)
-    places = [] if reference is None else [Stamp.take(str(reference))]
+    stamps = {stamp for file in files for stamp in (file.stamp, *file.links)}
     real, _ = paths.follow(str(folder))
-    # The hub's client adds to a snapshot whatever somebody asks for, as links to what it names.
-    if Path(real).parent.name != "snapshots":
-        places.append(Stamp.take(real))
-    return AdapterFiles(folder, reference, tuple(files), tuple(places))
+    is_snapshot = Path(real).parent.name == "snapshots"
+    if not is_snapshot:
+        stamps.add(Stamp.take(real))
+    if reference is not None:
+        real, links = paths.follow(str(reference))
+        stamps |= {Stamp.take(real), *links}
+    return AdapterFiles(folder, tuple(files), frozenset(stamps), is_snapshot)

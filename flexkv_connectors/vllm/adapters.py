@@ -19,11 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.vllm.adapter_files import (
-    AdapterFiles,
-    find_files,
-    find_only_snapshot,
-)
+from flexkv_connectors.vllm.adapter_files import AdapterFiles, find_files, find_only_snapshot
 from flexkv_core.identity.as_read import Judge
 from flexkv_core.identity.hashing import FileHasher, yield_to_others
 
@@ -35,8 +31,7 @@ __all__ = ["Adapter", "Adapters"]
 logger = logging.getLogger(__name__)
 
 _MAX_ADAPTERS = 16384
-"""Remembered as long as the engine runs, some 2 KB each: a number that was forgotten could stand
-for anything."""
+"""Some 2 KB each. None is forgotten to make room: its number could stand for anything then."""
 
 _NOT_LOADED = "vLLM could not load it"
 _NOT_FETCHED = "it is fetched from the hub"
@@ -93,6 +88,7 @@ class Adapters:
         self._num_requests: Counter[int] = Counter()
         """Under way, by number: the workers may load what these need at any time."""
 
+        self._is_full = False
         self._look = 0
         self._reader = _Reader()
 
@@ -171,13 +167,13 @@ class Adapters:
         before = self._adapters.pop(lora.lora_int_id, None)
         if before is not None:
             before.why_not = before.why_not or "another was loaded in its place"
-        if max(len(self._adapters), len(self._contents)) >= _MAX_ADAPTERS:
-            adapter.why_not = f"{_MAX_ADAPTERS} others are known"
+        if self._has_no_room():
+            adapter.why_not = "too many others are known"
             return adapter
         self._adapters[lora.lora_int_id] = adapter
         try:
             files = self._find(lora, is_new=is_announced or not self._oldest_s)
-        except (OSError, ValueError) as error:  # the latter of a path that holds a NUL
+        except (OSError, ValueError) as error:
             self._give_up(adapter, f"what vLLM loads cannot be told: {error}")
             return adapter
         if files is not None:
@@ -188,6 +184,13 @@ class Adapters:
             adapter.why_not = _NOT_FETCHED
         return adapter
 
+    def _has_no_room(self) -> bool:
+        """Whether an adapter more cannot be remembered; once so, for good."""
+        if not self._is_full and max(len(self._adapters), len(self._contents)) >= _MAX_ADAPTERS:
+            self._is_full = True
+            logger.warning("adapter.too_many: none beyond the first %d is cached", _MAX_ADAPTERS)
+        return self._is_full
+
     def _find(self, lora: "LoRARequest", *, is_new: bool) -> AdapterFiles | None:
         """Look at what vLLM loads from now on; None if it has to be fetched first.
 
@@ -197,7 +200,7 @@ class Adapters:
 
         Raises:
             OSError: It cannot be told.
-            ValueError: Its path is none.
+            ValueError: Its path is none: it holds a NUL, or what is no character.
         """
         if getattr(lora, "tensorizer_config_dict", None):
             msg = "it comes from tensorizer"
@@ -225,7 +228,7 @@ class Adapters:
             return
         try:
             files = find_only_snapshot(adapter.path, self._hub_cache)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._give_up(adapter, f"what was fetched cannot be told: {error}")
         else:
             adapter.why_not = ""
