@@ -17,6 +17,7 @@ from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.request_keys import RequestKeys
 from flexkv_connectors.vllm.requests import RequestState, follow, read_switches
+from flexkv_connectors.vllm.support import why_not_skip
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
@@ -245,6 +246,7 @@ class SchedulerHalf:
             switches = read_switches(request.kv_transfer_params)
             chain = self._keys.chain_for(request, switches.namespace)
             state = RequestState(request, chain, switches)
+            state.may_load = state.may_load and why_not_skip(request) is None
             self._states[request.request_id] = state
             self._events.know(request)
         return state
