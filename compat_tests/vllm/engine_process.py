@@ -29,6 +29,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     lora: str | None = None
     kv_transfer_params: dict[str, Any] | None = None
     prompt_embeds: float | None = None
+    pooling_task: str | None = None
+    of_the_request: dict[str, Any] | None = None
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -37,6 +39,11 @@ class Completion(msgspec.Struct, frozen=True):
     tokens: list[int]
     finish_reason: str
     num_cached_tokens: int
+    prompt_logprobs: list[float] = []
+    """Of each token of the prompt but the first, where they were asked for."""
+
+    pooled: list[float] = []
+    """Rows of a pooling request, one after the other."""
 
 
 class EngineProcess(JsonChild):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.weights import FROM_THE_CHECKPOINT, has_version
-from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.vllm.deployment import Deployment, draft_of
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.model_identity import identify_model
 from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
@@ -67,7 +67,7 @@ def namespace_of(
     """
     (group,) = kv_cache_config.kv_cache_groups
     spec: AttentionSpec = group.kv_cache_spec
-    model, draft = vllm_config.model_config, _draft_of(vllm_config)
+    model, draft = vllm_config.model_config, draft_of(vllm_config)
     num_layers = int(model.get_total_num_hidden_layers())
     dtype = _kv_dtype(spec, vllm_config.cache_config.cache_dtype)
     return Namespace(
@@ -124,7 +124,7 @@ def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
     for load in (vllm_config.load_config, draft_load):
         if load is not None and load.load_format not in FROM_THE_CHECKPOINT:
             return f"load_format={load.load_format} does not say which weights: set weight_version"
-    for model in (vllm_config.model_config, _draft_of(vllm_config)):
+    for model in (vllm_config.model_config, draft_of(vllm_config)):
         if model is not None and model.model_weights:
             return f"the weights at {model.model_weights} have no version: set weight_version"
         if model is not None and not has_version(model.model, model.revision, hub_cache):
@@ -140,14 +140,6 @@ def _identify(vllm_config: "VllmConfig", model: str, revision: str | None) -> st
 def _hub_cache(vllm_config: "VllmConfig") -> Path:
     folder = vllm_config.load_config.download_dir
     return hub_cache_folder() if folder is None else Path(folder)
-
-
-def _draft_of(vllm_config: "VllmConfig") -> "ModelConfig | None":
-    """Return the model whose layers keep KV beside the target's, if there is one."""
-    speculative = vllm_config.speculative_config
-    if speculative is None or not (speculative.use_eagle() or speculative.uses_draft_model()):
-        return None
-    return speculative.draft_model_config
 
 
 def _kv_dtype(spec: "AttentionSpec", option: str) -> str:
@@ -168,7 +160,7 @@ def _quantization(model: "ModelConfig") -> str:
 def _overrides(vllm_config: "VllmConfig", kv_dtype: str) -> dict[str, object]:
     """Collect what differs from the model as its checkpoint describes it; empty for nothing."""
     model, load_format = vllm_config.model_config, vllm_config.load_config.load_format
-    draft = _draft_of(vllm_config)
+    draft = draft_of(vllm_config)
     dtype = canonical_dtype(str(model.dtype))
     settings = {
         "code": _foreign_code(model),

@@ -19,6 +19,7 @@ from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
 from flexkv_connectors.vllm.requests import RequestState, follow, read_switches
+from flexkv_connectors.vllm.support import why_not_skip
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
@@ -263,6 +264,7 @@ class SchedulerHalf:
         if state is None:
             switches = read_switches(request.kv_transfer_params)
             state = RequestState(request, self._adapters, self._deployment, switches)
+            state.may_load = state.may_load and why_not_skip(request) is None
             self._states[request.request_id] = state
             self._events.know(request)
         return state
