@@ -1,6 +1,8 @@
 """What a user can set. Nothing changes a `CacheConfig` after it was parsed."""
 
 import difflib
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,33 +11,53 @@ import msgspec
 from msgspec import Meta
 
 from flexkv_core.errors import ConfigError
+from flexkv_core.excerpt import clipped, excerpt
+from flexkv_core.upstream_options import UPSTREAM_OPTIONS, is_on, why_not
 
 __all__ = ["CacheConfig", "check_option", "parse_config"]
 
 _MAX_GB = 65536
 _MAX_BLOCK_TOKENS = 16384
+_MAX_TOKENS = 10**9
 _MAX_THREADS = 256
 _MAX_TP = 1024
 _MAX_WAIT_S = 3600
 _MAX_STAGING_MB = 65536
+_MAX_NAME = 256
+_MAX_DIRECTORIES = 256
+_MAX_PATHS = 4096
+"""Letters of a path, or of a text with several."""
+
+_MAX_OPTION = 64
+"""Letters of an option's name that can be a misspelling of ours."""
+
+_MIN_LIKENESS = 0.75
+_OTHER_SEPARATOR = re.compile(r"[,:|&\s]\s*[/~]")
+"""What ends one path and begins the next in other lists of paths; spaces around ; are fine."""
 
 _Size = Annotated[float, Meta(gt=0, le=_MAX_GB)]
-_Name = Annotated[str, Meta(pattern=r"\A[^\ud800-\udfff]*\Z")]
+_Name = Annotated[str, Meta(pattern=r"\A[^\ud800-\udfff]*\Z", max_length=_MAX_NAME)]
 """Text that has a form in UTF-8: digests are made of it."""
+
+_Path = Annotated[str, Meta(max_length=_MAX_PATHS)]
+_Paths = Annotated[tuple[_Path, ...], Meta(max_length=_MAX_DIRECTORIES)]
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All options, with their defaults. Names that FlexKV's users know mean the same here."""
+    """All options, with their defaults. Names that FlexKV's users know mean the same here.
+
+    In a file, a variable or the engine's own place for options, null and "" set nothing.
+    """
 
     cpu_cache_gb: _Size | None = None
     """Host memory for blocks in GiB, for all ranks of a server on one node together; None sizes it
     from the memory that is free (`host_memory.default_cache_bytes`)."""
 
-    ssd_cache_gb: _Size | None = None
+    ssd_cache_gb: Annotated[float, Meta(ge=0, le=_MAX_GB)] | None = None
     """Room for blocks on SSD in GiB, for an engine: all its ranks and directories together; None
-    for no SSD tier."""
+    for no SSD tier. As in FlexKV, 0 is no SSD tier either, whatever is said of its directories."""
 
-    ssd_cache_dir: str | tuple[str, ...] | None = None
+    ssd_cache_dir: _Path | _Paths | None = None
     """Directories of the SSD tier, one or more: a list, or text with `;` between them."""
 
     ssd_directory_cap_gb: _Size | None = None
@@ -75,7 +97,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     load_async: bool = True
     """Load while other requests run, instead of within the engine's step."""
 
-    min_load_tokens: Annotated[int, Meta(ge=0)] = 0
+    min_load_tokens: Annotated[int, Meta(ge=0, le=_MAX_TOKENS)] = 0
     """A hit of fewer tokens is recomputed; 0 loads every hit of one block or more."""
 
     copy_threads: Annotated[int, Meta(ge=1, le=_MAX_THREADS)] | None = None
@@ -105,7 +127,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def ssd_cache_bytes(self) -> int | None:
         """`ssd_cache_gb` in bytes; None for no SSD tier."""
-        return _in_bytes(self.ssd_cache_gb)
+        return _in_bytes(self.ssd_cache_gb or None)
 
     @property
     def ssd_directory_cap_bytes(self) -> int | None:
@@ -115,7 +137,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def ssd_directories(self) -> tuple[Path, ...]:
         """`ssd_cache_dir` one by one, each once, `~` expanded; empty for no SSD tier."""
-        written = self.ssd_cache_dir or ()
+        written = () if self.ssd_cache_gb == 0 else self.ssd_cache_dir or ()
         names = written.split(";") if isinstance(written, str) else written
         named = [Path(name.strip()).expanduser() for name in names if name.strip()]
         return tuple(dict.fromkeys(named))
@@ -127,10 +149,10 @@ def _in_bytes(size_gb: float | None) -> int | None:
 
 _YES_OR_NO = "true or false"
 _SIZE = f"a size in GiB above 0 and up to {_MAX_GB}"
-_TEXT = "text (in quotes if it looks like a number)"
+_TEXT = f"text of {_MAX_NAME} letters at most (in quotes if it looks like a number)"
 _EXPECTED: Mapping[str, str] = {
     "cpu_cache_gb": f"{_SIZE}, such as 16 or 0.5",
-    "ssd_cache_gb": f"{_SIZE}, such as 500; leave it out for no SSD tier",
+    "ssd_cache_gb": f"{_SIZE}, such as 500; or 0 for no SSD tier",
     "ssd_cache_dir": "a path such as /nvme/flexkv, or several: a list, or text with ; between them",
     "ssd_directory_cap_gb": f"{_SIZE}, such as 2000",
     "promotion_timeout_s": f"seconds from 0 (a request never waits) to {_MAX_WAIT_S}, such as 5",
@@ -143,93 +165,103 @@ _EXPECTED: Mapping[str, str] = {
     "media_ids_are_hashes": _YES_OR_NO,
     "max_tp": f"a tensor-parallel degree from 1 to {_MAX_TP}, such as 8",
     "load_async": _YES_OR_NO,
-    "min_load_tokens": "a whole number of tokens, 0 or more",
+    "min_load_tokens": f"a whole number of tokens from 0 to {_MAX_TOKENS}",
     "copy_threads": f"a number of threads from 1 to {_MAX_THREADS}",
     "use_hugepage_cpu_buffer": _YES_OR_NO,
     "enable_gpu": _YES_OR_NO,
     "gpu_staging_mb": f"a size in MiB above 0 and up to {_MAX_STAGING_MB}, such as 1024",
 }
 
-_SSD_IS_ON = "there is an SSD tier where ssd_cache_gb and ssd_cache_dir are set: remove it"
-_SSD_GROWS = "files on SSD grow as they fill, up to ssd_cache_gb in all: remove it"
-_NO_GDS = "this version moves nothing between GPU and SSD directly: remove it"
-_NO_REMOTE = "this version has no remote tier and shares blocks with no other node: remove it"
-_NO_SERVER = "there is no cache server here, the cache lives in the engine's processes: remove it"
-_ENGINE_METRICS = "the engine's own /metrics endpoint shows the cache's metrics: remove it"
-_ENGINE_LOGGING = "the engine's own logging settings apply to the cache: remove it"
-
-# Options of FlexKV that its users may bring along, and what to do about each.
-_NOT_HERE: Mapping[str, str] = {
-    "tokens_per_block": "it is called block_tokens here: rename it",
-    "kv_cache_dtype": "the cache takes it from the engine: set the engine's --kv-cache-dtype",
-    "use_hugepage_tmp_buffer": "there is no such buffer here: remove it",
-    "enable_ssd": _SSD_IS_ON,
-    "max_file_size_gb": _SSD_GROWS,
-    **dict.fromkeys(("enable_gds", "enable_nixl"), _NO_GDS),
-    **dict.fromkeys(("enable_p2p_cpu", "enable_p2p_ssd", "enable_3rd_remote"), _NO_REMOTE),
-    **dict.fromkeys(("use_mooncake_store_backend", "mooncake_store_config_path"), _NO_REMOTE),
-    **dict.fromkeys(("redis_host", "redis_port", "redis_password"), _NO_REMOTE),
-    **dict.fromkeys(("server_client_mode", "server_launch_mode", "server_recv_port"), _NO_SERVER),
-    **dict.fromkeys(("instance_num", "instance_id", "enable_mps"), _NO_SERVER),
-    **dict.fromkeys(("enable_metrics", "py_metrics_port", "cpp_metrics_port"), _ENGINE_METRICS),
-    **dict.fromkeys(("log_level", "logging_prefix"), _ENGINE_LOGGING),
-}
-
 
 def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
     """Return the configuration that `layers` say together, each above those before it.
 
-    Values may be text, as environment variables are: "0.5", "64", "true", "1".
+    Values may be text, as environment variables are: "0.5", "64", "true", "1". None and "" set
+    nothing, and give an option of an earlier layer back to its default.
 
     Raises:
         ConfigError: If an option is unknown, its value cannot be used, or it contradicts another;
-            one sentence.
+            one sentence, however long the value.
     """
     merged: dict[str, object] = {}
     for layer in layers:
         merged |= layer
-    for option, value in merged.items():
+    for option in merged:
         check_option(option)
+    said = {name: value for name, value in merged.items() if value is not None and value != ""}
+    for option, value in said.items():
         _check_value(option, value)
-    config = msgspec.convert(merged, CacheConfig, strict=False)
+    ours = {name: value for name, value in said.items() if name in _EXPECTED}
+    config = msgspec.convert(ours, CacheConfig, strict=False)
     _check_ssd(config)
+    _check_enable_ssd(said.get("enable_ssd"), config)
     _check_gpu(config)
     _check_weight_version(config)
     return config
 
 
 def check_option(option: str, spell: Callable[[str], str] = str) -> None:
-    """Refuse an option that there is not.
+    """Refuse an option that there is not; those of FlexKV that are accepted are.
 
     Args:
         option: Its name.
         spell: How the place where it was set spells the name of an option.
 
     Raises:
-        ConfigError: If it is unknown: names the nearest one, or says what became of it.
+        ConfigError: If it is unknown: names the one that is meant, or all.
     """
-    if option in _EXPECTED:
+    if option in _EXPECTED or option in UPSTREAM_OPTIONS:
         return
-    if option in _NOT_HERE:
-        msg = f"{spell(option)} cannot be set: {_NOT_HERE[option]}"
-        raise ConfigError(msg)
-    nearest = difflib.get_close_matches(option, _EXPECTED, n=1)
+    meant = _meant(option) if len(option) <= _MAX_OPTION else None
     advice = (
-        f"did you mean {spell(nearest[0])}?"
-        if nearest
+        f"did you mean {spell(meant)}?"
+        if meant
         else f"expected one of {', '.join(spell(known) for known in _EXPECTED)}"
     )
-    msg = f"unknown option {spell(option)}: {advice}"
+    msg = f"unknown option {clipped(spell(option))}: {advice}"
     raise ConfigError(msg)
+
+
+def _meant(option: str) -> str | None:
+    """Return what `option` is a misspelling of, never a switch of another meaning."""
+    words = re.split(r"[\W_]+", option.lower())
+    for known in _EXPECTED:
+        known_words = known.split("_")
+        if "".join(words) == "".join(known_words):
+            return known
+        if len(words) == len(known_words) and all(map(_is_misspelled, words, known_words)):
+            return known
+    return None
+
+
+def _is_misspelled(word: str, known: str) -> bool:
+    """Tell whether `word` is `known` or a slip in it: `cpu` is not `gpu`, nor `sync` `async`."""
+    likeness = difflib.SequenceMatcher(None, word, known).ratio()
+    is_like = word[:1] == known[:1] and likeness >= _MIN_LIKENESS
+    return is_like or sorted(word) == sorted(known)
 
 
 def _check_value(option: str, value: object) -> None:
     """Refuse a `value` that is not what `option` takes."""
+    if option in UPSTREAM_OPTIONS:
+        reason = why_not(option, value)
+    elif _takes(option, value):
+        reason = None
+    else:
+        reason = f"is {excerpt(value)}: expected {_EXPECTED[option]}"
+    if reason is not None:
+        msg = f"{option} {reason}"
+        raise ConfigError(msg)
+
+
+def _takes(option: str, value: object) -> bool:
+    if isinstance(value, str) and len(value) > _MAX_PATHS:
+        return False
     try:
         msgspec.convert({option: value}, CacheConfig, strict=False)
-    except msgspec.ValidationError as error:
-        msg = f"{option} is {value!r:.80}: expected {_EXPECTED[option]}"
-        raise ConfigError(msg) from error
+    except (msgspec.ValidationError, OverflowError):
+        return False
+    return True
 
 
 def _check_gpu(config: CacheConfig) -> None:
@@ -248,21 +280,56 @@ def _check_weight_version(config: CacheConfig) -> None:
 
 def _check_ssd(config: CacheConfig) -> None:
     """Refuse half an SSD tier, and directories that depend on where the engine was started."""
-    try:
-        directories = config.ssd_directories
-    except RuntimeError as error:
-        msg = f"ssd_cache_dir is {config.ssd_cache_dir!r:.80}, but there is no such home directory"
-        raise ConfigError(msg) from error
-    for directory in directories:
-        if not directory.is_absolute() or "\0" in str(directory):
-            expected = "expected a path that begins with / and has no NUL"
-            msg = f"ssd_cache_dir names {str(directory)!r:.80}: {expected}"
-            raise ConfigError(msg)
-    if config.ssd_cache_gb is None and directories:
+    if config.ssd_cache_gb == 0:
+        return
+    _check_paths(config)
+    if config.ssd_cache_gb is None and config.ssd_directories:
         raise ConfigError("ssd_cache_dir is set without ssd_cache_gb: set both, or neither")
-    if config.ssd_cache_gb is not None and not directories:
+    if config.ssd_cache_gb is not None and not config.ssd_directories:
         raise ConfigError("ssd_cache_gb is set without ssd_cache_dir: set both, or neither")
     if config.ssd_cache_gb is None and config.ssd_directory_cap_gb is not None:
         raise ConfigError(
             "ssd_directory_cap_gb is set without ssd_cache_gb: remove it, or set both"
         )
+
+
+def _check_paths(config: CacheConfig) -> None:
+    """Refuse what is no path, or several to its author."""
+    written = config.ssd_cache_dir
+    names = written.split(";") if isinstance(written, str) else ()
+    if any(_OTHER_SEPARATOR.search(name.strip()) for name in names):
+        msg = (
+            f"ssd_cache_dir is {excerpt(written)}: expected ; between directories, or a list of "
+            "them if one is really called that"
+        )
+        raise ConfigError(msg)
+    try:
+        directories = config.ssd_directories
+    except (RuntimeError, ValueError) as error:
+        msg = f"ssd_cache_dir is {excerpt(written)}, but there is no such home directory"
+        raise ConfigError(msg) from error
+    for directory in directories:
+        if not _is_path(directory):
+            expected = "expected a path that begins with / and has no NUL"
+            msg = f"ssd_cache_dir names {excerpt(str(directory))}: {expected}"
+            raise ConfigError(msg)
+
+
+def _is_path(directory: Path) -> bool:
+    """Tell whether it is the same wherever the engine was started, and the system can open it."""
+    try:
+        return directory.is_absolute() and b"\0" not in os.fsencode(directory)
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_enable_ssd(switch: object, config: CacheConfig) -> None:
+    """Refuse FlexKV's own switch of the tier where it contradicts the size."""
+    if switch is None or is_on(switch) == (config.ssd_cache_bytes is not None):
+        return
+    if is_on(switch):
+        raise ConfigError(
+            "enable_ssd is true without ssd_cache_gb and ssd_cache_dir: set both, or remove it"
+        )
+    msg = f"enable_ssd is false, but ssd_cache_gb is {config.ssd_cache_gb:g}: remove one of them"
+    raise ConfigError(msg)

@@ -1,4 +1,4 @@
-"""The only reader of environment variables.
+"""The only reader of environment variables, and of the file that one of them names.
 
     FLEXKV_CONFIG_PATH   a YAML or JSON file of options
     FLEXKV_<OPTION>      one option, such as FLEXKV_CPU_CACHE_GB=16; an empty value sets nothing
@@ -18,11 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-import yaml
-
 from flexkv_core.config import check_option
 from flexkv_core.errors import ConfigError
+from flexkv_core.excerpt import clipped
+from flexkv_core.option_file import read_options
 
 __all__ = [
     "Layer",
@@ -83,7 +82,7 @@ def read_layers() -> tuple[Layer, Layer]:
         if name.startswith(_PREFIX) and value and not _is_foreign(name, value)
     }
     path = variables.pop(_CONFIG_PATH, None)
-    of_file = {} if path is None else _read_file(Path(path).expanduser())
+    of_file = {} if path is None else _read_file(path)
     of_variables = {}
     for name, value in variables.items():
         option = name.removeprefix(_PREFIX).lower()
@@ -142,34 +141,15 @@ def _is_foreign(name: str, value: str) -> bool:
     return name.endswith("_PORT") and _KUBERNETES_ADDRESS.fullmatch(value) is not None
 
 
-def _read_file(path: Path) -> dict[str, object]:
+def _read_file(path: str) -> Mapping[str, object]:
     """Return the options in a file; a file without any is fine."""
     try:
-        options = _parse(path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        msg = (
-            f"{_CONFIG_PATH} is {path}, which cannot be read: {reason}; "
-            "expected a YAML or JSON file"
+        return read_options(Path(path).expanduser())
+    except (OSError, RuntimeError) as error:
+        reason = (
+            f"cannot be read: {getattr(error, 'strerror', error)}; expected a YAML or JSON file"
         )
-        raise ConfigError(msg) from None
-    except (yaml.YAMLError, msgspec.DecodeError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"{_CONFIG_PATH} is {path}, which is not valid YAML or JSON: {reason}"
-        raise ConfigError(msg) from None
-    if not isinstance(options, dict):
-        msg = (
-            f"{_CONFIG_PATH} is {path}, which holds a {type(options).__name__} at its top level: "
-            "expected options with their values, such as 'cpu_cache_gb: 16'"
-        )
-        raise ConfigError(msg)
-    return {str(option): value for option, value in options.items()}
-
-
-def _parse(path: Path) -> object:
-    """Return what `path` holds. JSON has a parser of its own: YAML refuses tabs."""
-    text = path.read_text("utf-8")
-    if path.suffix == ".json":
-        return msgspec.json.decode(text)
-    loaded: object = yaml.safe_load(text)
-    return {} if loaded is None else loaded
+    except ValueError as error:
+        reason = f"is no file of options: {clipped(' '.join(str(error).split()))}"
+    msg = f"{_CONFIG_PATH} is {clipped(path)}, which {reason}"
+    raise ConfigError(msg)

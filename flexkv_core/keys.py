@@ -17,7 +17,11 @@ from typing import NamedTuple, cast
 from flexkv_core.errors import TokenError
 from flexkv_core.types import BlockKey
 
-__all__ = ["KeyChain", "MediaSpan", "chain_seed", "salt_seed"]
+__all__ = ["MAX_NAME_LETTERS", "KeyChain", "MediaSpan", "chain_seed", "salt_seed"]
+
+MAX_NAME_LETTERS = 1024
+"""Of a salt, or of what identifies a medium. Clients write them, and each block behind a medium
+hashes its identifier: with a longer one a request is not worth a key."""
 
 _TOKEN_BYTES = 4
 _MAX_TOKEN_ID = 2**32 - 1

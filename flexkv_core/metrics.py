@@ -63,6 +63,11 @@ METRICS: Mapping[str, Metric] = {
         Metric("ssd_capacity_blocks", "gauge", "Blocks the SSD tier can hold"),
         Metric("ssd_used_blocks", "gauge", "Blocks in the SSD tier, being written included"),
         Metric("ssd_off", "gauge", "1 while the SSD tier fails and is left alone"),
+        Metric(
+            "switches_refused",
+            "counter",
+            "Requests that were not cached because what they ask of the cache cannot be read",
+        ),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric(
             "late_results",

@@ -6,6 +6,7 @@ from hashlib import sha256
 import msgspec
 
 from flexkv_core.errors import ConfigError
+from flexkv_core.excerpt import clipped, excerpt
 
 __all__ = ["Namespace", "canonical_dtype", "settings_digest"]
 
@@ -136,7 +137,8 @@ def settings_digest(settings: Mapping[str, object]) -> str:
         return ""
     try:
         text = msgspec.json.encode(settings, order="sorted")
-    except TypeError as error:
-        msg = f"model overrides {settings!r} cannot be compared: expected JSON values, but {error}"
+    except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
+        reason = f"cannot be compared: expected JSON values, but {clipped(str(error))}"
+        msg = f"model overrides {excerpt(settings)} {reason}"
         raise ConfigError(msg) from error
     return sha256(text).hexdigest()

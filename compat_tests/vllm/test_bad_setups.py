@@ -68,7 +68,7 @@ BAD_OPTIONS = {
     ),
     "an option of another product": (
         {"enable_gds": True},
-        "enable_gds cannot be set: this version moves nothing between GPU and SSD directly",
+        "enable_gds is True, but this version moves nothing between GPU and SSD directly",
     ),
     "half an SSD tier": (
         {"ssd_cache_gb": 100},

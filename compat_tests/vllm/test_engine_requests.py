@@ -131,6 +131,32 @@ def test_switches_that_cannot_be_read_keep_the_request_out_of_the_cache(engine, 
     assert cold.tokens == first.tokens == second.tokens
 
 
+def test_the_engines_own_cache_knows_salts_and_no_namespaces(engine):
+    engine.complete(with_switches({"flexkv": {"namespace": "mine"}}))
+    (other_namespace,) = engine.complete(with_switches({"flexkv": {"namespace": "theirs"}}))
+    engine.complete(with_salt("mine"))
+    (other_salt,) = engine.complete(with_salt("theirs"))
+
+    assert other_namespace.num_cached_tokens > 0
+    assert other_salt.num_cached_tokens == 0
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize(
+    "ours",
+    ["\x1b[2J" * 1_000_000, {"x" * 1_000_000: 1}, {"load": nested(300)}, {"\ud800": 1}],
+    ids=["a huge text", "a huge name", "depth", "half a letter"],
+)
+def test_hostile_switches_cost_nobody_else_the_cache(engine, ours):
+    engine.complete(ASK)
+    engine.complete(with_switches({"flexkv": ours}))
+
+    assert hit_tokens(engine) == HIT_TOKENS
+
+
 def test_switches_of_other_connectors_change_nothing(engine):
     other = with_switches({"do_remote_decode": False, "somebody": {"load": False}})
     engine.complete(other)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 
+from flexkv_core.excerpt import clipped
 from flexkv_core.job import Completion, JobKind
 from flexkv_core.metrics import Recorder
 
@@ -26,7 +27,7 @@ def record_transfer(completion: Completion, recorder: Recorder) -> None:
         logger.warning(
             "transfer.failed kind=%s request=%s blocks=%d status=%s",
             completion.kind.value,
-            completion.request_id,
+            clipped(completion.request_id),
             completion.num_lost,
             completion.status.name,
         )

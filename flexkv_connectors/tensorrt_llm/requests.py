@@ -7,7 +7,7 @@ from typing import Any
 
 from flexkv_connectors.common.tier_use import TierUse
 from flexkv_core.errors import TokenError
-from flexkv_core.keys import KeyChain, chain_seed
+from flexkv_core.keys import MAX_NAME_LETTERS, KeyChain, chain_seed
 from flexkv_core.lease import Lease
 from flexkv_core.types import BlockKey, RequestId
 
@@ -28,12 +28,18 @@ _MORE_THAN_TOKENS = (
 
 
 def chain_of(request: Any, block_tokens: int) -> KeyChain | None:  # noqa: ANN401 LlmRequest
-    """Start the key chain of a request; None if its tokens do not identify its KV."""
+    """Start the key chain of a request; None if its tokens do not identify its KV.
+
+    Nor is there one behind a salt so long that hashing it would slow others.
+    """
     if any(getattr(request, name, None) is not None for name in _MORE_THAN_TOKENS):
+        return None
+    salt = _salt_of(request)
+    if salt is not None and len(salt) > MAX_NAME_LETTERS:
         return None
     task = getattr(request, "lora_task_id", None)
     adapter = None if task is None else sha256(_THIS_PROCESS + b"%d" % task).digest()
-    seed = chain_seed(cache_salt=_salt_of(request), adapter=adapter)
+    seed = chain_seed(cache_salt=salt, adapter=adapter)
     return KeyChain(block_tokens, seed)
 
 

@@ -102,5 +102,6 @@ def _shorten(latest: dict[Any, Any]) -> None:
 
 def _tells_all(request: "Request") -> bool:
     """Whether tokens and LoRA alone identify the request's blocks."""
-    ours = (request.kv_transfer_params or {}).get("flexkv") or {}
-    return request.cache_salt is None and not request.mm_features and not ours.get("namespace")
+    ours = (request.kv_transfer_params or {}).get("flexkv", {})  # readable, or it saved nothing
+    has_namespace = ours.get("namespace") is not None
+    return request.cache_salt is None and not request.mm_features and not has_namespace

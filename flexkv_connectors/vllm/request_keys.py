@@ -17,7 +17,7 @@ __all__ = ["RequestKeys", "media_spans", "num_text_blocks"]
 class RequestKeys:
     """The keys of one request. Thread: the scheduler's."""
 
-    __slots__ = ("_adapter", "_block_tokens", "_chain", "_namespace", "_request")
+    __slots__ = ("_adapter", "_block_tokens", "_chain", "_namespace", "_request", "are_possible")
 
     def __init__(
         self,
@@ -32,12 +32,8 @@ class RequestKeys:
         self._block_tokens = block_tokens
         self._namespace = namespace
         self._chain: KeyChain | None = None
-
-    @property
-    def are_possible(self) -> bool:
+        self.are_possible = why_not_request(request) is None
         """Whether the tokens of the request identify its KV."""
-        is_followed = self._request.lora_request is None or self._adapter is not None
-        return is_followed and why_not_request(self._request) is None
 
     @property
     def are_known(self) -> bool:

@@ -2,15 +2,15 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.tier_use import TierUse
 from flexkv_connectors.vllm.adapters import Adapters
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.request_keys import RequestKeys, num_text_blocks
+from flexkv_connectors.vllm.switches import Switches
 from flexkv_core.errors import TokenError
+from flexkv_core.excerpt import clipped
 from flexkv_core.lease import Lease
 from flexkv_core.types import BlockKey, RequestId
 
@@ -18,36 +18,9 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-__all__ = ["RequestState", "Switches", "follow", "read_switches"]
+__all__ = ["RequestState", "follow"]
 
 logger = logging.getLogger(__name__)
-
-
-class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a caller may ask for one request: `kv_transfer_params={"flexkv": {...}}`."""
-
-    load: bool = True
-    """Whether cached KV may be used for it."""
-
-    save: bool = True
-    """Whether its KV may be kept for others."""
-
-    namespace: str | None = None
-    """Keeps its blocks apart from those of every other namespace, both ways."""
-
-
-def read_switches(kv_transfer_params: Mapping[str, Any] | None) -> Switches:
-    """Read the part of vLLM's `kv_transfer_params` that is ours.
-
-    A request whose switches cannot be read is neither loaded nor saved: it may have meant to keep
-    its KV to itself.
-    """
-    ours = (kv_transfer_params or {}).get("flexkv", {})
-    try:
-        return msgspec.convert(ours, Switches)
-    except msgspec.ValidationError as error:
-        logger.warning("request.switches_refused value=%r: %s; it is not cached", ours, error)
-        return Switches(load=False, save=False)
 
 
 class RequestState:
@@ -119,7 +92,7 @@ class RequestState:
         try:
             self._keys.advance()
         except TokenError as error:
-            logger.warning("request.not_cached id=%s: %s", self.request.request_id, error)
+            logger.warning("request.not_cached id=%s: %s", clipped(self.request_id), error)
             self.may_load = self.may_save = False
         return self._keys.so_far
 

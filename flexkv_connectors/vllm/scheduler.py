@@ -18,8 +18,9 @@ from flexkv_connectors.vllm.adapters import Adapters
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
-from flexkv_connectors.vllm.requests import RequestState, follow, read_switches
+from flexkv_connectors.vllm.requests import RequestState, follow
 from flexkv_connectors.vllm.support import why_not_skip
+from flexkv_connectors.vllm.switches import SwitchReader
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
@@ -58,6 +59,7 @@ class SchedulerHalf:
         self._uses_ssd = uses_ssd
         self._counters = counters
         self._adapters = adapters
+        self._switches = SwitchReader(counters)
         self._events = EventFeed(
             enabled=deployment.publishes_events, block_tokens=deployment.block_tokens
         )
@@ -262,7 +264,7 @@ class SchedulerHalf:
     def _state(self, request: "Request") -> RequestState:
         state = self._states.get(request.request_id)
         if state is None:
-            switches = read_switches(request.kv_transfer_params)
+            switches = self._switches.read(request.kv_transfer_params)
             state = RequestState(request, self._adapters, self._deployment, switches)
             state.may_load = state.may_load and why_not_skip(request) is None
             self._states[request.request_id] = state

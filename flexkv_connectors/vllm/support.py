@@ -10,6 +10,8 @@ connector in every version, so nothing here counts on that. What was read for it
 
 from typing import TYPE_CHECKING, Any
 
+from flexkv_core.keys import MAX_NAME_LETTERS
+
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -97,7 +99,9 @@ def why_not_draft(vllm_config: "VllmConfig", draft: "ModelConfig") -> str | None
 
 def _shape_of(model: "ModelConfig") -> str:
     size = f"of {model.get_head_size()} elements"
-    return f"latents {size}" if model.use_mla else f"{model.get_total_num_kv_heads()} KV heads {size}"
+    return (
+        f"latents {size}" if model.use_mla else f"{model.get_total_num_kv_heads()} KV heads {size}"
+    )
 
 
 def why_not_group(kv_cache_config: "KVCacheConfig") -> str | None:
@@ -134,6 +138,9 @@ def why_not_request(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
     """Name what keeps this request's tokens from identifying its KV, if anything does."""
     if request.prompt_embeds is not None or getattr(request, "prompt_is_token_ids", None):
         return "its prompt holds embeddings"
+    names = (request.cache_salt or "", *(item.identifier for item in request.mm_features))
+    if max(map(len, names)) > MAX_NAME_LETTERS:
+        return "its salt or the name of a medium is so long that hashing it would slow others"
     if getattr(request, "resumable", False):
         return "it is a streaming session whose tokens may be taken back"
     return None

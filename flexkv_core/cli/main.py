@@ -118,8 +118,8 @@ def _configured_directories() -> Sequence[Path]:
     if not options.get("ssd_cache_dir"):
         msg = "no directory: name one, or set FLEXKV_SSD_CACHE_DIR or FLEXKV_CONFIG_PATH"
         raise ConfigError(msg)
-    # The size may be set where only the engine sees it, and does not matter here.
-    return parse_config({"ssd_cache_gb": 1}, options).ssd_directories
+    # The size may be set where only the engine sees it, or be 0 by now: what is there is there.
+    return parse_config(options, {"ssd_cache_gb": 1, "enable_ssd": None}).ssd_directories
 
 
 def _distinct(directories: Iterable[Path]) -> Iterable[Path]:

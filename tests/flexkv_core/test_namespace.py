@@ -119,3 +119,21 @@ def test_no_settings_have_the_empty_digest():
 def test_settings_without_a_json_form_are_refused():
     with pytest.raises(ConfigError, match="expected JSON values"):
         settings_digest({"rope": object()})
+
+
+def deep(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "setting", [deep(100_000), "\ud800" * 1_000_000, 1 << 1_000_000], ids=["depth", "text", "int"]
+)
+def test_hostile_settings_are_refused_in_one_short_sentence(setting):
+    with pytest.raises(ConfigError, match="expected JSON values") as caught:
+        settings_digest({"rope": setting})
+
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()

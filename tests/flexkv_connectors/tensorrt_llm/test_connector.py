@@ -104,6 +104,14 @@ def test_salt_and_lora_keep_blocks_apart(start, change):
     assert engine.offers == {1: 0, 2: 0, 3: 16}
 
 
+@pytest.mark.parametrize(("length", "hit"), [(1024, 16), (1025, 0)])
+def test_a_salt_that_is_costly_to_hash_is_not_cached(start, length, hit):
+    engine = start()
+    engine.run(Request(1, prompt(20), cache_salt="x" * length))
+    engine.run(Request(2, prompt(20), cache_salt="x" * length))
+    assert engine.offers[2] == hit
+
+
 def test_the_same_tokens_behind_another_beginning_are_another_block(start):
     engine = start()
     engine.run(Request(1, prompt(8) + prompt(8, 50)))

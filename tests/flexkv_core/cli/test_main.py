@@ -86,6 +86,19 @@ def test_directories_come_from_the_file_of_options(environment, flexkv, make_sla
     assert flexkv("fsck").status == 0
 
 
+@pytest.mark.parametrize("off", ["FLEXKV_SSD_CACHE_GB", "FLEXKV_ENABLE_SSD"])
+def test_directories_of_a_tier_that_was_switched_off_are_read(
+    environment, flexkv, make_slab, tmp_path, off
+):
+    make_slab(tmp_path / "a")
+    environment.setenv("FLEXKV_SSD_CACHE_DIR", str(tmp_path / "a"))
+    environment.setenv(off, "0")
+
+    assert [row["path"] for row in flexkv("ls", "--json").json["directories"]] == [
+        str(tmp_path / "a")
+    ]
+
+
 def test_a_wrong_option_is_one_line(environment, flexkv):
     environment.setenv("FLEXKV_SSD_CACHE_DIR", "relative")
 

@@ -1,0 +1,70 @@
+"""What others wrote, for a message or a log: short, in printable ASCII. A leaf.
+
+Values come from clients and files, so neither their size nor their letters may matter: only the
+beginning of a value is looked at, and no letter reaches a terminal that could command it.
+"""
+
+from collections.abc import Iterator, Mapping
+
+__all__ = ["clipped", "excerpt"]
+
+_VALUE_LETTERS = 80
+_TEXT_LETTERS = 240
+_MAX_BITS = 256
+"""Of an integer that is written out; the time that it takes grows faster than the number."""
+
+
+def excerpt(value: object) -> str:
+    """Return how Python writes the beginning of a JSON-like `value`: 80 letters at most.
+
+    Cost: that of the letters, whatever the size or depth of `value`.
+    """
+    written = ""
+    for piece in _pieces(value):
+        written += piece
+        if len(written) > _VALUE_LETTERS:
+            return _cut(written, _VALUE_LETTERS)
+    return written
+
+
+def clipped(text: str) -> str:
+    """Return the beginning of `text`, 240 letters at most, with all but printable ASCII escaped."""
+    written = "".join(
+        letter if " " <= letter <= "~" else ascii(letter)[1:-1]
+        for letter in text[: _TEXT_LETTERS + 1]
+    )
+    return written if len(written) <= _TEXT_LETTERS else _cut(written, _TEXT_LETTERS)
+
+
+def _cut(written: str, num_letters: int) -> str:
+    return written[: num_letters - 3] + "..."
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """Yield how `value` is written; the caller stops, and with it everything that is open here."""
+    if isinstance(value, Mapping):
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _pieces(key)
+            yield ": "
+            yield from _pieces(item)
+        yield "}"
+    elif isinstance(value, (list, tuple)):
+        yield "["
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _pieces(item)
+        yield "]"
+    else:
+        yield _scalar(value)
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, (str, bytes)):
+        return ascii(value[: _VALUE_LETTERS + 1])
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    return f"a {type(value).__name__}"

@@ -1,0 +1,94 @@
+"""Options of FlexKV that its users bring along, and what becomes of each here.
+
+One is accepted where FlexKV, set like that, does nothing that we do not do; what asks for more is
+refused in a sentence that says what to do. Accepted ones change nothing.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from flexkv_core.excerpt import excerpt
+
+__all__ = ["UPSTREAM_OPTIONS", "is_on", "why_not"]
+
+_OFF = frozenset({"0", "false"})
+_ON = frozenset({"1", "true"})
+
+
+class _Upstream(NamedTuple):
+    """What one option may say, and what is said of everything else."""
+
+    as_here: Collection[str] | None
+    """Values that ask for nothing else than we do, in small letters; None: all do."""
+
+    advice: str = ""
+
+
+def _all(options: Iterable[str], upstream: _Upstream) -> Mapping[str, _Upstream]:
+    return dict.fromkeys(options, upstream)
+
+
+_NO_GDS = _Upstream(_OFF, "this version moves nothing between GPU and SSD directly: remove it")
+_NO_REMOTE = _Upstream(
+    _OFF, "this version has no remote tier and shares blocks with no other node: remove it"
+)
+_SERVER = "there is no cache server here, the cache lives in the engine's processes: remove it"
+_SETTING_OF_WHAT_IS_OFF = _Upstream(None)
+_NO_TRACE = _Upstream(_OFF, "this version traces nothing: remove it")
+_LOGGING = _Upstream(None)
+"""The engine's own logging settings apply, whatever these say."""
+
+UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
+    "tokens_per_block": _Upstream((), "it is called block_tokens here: rename it"),
+    "kv_cache_dtype": _Upstream(
+        (), "the cache takes it from the engine: set the engine's --kv-cache-dtype"
+    ),
+    "use_hugepage_tmp_buffer": _Upstream(_OFF, "there is no such buffer here: remove it"),
+    "enable_cpu": _Upstream(_ON, "blocks are kept in host memory always: remove it"),
+    "enable_ssd": _Upstream(  # whether it is true of the rest is for `parse_config` to say
+        _OFF | _ON, "it is true or false"
+    ),
+    "max_file_size_gb": _Upstream(
+        {"-1"}, "files on SSD grow as they fill, up to ssd_cache_gb in all: remove it"
+    ),
+    **_all(("enable_gds", "enable_nixl"), _NO_GDS),
+    **_all(("enable_remote", "enable_kv_sharing", "enable_3rd_remote"), _NO_REMOTE),
+    **_all(("enable_p2p_cpu", "enable_p2p_ssd", "use_mooncake_store_backend"), _NO_REMOTE),
+    **_all(
+        ("mooncake_store_config_path", "redis_host", "redis_port", "redis_password"),
+        _SETTING_OF_WHAT_IS_OFF,
+    ),
+    "server_client_mode": _Upstream(_OFF, _SERVER),
+    "server_launch_mode": _Upstream({"embedded"}, _SERVER),
+    "instance_num": _Upstream({"1"}, _SERVER),
+    "instance_id": _Upstream({"0"}, _SERVER),
+    "server_recv_port": _SETTING_OF_WHAT_IS_OFF,
+    "enable_mps": _Upstream(
+        _OFF, "this version starts no MPS daemon of NVIDIA's: start your own, or remove it"
+    ),
+    "enable_metrics": _Upstream(
+        _OFF, "the engine's own /metrics endpoint shows the cache's metrics: remove it"
+    ),
+    **_all(("py_metrics_port", "cpp_metrics_port"), _SETTING_OF_WHAT_IS_OFF),
+    **_all(("log_level", "logging_prefix"), _LOGGING),
+    **_all(("num_log_interval_requests", "eviction_log_interval_s"), _LOGGING),
+    **_all(("enable_trace", "transfer_trace"), _NO_TRACE),
+}
+
+
+def why_not(option: str, value: object) -> str | None:
+    """Return why an option of `UPSTREAM_OPTIONS` cannot be `value`, if it cannot."""
+    as_here, advice = UPSTREAM_OPTIONS[option]
+    if as_here is None or _written(value) in as_here:
+        return None
+    return f"is {excerpt(value)}, but {advice}"
+
+
+def is_on(switch: object) -> bool:
+    """Tell whether an accepted value of a switch is true."""
+    return _written(switch) in _ON
+
+
+def _written(value: object) -> str:
+    """Return a value as a file would write it; what is no scalar equals nothing."""
+    return excerpt(value).strip("'").lower()
