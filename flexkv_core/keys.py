@@ -128,7 +128,7 @@ def chain_seed(
 
     Args:
         cache_salt: The request's salt, or None; the empty string is a salt.
-        adapter: Content digest of the request's LoRA (`model_identity.identify_adapter`).
+        adapter: Content digest of the request's LoRA.
         request_namespace: A keyspace that the user chose for the request.
 
     Returns:

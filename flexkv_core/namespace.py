@@ -41,7 +41,7 @@ class Namespace(
     """
 
     model: str
-    """`model_identity.identify_model`."""
+    """What its files hold, or the name that the user trusts: `identity.identification`."""
 
     weight_version: str
     """The user's name for the weights, "" if there is none."""
@@ -73,7 +73,7 @@ class Namespace(
     """Elements of one value head; 0 for MLA."""
 
     draft_model: str
-    """`identify_model` of the draft whose layers are stored too, "" if there is none."""
+    """The same of the draft whose layers are stored too, "" if there is none."""
 
     num_draft_layers: int
 

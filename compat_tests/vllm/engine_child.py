@@ -13,8 +13,9 @@ import sys
 import time
 from typing import Any
 
+import msgspec
 from prometheus_client import REGISTRY
-from vllm import EngineArgs, SamplingParams
+from vllm import EngineArgs, PoolingParams, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -43,15 +44,28 @@ class Engine:
         lora: str | None = None,
         kv_transfer_params: dict[str, Any] | None = None,
         prompt_embeds: float | None = None,
+        pooling_task: str | None = None,
+        of_the_request: dict[str, Any] | None = None,
     ) -> None:
-        """Queue a request: greedy, and never ended by a token."""
-        params = SamplingParams(
-            temperature=0,
-            max_tokens=max_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.CUMULATIVE,
-            extra_args={"kv_transfer_params": kv_transfer_params} if kv_transfer_params else None,
+        """Queue a request: greedy and never ended by a token, or one that pools.
+
+        `of_the_request` is set in vLLM's parameters of it, whichever they are.
+        """
+        others = of_the_request or {}
+        params = (
+            PoolingParams(task=pooling_task, **others)
+            if pooling_task
+            else SamplingParams(
+                temperature=0,
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.CUMULATIVE,
+                extra_args={"kv_transfer_params": kv_transfer_params}
+                if kv_transfer_params
+                else None,
+                **others,
+            )
         )
         content = self._content(prompt, prompt_embeds) | ({"cache_salt": salt} if salt else {})
         self._internal_ids[request_id] = self._llm.add_request(
@@ -119,6 +133,14 @@ class Engine:
         ranks = self._llm.collective_rpc("page_differences", args=(self._page_ids(prompt),))
         return [max(page) for page in zip(*ranks, strict=True)]
 
+    def load_adapter(self, path: str, in_place: bool = False) -> None:
+        """Load an adapter ahead of its requests; with `in_place` even if it is loaded."""
+        self._llm.add_lora(msgspec.structs.replace(self._lora(path), load_inplace=in_place))
+
+    def remove_adapter(self, path: str) -> None:
+        """Take an adapter out of the workers."""
+        self._llm.remove_lora(self._loras[path])
+
     def sleep(self, level: int = 1) -> None:
         """Pause, and from level 1 on drop all caches."""
         self._llm.sleep(level=level)
@@ -155,12 +177,9 @@ class Engine:
     def _step(self) -> None:
         for output in self._llm.step():
             if output.finished:
-                completion = output.outputs[0]
-                self._finished[output.request_id] = {
-                    "tokens": list(completion.token_ids),
-                    "finish_reason": completion.finish_reason,
-                    "num_cached_tokens": output.num_cached_tokens,
-                }
+                told = _pooled(output) if hasattr(output.outputs, "data") else _generated(output)
+                told["num_cached_tokens"] = output.num_cached_tokens
+                self._finished[output.request_id] = told
 
     def _content(self, prompt: list[int], scale: float | None) -> dict[str, Any]:
         if scale is None:
@@ -177,6 +196,24 @@ class Engine:
             return None
         number = self._loras.setdefault(path, len(self._loras) + 1)
         return LoRARequest(f"lora-{number}", number, path)
+
+
+def _generated(output: Any) -> dict[str, Any]:
+    completion = output.outputs[0]
+    return {
+        "tokens": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "prompt_logprobs": [
+            next(iter(position.values())).logprob
+            for position in output.prompt_logprobs or ()
+            if position
+        ],
+    }
+
+
+def _pooled(output: Any) -> dict[str, Any]:
+    data = output.outputs.data
+    return {"tokens": [], "finish_reason": "pooled", "pooled": data.reshape(-1).tolist()}
 
 
 def _sample_name(sample: Any) -> str:

@@ -29,6 +29,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     lora: str | None = None
     kv_transfer_params: dict[str, Any] | None = None
     prompt_embeds: float | None = None
+    pooling_task: str | None = None
+    of_the_request: dict[str, Any] | None = None
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -37,6 +39,11 @@ class Completion(msgspec.Struct, frozen=True):
     tokens: list[int]
     finish_reason: str
     num_cached_tokens: int
+    prompt_logprobs: list[float] = []
+    """Of each token of the prompt but the first, where they were asked for."""
+
+    pooled: list[float] = []
+    """Rows of a pooling request, one after the other."""
 
 
 class EngineProcess(JsonChild):
@@ -121,6 +128,14 @@ class EngineProcess(JsonChild):
     def page_differences(self, prompt: list[int]) -> list[float]:
         """Return the largest difference in each full page of `prompt` to the remembered one."""
         return self._call("page_differences", prompt=prompt)
+
+    def load_adapter(self, path: str, *, in_place: bool = False) -> None:
+        """Load an adapter, as `/v1/load_lora_adapter` does."""
+        self._call("load_adapter", path=path, in_place=in_place)
+
+    def remove_adapter(self, path: str) -> None:
+        """Take an adapter out of the workers."""
+        self._call("remove_adapter", path=path)
 
     def sleep(self, level: int = 1) -> None:
         """Put the engine to sleep."""

@@ -98,6 +98,10 @@ class SsdGlassConnector(SabotagedConnector):
             keys += node.keys[: held.num_ready] if held is not None else []
         return [key.hex() for key in keys]
 
+    def identifies_adapters(self) -> bool:
+        """Scheduler: whether an adapter's files are being read."""
+        return self._scheduler._adapters.has_work
+
     def limit_waits(self, request_s: float, idle_s: float) -> None:
         """Scheduler: decide how long requests wait for SSD, and an idle engine for news of it."""
         self._scheduler._ssd.promoter._timeout_s = request_s

@@ -5,8 +5,6 @@ import time
 import pytest
 
 from flexkv_connectors.vllm.request_keys import RequestKeys
-from flexkv_connectors.vllm.requests import RequestState
-from flexkv_connectors.vllm.switches import Switches
 
 TOKENS = 4096
 
@@ -35,8 +33,9 @@ def request(**fields):
 
 
 def num_keys(asked):
-    chain = RequestKeys(block_tokens=64).chain_for(asked, None)
-    return len(RequestState(asked, chain, Switches()).keys())
+    keys = RequestKeys(asked, None, block_tokens=64, namespace=None)
+    keys.advance()
+    return len(keys.so_far)
 
 
 @pytest.mark.parametrize("with_name", [with_salt, with_medium])

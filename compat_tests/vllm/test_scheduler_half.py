@@ -1,26 +1,30 @@
 """The scheduler half and what its workers tell it, without an engine."""
 
+import dataclasses
 from hashlib import sha256
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from flexkv_connectors.common.deployment import PageShape
 from flexkv_connectors.vllm.cpu_pages import PLAIN
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_core.config import parse_config
+from flexkv_core.identity.as_read import Judge, Mounts
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import StoredKey, TierReport
+from flexkv_core.plan import Status, StoredBlocks, StoredKey, TierReport, TransferResult
 from flexkv_core.tiers.host import PoolAddress
 
 KEY = sha256(b"block").digest()
+BLOCK_TOKENS = 64
+PROMPT = list(range(4 * BLOCK_TOKENS))
 
 
 @pytest.fixture
-def half(tmp_path):
-    """The scheduler half of an engine of two ranks."""
-    from flexkv_connectors.vllm.scheduler import SchedulerHalf
-
-    deployment = Deployment(
+def deployment(tmp_path):
+    """An engine of two ranks, with room for 32 blocks in each tier."""
+    return Deployment(
         cache=parse_config({"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}),
         rank=0,
         num_ranks=2,
@@ -35,31 +39,268 @@ def half(tmp_path):
         first_layer=0,
         total_heads=2,
         cell_heads=1,
-        block_tokens=64,
+        block_tokens=BLOCK_TOKENS,
         step_tokens=2048,
         draft_blocks=0,
         publishes_events=False,
         engine_id="engine",
     )
-    return SchedulerHalf(deployment, Counters(), uses_ssd=True)
 
 
-def report_of(rank):
-    """Return the first and only report of a rank that has found one block."""
+@pytest.fixture
+def adapters(tmp_path):
+    from flexkv_connectors.vllm.adapters import Adapters
+
+    return Adapters(bytes(32), tmp_path / "hub", Judge(0.0, Mounts("")))
+
+
+@pytest.fixture
+def half(deployment, adapters):
+    """The scheduler half of that engine."""
+    from flexkv_connectors.vllm.scheduler import SchedulerHalf
+
+    return SchedulerHalf(deployment, Counters(), adapters, uses_ssd=True)
+
+
+@pytest.fixture
+def ready(half):
+    """The same once both ranks have told what they have: nothing."""
+    for rank in range(2):
+        half.digest(report_of(rank, []))
+    half._ssd.take_orders(0.0)
+    return half
+
+
+def report_of(rank, recovered):
+    """Return the first report of a rank that has found some blocks."""
     from flexkv_connectors.vllm.metadata import StepReport
 
     found = TierReport(
-        tier="ssd",
-        rank=rank,
-        capacity_blocks=8,
-        recovered=[StoredKey(KEY, None)],
-        is_recovered=True,
+        tier="ssd", rank=rank, capacity_blocks=32, recovered=recovered, is_recovered=True
     )
-    return StepReport(pools={rank: PoolAddress(1, 1, 1, 1, 8, 64)}, tiers=[found])
+    return StepReport(pools={rank: PoolAddress(1, 1, 1, 1, 32, 64)}, tiers=[found])
+
+
+def request_of(lora=None, media=(), request_id="request"):
+    """Return a request for `PROMPT`, with media of 20 tokens from the tokens `media` on."""
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    request = Request(
+        request_id=request_id,
+        prompt_token_ids=PROMPT,
+        sampling_params=SamplingParams(max_tokens=8),
+        pooling_params=None,
+        lora_request=lora,
+    )
+    request.mm_features = [
+        SimpleNamespace(
+            mm_position=SimpleNamespace(offset=offset, length=20), identifier=f"picture {offset}"
+        )
+        for offset in media
+    ]
+    return request
+
+
+def compute(half, request):
+    """Let the engine compute the whole prompt in one step; return the plan that saves it."""
+    num_pages = len(PROMPT) // 16
+    new = SimpleNamespace(
+        req_id=request.request_id, block_ids=(list(range(num_pages)),), num_computed_tokens=0
+    )
+    nobody = SimpleNamespace(req_ids=[], new_block_ids=[], num_computed_tokens=[])
+    output = SimpleNamespace(
+        scheduled_new_reqs=[new],
+        scheduled_cached_reqs=nobody,
+        num_scheduled_tokens={request.request_id: len(PROMPT)},
+        total_num_scheduled_tokens=len(PROMPT),
+    )
+    orders = half.build_orders(output)
+    assert len(orders.saves) <= 1
+    return orders.saves[0] if orders.saves else None
+
+
+def saved(half, plan):
+    """Tell that both ranks have executed a plan."""
+    from flexkv_connectors.vllm.metadata import StepReport
+
+    results = [
+        TransferResult(
+            job_id=plan.job_id,
+            rank=rank,
+            status=Status.OK,
+            num_blocks=plan.num_blocks,
+            epoch=plan.epoch,
+        )
+        for rank in range(2)
+    ]
+    half.digest(StepReport(results=results))
+
+
+def serve(half, request):
+    """Serve a request from its arrival to its end, and keep what it may keep."""
+    num_offered = half.match(request, 0)
+    if plan := compute(half, request):
+        saved(half, plan)
+    half.finish(request)
+    return num_offered
+
+
+def num_in_host_memory(half):
+    return half.manager.num_used_blocks("host")
+
+
+def demoted(half):
+    """Return how many blocks are on their way to SSD."""
+    plans = half._ssd.take_orders(0.0).plans
+    return sum(plan.num_blocks for plan in plans if isinstance(plan.target, StoredBlocks))
 
 
 def test_what_a_rank_has_found_counts_although_another_reports_later(half):
-    half.digest(report_of(0))
-    half.digest(report_of(1))
+    for rank in range(2):
+        half.digest(report_of(rank, [StoredKey(KEY, None)]))
     half._ssd.take_orders(0.0)
     assert half.manager.look([KEY], tier="ssd").num_ready == 1
+
+
+@pytest.mark.parametrize(
+    ("media", "num_lasting"), [((), 4), ((140,), 2), ((200, 70), 1), ((0,), 0)]
+)
+def test_blocks_from_the_first_picture_on_stay_in_the_process(ready, media, num_lasting):
+    serve(ready, request_of(media=media))
+    assert num_in_host_memory(ready) == 4
+    assert demoted(ready) == num_lasting
+
+
+def test_pictures_whose_identifiers_are_hashes_may_leave_it(deployment, adapters):
+    from flexkv_connectors.vllm.scheduler import SchedulerHalf
+
+    cache = msgspec.structs.replace(deployment.cache, media_ids_are_hashes=True)
+    trusting = dataclasses.replace(deployment, cache=cache)
+    half = SchedulerHalf(trusting, Counters(), adapters, uses_ssd=True)
+    for rank in range(2):
+        half.digest(report_of(rank, []))
+    serve(half, request_of(media=(140,)))
+    assert demoted(half) == 4
+
+
+def test_pictures_are_not_brought_back_from_where_an_earlier_process_left_them(half):
+    request = request_of(media=(140,))
+    state = half._state(request)
+    keys = list(state.keys())
+    chain = [StoredKey(key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
+    for rank in range(2):
+        half.digest(report_of(rank, chain))
+    half._ssd.take_orders(0.0)
+
+    assert half.match(request, 0) is None, "the blocks before it are waited for"
+    plans = half._ssd.take_orders(0.0).plans
+    assert sum(plan.num_blocks for plan in plans) == 2
+
+
+def test_pictures_in_host_memory_are_found_there(ready):
+    serve(ready, request_of(media=(140,)))
+    assert serve(ready, request_of(media=(140,), request_id="again")) == len(PROMPT)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_adapter(tmp_path / "adapter", b"weights")
+
+
+def write_adapter(folder, weights):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    return folder
+
+
+def lora(folder, **more):
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, str(folder), **more)
+
+
+def know(adapters):
+    """Wait until the files of all adapters have been read."""
+    while adapters.has_work:
+        pass
+
+
+def introduce(ready, adapters, folder):
+    """Let an adapter become known."""
+    serve(ready, request_of(lora(folder), request_id="first"))
+    know(adapters)
+    ready.reset()
+
+
+def test_a_request_whose_adapter_is_not_known_yet_is_saved_from_its_first_block_on_later(
+    ready, adapters, folder
+):
+    digest = adapters._reader.read
+    asked = []
+    adapters._reader.read = lambda *question: asked.append(question)
+    request = request_of(lora(folder))
+    assert ready.match(request, 0) == 0
+    assert compute(ready, request) is None
+    digest(*asked[0])
+    know(adapters)
+    assert compute(ready, request).num_blocks == 4
+
+
+def test_a_request_finds_what_another_of_its_adapter_has_saved(ready, adapters, folder):
+    introduce(ready, adapters, folder)
+    assert serve(ready, request_of(lora(folder))) == 0
+    assert serve(ready, request_of(lora(folder), request_id="again")) == len(PROMPT)
+
+
+def test_a_request_whose_adapter_changes_before_it_is_computed_is_not_saved(
+    ready, adapters, folder
+):
+    introduce(ready, adapters, folder)
+    request = request_of(lora(folder))
+    ready.match(request, 0)
+    write_adapter(folder, b"WEIGHTS")
+    assert compute(ready, request) is None
+
+
+def test_what_was_computed_while_its_adapter_changed_is_not_found(ready, adapters, folder):
+    introduce(ready, adapters, folder)
+    request = request_of(lora(folder))
+    ready.match(request, 0)
+    plan = compute(ready, request)
+    write_adapter(folder, b"WEIGHTS")
+    saved(ready, plan)
+    assert num_in_host_memory(ready) == 0
+    assert demoted(ready) == 0
+
+
+def test_an_offer_ends_when_the_adapter_changes(ready, adapters, folder):
+    introduce(ready, adapters, folder)
+    serve(ready, request_of(lora(folder)))
+    request = request_of(lora(folder), request_id="again")
+    assert ready.match(request, 0) == len(PROMPT)
+    write_adapter(folder, b"WEIGHTS")
+    adapters.look_again()
+    assert ready.match(request, 0) == 0
+    assert not ready.manager._claims
+
+
+@pytest.mark.parametrize(("num_local_tokens", "num_saved"), [(0, 4), (BLOCK_TOKENS, 0)])
+def test_what_vllm_kept_under_the_name_of_an_adapter_is_not_saved_once_that_was_another(
+    ready, adapters, folder, num_local_tokens, num_saved
+):
+    introduce(ready, adapters, folder)
+    write_adapter(folder, b"WEIGHTS")
+    adapters.begin_load(lora(folder, load_inplace=True))
+    adapters.end_load(lora(folder, load_inplace=True))
+    know(adapters)
+    request = request_of(lora(folder))
+    ready.match(request, num_local_tokens)
+    plan = compute(ready, request)
+    assert (plan.num_blocks if plan else 0) == num_saved
+
+
+def test_requests_that_have_ended_leave_nothing_of_their_adapter(ready, adapters, folder):
+    serve(ready, request_of(lora(folder)))
+    assert not adapters._num_requests

@@ -19,6 +19,7 @@ from flexkv_connectors.common.fault_barrier import (
     refusals_in_one_line,
 )
 from flexkv_connectors.common.versions import require_supported
+from flexkv_connectors.vllm.adapter_loads import follow_adapters
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
 from flexkv_connectors.vllm.ledger import LoadLedger
@@ -103,7 +104,8 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
             uses_ssd = False
             logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerHalf(deployment, self._counters, uses_ssd=uses_ssd)
+            adapters = follow_adapters(vllm_config, self._barrier)
+            self._scheduler = SchedulerHalf(deployment, self._counters, adapters, uses_ssd=uses_ssd)
             return
         origin = origin_of(vllm_config, kv_cache_config, deployment) if uses_ssd else None
         self._worker = WorkerHalf(deployment, self._ledger, origin)

@@ -12,15 +12,21 @@ from flexkv_connectors.common import deployment as common
 from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of
 from flexkv_connectors.common.deployment import PageShape, block_tokens_of, require_cells
 from flexkv_connectors.vllm.cpu_pages import PLAIN, VEC, page_order
-from flexkv_connectors.vllm.support import why_not_device, why_not_group, why_not_parallel
+from flexkv_connectors.vllm.support import (
+    why_not_device,
+    why_not_draft,
+    why_not_group,
+    why_not_parallel,
+    why_not_reuse,
+)
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
-__all__ = ["Deployment", "read_cache_config", "translate", "why_not"]
+__all__ = ["Deployment", "draft_of", "read_cache_config", "translate", "why_not"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +57,8 @@ def why_not(
     """Name what keeps this deployment from being cached, if anything does."""
     reason = (
         why_not_device(vllm_config, enable_gpu=cache.enable_gpu)
-        or why_not_group(kv_cache_config)
+        or why_not_reuse(vllm_config)
+        or _why_not_layers(vllm_config, kv_cache_config)
         or why_not_parallel(vllm_config)
     )
     if reason is None and getattr(vllm_config.cache_config, "calculate_kv_scales", False):
@@ -59,6 +66,31 @@ def why_not(
     if reason is None and callable(vllm_config.model_config.hf_overrides):
         reason = "its model overrides are a function, which has no identity"
     return reason
+
+
+def _why_not_layers(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:
+    """Name what is wrong with the layers; with the draft model's first, which is chosen."""
+    reason, draft = why_not_group(kv_cache_config), draft_of(vllm_config)
+    if reason is None or draft is None:
+        return reason
+    return why_not_draft(vllm_config, draft) or reason
+
+
+def draft_of(vllm_config: "VllmConfig") -> "ModelConfig | None":
+    """Return the model whose layers keep KV beside the target's, if there is one.
+
+    vLLM has a `draft_model_config` for methods without layers, too: it is the target's then, or
+    that of heads without attention. What a class of the user's own does is not known, so it counts.
+    """
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return None
+    keeps_kv = (
+        speculative.use_eagle()
+        or speculative.uses_draft_model()
+        or speculative.method == "custom_class"
+    )
+    return speculative.draft_model_config if keeps_kv else None
 
 
 def read_cache_config(vllm_config: "VllmConfig") -> CacheConfig:
@@ -104,7 +136,7 @@ def translate(
         cell_heads=cell_heads_of(total_heads, degree, cache.max_tp),
         block_tokens=block_tokens_of(cache, spec.block_size, "vLLM"),
         step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
-        draft_blocks=int(_has_draft_layers(vllm_config)),
+        draft_blocks=int(draft_of(vllm_config) is not None),
         publishes_events=_publishes_events(vllm_config),
         engine_id=str(vllm_config.kv_transfer_config.engine_id),
     )
@@ -115,11 +147,6 @@ def _num_replicas(vllm_config: "VllmConfig") -> int:
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     num_heads = 1 if model.use_mla else int(model.get_total_num_kv_heads())
     return max(1, int(parallel.tensor_parallel_size) // num_heads)
-
-
-def _has_draft_layers(vllm_config: "VllmConfig") -> bool:
-    speculative = vllm_config.speculative_config
-    return speculative is not None and speculative.draft_model_config is not None
 
 
 def _publishes_events(vllm_config: "VllmConfig") -> bool:

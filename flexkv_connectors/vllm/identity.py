@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, source_of
-from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.vllm.deployment import Deployment, draft_of
 from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.identity.checkpoint import Checkpoint
@@ -82,7 +82,7 @@ def namespace_of(
     """
     (group,) = kv_cache_config.kv_cache_groups
     spec: AttentionSpec = group.kv_cache_spec
-    model, draft = vllm_config.model_config, _draft_of(vllm_config)
+    model, draft = vllm_config.model_config, draft_of(vllm_config)
     num_layers = int(model.get_total_num_hidden_layers())
     dtype = _kv_dtype(spec, vllm_config.cache_config.cache_dtype)
     return Namespace(
@@ -109,7 +109,7 @@ def namespace_of(
 
 def _sources(vllm_config: "VllmConfig", cache: CacheConfig) -> dict[str, Checkpoint]:
     """Return where everything is read from that decides what KV is, by its role."""
-    model, draft, load = vllm_config.model_config, _draft_of(vllm_config), vllm_config.load_config
+    model, draft, load = vllm_config.model_config, draft_of(vllm_config), vllm_config.load_config
     sources = {"model": _source(model, load, cache)}
     if draft is not None:
         draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
@@ -189,18 +189,10 @@ def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
     for load in (vllm_config.load_config, draft_load):
         if load is not None and load.load_format not in FROM_THE_CHECKPOINT:
             return f"load_format={load.load_format} does not say which weights: set weight_version"
-    for model in (vllm_config.model_config, _draft_of(vllm_config)):
+    for model in (vllm_config.model_config, draft_of(vllm_config)):
         if model is not None and model.model_weights:
             return f"the weights at {model.model_weights} have no version: set weight_version"
     return None
-
-
-def _draft_of(vllm_config: "VllmConfig") -> "ModelConfig | None":
-    """Return the model whose layers keep KV beside the target's, if there is one."""
-    speculative = vllm_config.speculative_config
-    if speculative is None or not (speculative.use_eagle() or speculative.uses_draft_model()):
-        return None
-    return speculative.draft_model_config
 
 
 def _kv_dtype(spec: "AttentionSpec", option: str) -> str:
@@ -223,7 +215,7 @@ def _overrides(
 ) -> dict[str, object]:
     """Collect what differs from the model as its checkpoint describes it; empty for nothing."""
     model, load_format = vllm_config.model_config, vllm_config.load_config.load_format
-    draft = _draft_of(vllm_config)
+    draft = draft_of(vllm_config)
     dtype = canonical_dtype(str(model.dtype))
     settings = {
         "code": _foreign_code(model),

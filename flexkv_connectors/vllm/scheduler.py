@@ -5,6 +5,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from flexkv_connectors.common.patience import Patience
 from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.common.replicas import ReplicaPools
@@ -12,18 +14,26 @@ from flexkv_connectors.common.staging_room import StagingRoom
 from flexkv_connectors.common.stores import open_stores, record_use
 from flexkv_connectors.common.tier_use import TierUse
 from flexkv_connectors.common.transfer_record import record_transfer
+from flexkv_connectors.vllm.adapters import Adapters
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
-from flexkv_connectors.vllm.request_keys import RequestKeys
 from flexkv_connectors.vllm.requests import RequestState, follow
+from flexkv_connectors.vllm.support import why_not_skip
 from flexkv_connectors.vllm.switches import SwitchReader
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
 from flexkv_core.job import Completion, JobKind
 from flexkv_core.manager import CacheManager
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, TierOrders, TierReport, TransferPlan
+from flexkv_core.plan import (
+    EnginePages,
+    Status,
+    TierOrders,
+    TierReport,
+    TransferPlan,
+    TransferResult,
+)
 from flexkv_core.types import JobId
 
 if TYPE_CHECKING:
@@ -42,11 +52,13 @@ class SchedulerHalf:
     new block O(blocks of its request).
     """
 
-    def __init__(self, deployment: Deployment, counters: Counters, *, uses_ssd: bool) -> None:
+    def __init__(
+        self, deployment: Deployment, counters: Counters, adapters: Adapters, *, uses_ssd: bool
+    ) -> None:
         self._deployment = deployment
         self._uses_ssd = uses_ssd
         self._counters = counters
-        self._keys = RequestKeys(deployment.block_tokens)
+        self._adapters = adapters
         self._switches = SwitchReader(counters)
         self._events = EventFeed(
             enabled=deployment.publishes_events, block_tokens=deployment.block_tokens
@@ -66,7 +78,7 @@ class SchedulerHalf:
         """What owners have said of the SSD tier, until it is opened."""
 
         self._saving: dict[JobId, RequestState] = {}
-        """Whose blocks a plan saves, to offer them to the SSD tier afterwards."""
+        """Whose blocks a plan saves, to look at them again when it has ended."""
 
     @property
     def manager(self) -> CacheManager | None:
@@ -79,13 +91,16 @@ class SchedulerHalf:
         None asks to be asked again: more is on its way from SSD.
         """
         state = self._state(request)
-        if self._manager is None or not state.may_load or not self._replicas.ready:
+        if not (state.is_sound(num_local_tokens) and state.may_load and state.has_keys):
+            self._let_go(state)
+            return 0
+        if self._manager is None or not self._replicas.ready:
             return 0
         if state.lease is None:
             if self._waits(state):
                 return None
             state.lease = self._manager.match(state.request_id, state.keys())
-        offer = self._usable_tokens(state) - num_local_tokens
+        offer = state.usable_tokens - num_local_tokens
         if offer < max(self._deployment.cache.min_load_tokens, 1):
             self._let_go(state)
             return 0
@@ -100,7 +115,7 @@ class SchedulerHalf:
             self._let_go(state)
             return None
         state.num_loading_tokens = num_tokens
-        pages = self._pages_between(state, state.num_local_tokens + num_tokens)
+        pages = state.pages_between(state.num_local_tokens + num_tokens)
         plan = self._plan_load(state, pages, state.num_local_tokens + num_tokens)
         return Load(request.request_id, pages, plan)
 
@@ -110,11 +125,12 @@ class SchedulerHalf:
         if state is None or num_tokens == 0:
             return None
         state.page_ids = page_ids
-        pages = self._pages_between(state, state.num_local_tokens + num_tokens)
+        pages = state.pages_between(state.num_local_tokens + num_tokens)
         return Load(request.request_id, pages, None)
 
     def build_orders(self, scheduler_output: "SchedulerOutput") -> StepOrders:
         """Decide this step's saves and hand out everything that waits for the workers."""
+        self._adapters.look_again()
         orders, self._orders = self._orders, StepOrders()
         self._ended = []
         orders.pools = self._replicas.waiting_pools
@@ -130,7 +146,10 @@ class SchedulerHalf:
     def finish(self, request: "Request") -> None:
         """Save what an ending request still owes, and forget it; its pages may go at once."""
         state = self._states.pop(request.request_id, None)
-        if state is None or self._manager is None:
+        if state is None:
+            return
+        state.end()
+        if self._manager is None:
             return
         self._ended.append(state)
         self._let_go(state)
@@ -143,11 +162,12 @@ class SchedulerHalf:
         num_computed = min(request.num_computed_tokens, num_known)
         if plan := self._plan_save(state, num_computed):
             self._orders.late_saves.append(plan)
-        num_lost = self._num_savable_blocks(state, num_computed) - state.num_tried_blocks
+        num_lost = state.num_savable_blocks(num_computed) - state.num_tried_blocks
         self._counters.add("save_no_room_blocks", max(0, num_lost))
 
     def digest(self, report: StepReport) -> None:
         """Take in what the workers report."""
+        self._adapters.look_again()
         self._patience.reward()
         self._replicas.note(report.pools, report.attached)
         self._staging.note(report.staging.values())
@@ -161,7 +181,7 @@ class SchedulerHalf:
             for tier_report in told:
                 self._ssd.digest(tier_report)
         for result in report.results:
-            if completion := self._manager.complete(result):
+            if completion := self._manager.complete(self._reviewed(result)):
                 self._conclude(completion)
 
     def distrust(self, failed_pages: Collection[int]) -> set[int]:
@@ -245,24 +265,11 @@ class SchedulerHalf:
         state = self._states.get(request.request_id)
         if state is None:
             switches = self._switches.read(request.kv_transfer_params)
-            chain = self._keys.chain_for(request, switches.namespace)
-            state = RequestState(request, chain, switches)
+            state = RequestState(request, self._adapters, self._deployment, switches)
+            state.may_load = state.may_load and why_not_skip(request) is None
             self._states[request.request_id] = state
             self._events.know(request)
         return state
-
-    def _usable_tokens(self, state: RequestState) -> int:
-        """Return the tokens of the lease that the engine may skip.
-
-        A step that loads and computes at once has to compute one token at least.
-        """
-        if state.lease is None:
-            return 0
-        usable = state.lease.num_blocks * self._deployment.block_tokens
-        if self._deployment.cache.load_async:
-            return usable
-        page_tokens = self._deployment.page_tokens
-        return min(usable, int(state.request.num_tokens - 1) // page_tokens * page_tokens)
 
     def _waits(self, state: RequestState) -> bool:
         """Return whether blocks of the request come from SSD, and are worth waiting for."""
@@ -277,7 +284,8 @@ class SchedulerHalf:
         if state.ssd_use is None and self._manager is not None and self._ssd is not None:
             keys = state.keys()
             num_host_blocks = self._manager.look(keys, tier="host").num_ready
-            state.ssd_use = TierUse(self._ssd, state.request_id, keys, num_host_blocks)
+            lasting = state.num_lasting_blocks
+            state.ssd_use = TierUse(self._ssd, state.request_id, keys, num_host_blocks, lasting)
         return state.ssd_use
 
     def _order_copies(self, ssd: LowerTier, now_s: float) -> TierOrders | None:
@@ -298,11 +306,6 @@ class SchedulerHalf:
         keys = state.keys()[: bad_block + 1]
         if self._manager is not None and len(keys) > bad_block:
             self._manager.drop_from(keys, tier="host")
-
-    def _pages_between(self, state: RequestState, end: int) -> list[int]:
-        """Return the pages of tokens [num_local_tokens, end): no other request reads them."""
-        page_tokens = self._deployment.page_tokens
-        return state.page_ids[state.num_local_tokens // page_tokens : end // page_tokens]
 
     def _plan_load(self, state: RequestState, pages: list[int], end: int) -> TransferPlan | None:
         """Plan tokens [num_local_tokens, end); None if a reset has taken the lease's blocks."""
@@ -326,9 +329,9 @@ class SchedulerHalf:
 
         Where they are staged in device memory, what finds no place there is tried in a later step.
         """
-        num_blocks = self._num_savable_blocks(state, num_computed)
+        num_blocks = state.num_savable_blocks(num_computed)
         manager = self._manager
-        if manager is None or num_blocks <= state.num_tried_blocks:
+        if manager is None or num_blocks <= state.num_tried_blocks or not state.is_sound():
             return None
         keys = state.keys()
         if (use := self._use_of_ssd(state)) is not None:
@@ -347,15 +350,15 @@ class SchedulerHalf:
         assert plan is not None, "nothing happens between a reservation and its plan"
         self._staging.take(plan.job_id, plan.num_blocks)
         self._events.expect(plan.job_id, state.request_id)
-        if use is not None:
-            self._saving[plan.job_id] = state
+        self._saving[plan.job_id] = state
         return plan
 
-    def _num_savable_blocks(self, state: RequestState, num_computed: int) -> int:
-        if not state.may_save:
-            return 0
-        num_tokens = min(num_computed, state.request.num_tokens)
-        return int(num_tokens // self._deployment.block_tokens - self._deployment.draft_blocks)
+    def _reviewed(self, result: TransferResult) -> TransferResult:
+        """Return `result`, or a failure where it is not known any more what was computed."""
+        state = self._saving.get(result.job_id)
+        if state is None or state.is_sound():
+            return result
+        return msgspec.structs.replace(result, status=Status.ERROR, num_blocks=0)
 
     def _conclude(self, completion: Completion) -> None:
         """Count an ended transfer, and see what it makes possible."""

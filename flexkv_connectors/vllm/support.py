@@ -1,6 +1,11 @@
 """Which of vLLM's models and modes can be cached; the rest is served without caching.
 
 A reason is one clause for a person. It is not an error: the engine works, without our help.
+
+Whether a block may be loaded, so that computing it is skipped, is another question than whether it
+may be saved, and it is asked of the model and of each request. vLLM asks the same, but not of every
+connector in every version, so nothing here counts on that. What was read for it is listed in
+`compat_tests/contract/gates.py`, which looks for more in versions to come.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,10 +13,21 @@ from typing import TYPE_CHECKING, Any
 from flexkv_core.keys import MAX_NAME_LETTERS
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-__all__ = ["why_not_device", "why_not_group", "why_not_parallel", "why_not_request"]
+__all__ = [
+    "why_not_device",
+    "why_not_draft",
+    "why_not_group",
+    "why_not_parallel",
+    "why_not_request",
+    "why_not_reuse",
+    "why_not_skip",
+]
+
+_POOLED_FROM_THE_LAST = ("classify", "embed")
+"""Pooling tasks that need one token's hidden state only, if `why_not_reuse` has no objection."""
 
 
 def why_not_device(vllm_config: "VllmConfig", *, enable_gpu: bool) -> str | None:
@@ -24,6 +40,8 @@ def why_not_device(vllm_config: "VllmConfig", *, enable_gpu: bool) -> str | None
 
     # torch calls the devices of ROCm cuda, too; nobody has looked at its pages.
     device = "rocm" if current_platform.is_rocm() else vllm_config.device_config.device_type
+    if device == "cpu" and current_platform.get_cpu_architecture().name == "RISCV":
+        return "vLLM cannot continue a prompt on a RISC-V CPU"
     if device == "cpu" or (device == "cuda" and enable_gpu):
         return None
     if device == "cuda":
@@ -44,6 +62,48 @@ def why_not_parallel(vllm_config: "VllmConfig") -> str | None:
     return None
 
 
+def why_not_reuse(vllm_config: "VllmConfig") -> str | None:
+    """Name what keeps this engine from going on behind KV that it has not computed, if anything.
+
+    Whether vLLM's own prefix cache is on says less: it is off where somebody wants it to be, too.
+    """
+    from vllm import envs  # noqa: PLC0415 vLLM is loaded by its own processes
+
+    model, pooler = vllm_config.model_config, vllm_config.model_config.pooler_config
+    outputs = getattr(vllm_config, "aux_output_config", model)  # the model's before 0.31
+    if outputs.enable_return_routed_experts:
+        return "skipped tokens have no routed experts: unset enable_return_routed_experts"
+    if envs.VLLM_BATCH_INVARIANT:
+        return "results would depend on what was cached: unset VLLM_BATCH_INVARIANT"
+    if model.is_diffusion:
+        return "it is a diffusion model, and tokens see those behind them"
+    if model.is_prefix_caching_supported:
+        return None
+    if pooler is None or model.attn_type != "decoder":
+        return "vLLM cannot continue a prompt of this model"
+    kind = "STEP" if pooler.tok_pooling_type == "STEP" else pooler.seq_pooling_type
+    return f"its {kind} pooling reads more than the last token"
+
+
+def why_not_draft(vllm_config: "VllmConfig", draft: "ModelConfig") -> str | None:
+    """Say that a draft model keeps KV of another shape than the model, if it does."""
+    model = vllm_config.model_config
+    ours, its = map(_shape_of, (model, draft))
+    if ours == its:
+        return None
+    return (
+        f"its draft model keeps {its}, and blocks hold layers of one shape, here {ours}: "
+        "choose such a draft model, or none"
+    )
+
+
+def _shape_of(model: "ModelConfig") -> str:
+    size = f"of {model.get_head_size()} elements"
+    return (
+        f"latents {size}" if model.use_mla else f"{model.get_total_num_kv_heads()} KV heads {size}"
+    )
+
+
 def why_not_group(kv_cache_config: "KVCacheConfig") -> str | None:
     """Name what keeps this model's KV from being restored from blocks, if anything does."""
     groups = kv_cache_config.kv_cache_groups
@@ -57,12 +117,17 @@ def _why_not_spec(spec: Any) -> str | None:  # noqa: ANN401 vLLM's KVCacheSpec, 
     from vllm.v1.kv_cache_interface import (  # noqa: PLC0415 vLLM is loaded by its own processes
         FullAttentionSpec,
         MLAAttentionSpec,
+        UniformTypeKVCacheSpecs,
     )
 
+    if type(spec) is UniformTypeKVCacheSpecs:
+        return "its layers keep KV of different shapes"
     if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):
         return f"its cache is a {type(spec).__name__}, not full attention or MLA"
     if spec.sliding_window is not None or spec.attention_chunk_size is not None:
         return "its attention sees only a window of the sequence"
+    if spec.non_causal:
+        return "in its attention, tokens see those behind them"
     states = getattr(spec, "tokens_per_state", 1), getattr(spec, "compress_ratio", 1)
     if states != (1, 1):
         return "several tokens share one cached state"
@@ -79,3 +144,19 @@ def why_not_request(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
     if getattr(request, "resumable", False):
         return "it is a streaming session whose tokens may be taken back"
     return None
+
+
+def why_not_skip(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
+    """Name what this request wants of every token of its prompt, if anything.
+
+    It may still be saved: what it computes is what others would.
+    """
+    sampling, pooling = request.sampling_params, request.pooling_params
+    if sampling is not None and any(
+        getattr(sampling, name, None) is not None
+        for name in ("prompt_logprobs", "prompt_logprob_token_ids")
+    ):
+        return "it asks for log probabilities of its prompt"
+    if pooling is not None and pooling.task not in _POOLED_FROM_THE_LAST:
+        return f"{pooling.task} reads every token"
+    return "it is to read no cache" if request.skip_reading_prefix_cache else None

@@ -16,13 +16,23 @@ def counters():
 
 
 @pytest.fixture
-def tier(counters):
-    """A tier with room for eight blocks."""
+def manager(counters):
+    """Two tiers with room for eight blocks each."""
     specs = [TierSpec("host", 8), TierSpec("ssd", 8, addressed_by="key")]
-    manager = CacheManager(specs, recorder=counters)
+    return CacheManager(specs, recorder=counters)
+
+
+@pytest.fixture
+def tier(manager, counters):
+    """The lower one."""
     return LowerTier(
         manager, "ssd", owners=(0,), block_bytes=1 << 20, timeout_s=1.0, recorder=counters
     )
+
+
+def write(manager, keys):
+    """Let host memory have a chain."""
+    assert manager.restore(keys, tier="host") == len(keys)
 
 
 def test_a_block_that_is_on_its_way_is_not_admitted_again(tier, counters):
@@ -44,3 +54,19 @@ def test_a_request_that_has_ended_is_forgotten(tier):
     use.waits(KEYS, 0.0, None)
     use.end()
     assert not tier.promoter._waits
+
+
+def test_blocks_that_are_not_for_the_tier_never_get_there(manager, tier, counters):
+    write(manager, KEYS)
+    use = TierUse(tier, "request", KEYS[:3], 0, max_blocks=2)
+    use.touch(KEYS)
+    use.offer(KEYS)
+    assert counters.drain()["admitted_blocks"] == 2
+    assert sum(plan.num_blocks for plan in tier.demoter.take_plans(0.0)) == 2
+
+
+def test_blocks_that_are_not_for_the_tier_are_not_fetched_from_it(manager, tier):
+    manager.restore(KEYS, tier="ssd")
+    use = TierUse(tier, "request", KEYS, 0, max_blocks=2)
+    assert use.waits(KEYS, 0.0, None)
+    assert sum(plan.num_blocks for plan in tier.promoter.take_plans()) == 2

@@ -1,0 +1,107 @@
+"""How we hear which adapters vLLM loads.
+
+Loads that are announced go through vLLM's engine core, which has no hook for them: two of its
+methods are wrapped once a connector follows adapters, in the one process where that is.
+"""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from flexkv_connectors.common.fault_barrier import FaultBarrier, nothing
+from flexkv_connectors.vllm.adapters import Adapters
+from flexkv_core.env import engine_start_s, hub_cache_folder
+from flexkv_core.identity.as_read import Judge, Mounts
+from flexkv_core.namespace import canonical_dtype, settings_digest
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+__all__ = ["follow_adapters", "hear_loads"]
+
+_MARK = "__heard_by_flexkv__"
+_METHODS = "add_lora", "remove_lora"
+
+_followers: WeakKeyDictionary[Adapters, FaultBarrier] = WeakKeyDictionary()
+"""Who wants to hear of loads in this process: one, unless it runs several engines."""
+
+
+def follow_adapters(vllm_config: "VllmConfig", barrier: FaultBarrier) -> Adapters:
+    """Follow the adapters of an engine. One that takes none is left as it is."""
+    if vllm_config.lora_config is None:
+        return Adapters(b"", None, Judge(0.0, Mounts("")))
+    from vllm import envs  # noqa: PLC0415 vLLM is loaded by its own processes
+    from vllm.v1.engine import core  # noqa: PLC0415 the same
+
+    started_s = engine_start_s()
+    adapters = Adapters(
+        _settings_of(vllm_config),
+        None if envs.VLLM_USE_MODELSCOPE else hub_cache_folder(),
+        Judge(started_s, Mounts.read()),
+        oldest_s=0.0 if hear_loads(core.EngineCore) else started_s,
+    )
+    _followers[adapters] = barrier
+    return adapters
+
+
+def hear_loads(core: type) -> bool:
+    """Let followers know of what an engine core loads; False if it does so in a way not known."""
+    if not all(callable(getattr(core, name, None)) for name in _METHODS):
+        return False
+    for name, heard in zip(_METHODS, (_heard_load, _heard_removal), strict=True):
+        method = getattr(core, name)
+        if not hasattr(method, _MARK):
+            wrapper = heard(method)
+            setattr(wrapper, _MARK, True)
+            setattr(core, name, wrapper)
+    return True
+
+
+# The wrappers keep names, signatures and annotations: vLLM turns arguments into what those say.
+
+
+def _heard_load(add_lora: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(add_lora)
+    def heard(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 vLLM's
+        _, lora, *_ = *args, *kwargs.values(), None
+        _tell(lambda adapters: adapters.begin_load(lora), lambda: lora.lora_int_id)
+        result = add_lora(*args, **kwargs)
+        _tell(lambda adapters: adapters.end_load(lora), lambda: lora.lora_int_id)
+        return result
+
+    return heard
+
+
+def _heard_removal(remove_lora: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(remove_lora)
+    def heard(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 vLLM's
+        _, number, *_ = *args, *kwargs.values(), None
+        result = remove_lora(*args, **kwargs)
+        _tell(lambda adapters: adapters.note_removal(number), lambda: number)
+        return result
+
+    return heard
+
+
+def _tell(what: Callable[[Adapters], None], number: Callable[[], Any]) -> None:
+    """Tell the follower. Of several it is not known whose engine it is: they doubt the adapter."""
+    followers = list(_followers.items())
+    hear = what if len(followers) == 1 else lambda adapters: adapters.doubt(number())
+    for adapters, barrier in followers:
+        barrier.run(partial(hear, adapters), nothing)
+
+
+def _settings_of(vllm_config: "VllmConfig") -> bytes:
+    """Return a digest of the options that change what an adapter does."""
+    lora = vllm_config.lora_config
+    names = str(lora.lora_dtype), str(vllm_config.model_config.dtype)
+    dtype, model_dtype = map(canonical_dtype, names)
+    settings = {
+        "dtype": "" if dtype == model_dtype else dtype,
+        "mixed": lora.enable_mixed_moe_lora_format,
+        "modules": sorted(lora.target_modules or ()),
+        "shared": getattr(lora, "enable_moe_shared_loras", False),
+        "tower": lora.enable_tower_connector_lora,
+    }
+    return bytes.fromhex(settings_digest(settings))
