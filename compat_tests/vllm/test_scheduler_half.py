@@ -304,3 +304,21 @@ def test_what_vllm_kept_under_the_name_of_an_adapter_is_not_saved_once_that_was_
 def test_requests_that_have_ended_leave_nothing_of_their_adapter(ready, adapters, folder):
     serve(ready, request_of(lora(folder)))
     assert not adapters._num_requests
+
+
+def test_a_reset_before_the_workers_have_told_anything_is_not_lost(half):
+    """What they have found is of other weights than those that the engine has now."""
+    half.reset()
+    for rank in range(2):
+        half.digest(report_of(rank, [StoredKey(KEY, None)]))
+    orders = half._ssd.take_orders(0.0)
+    assert orders.generation
+    assert half.manager.num_used_blocks("ssd") == 0
+
+
+def test_without_a_reset_what_both_ranks_have_found_is_restored(half):
+    for rank in range(2):
+        half.digest(report_of(rank, [StoredKey(KEY, None)]))
+    orders = half._ssd.take_orders(0.0)
+    assert not orders.generation
+    assert half.manager.num_used_blocks("ssd") == 1

@@ -73,6 +73,7 @@ class SchedulerHalf:
         self._orders = StepOrders()
         self._manager: CacheManager | None = None
         self._ssd: LowerTier | None = None
+        self._is_reset = False
         self._speed = PrefillSpeed()
         self._told: list[TierReport] = []
         """What owners have said of the SSD tier, until it is opened."""
@@ -212,6 +213,7 @@ class SchedulerHalf:
         for state in self._states.values():
             self._let_go(state)
             state.may_save = state.may_save and not state.page_ids
+        self._is_reset = True
         if self._manager is not None:
             self._manager.reset()
         if self._ssd is not None:
@@ -260,6 +262,8 @@ class SchedulerHalf:
         self._manager, self._ssd = open_stores(
             self._deployment, num_slots, num_ssd_blocks, self._counters, self._events.log
         )
+        if self._is_reset and self._ssd is not None:
+            self._ssd.reset()  # what the workers have found is of the weights of before
 
     def _state(self, request: "Request") -> RequestState:
         state = self._states.get(request.request_id)
