@@ -130,7 +130,8 @@ def _process_start_s() -> float:
         return time.time()
     # The name of the process stands in brackets and may hold anything.
     after_name = stat.rpartition(")")[2].split()
-    started_s = int(after_name[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
+    # At the end of that tick: nothing is read within it, but files may have been written before.
+    started_s = (int(after_name[_START_FIELD]) + 1) / os.sysconf("SC_CLK_TCK")
     return time.time() - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
