@@ -102,18 +102,21 @@ def request_of(lora=None, media=(), request_id="request"):
     return request
 
 
-def compute(half, request):
-    """Let the engine compute the whole prompt in one step; return the plan that saves it."""
-    num_pages = len(PROMPT) // 16
-    new = SimpleNamespace(
-        req_id=request.request_id, block_ids=(list(range(num_pages)),), num_computed_tokens=0
+def compute(half, request, begin=0, end=len(PROMPT)):
+    """Let the engine compute tokens of the prompt in one step; return the plan that saves them."""
+    name, pages = request.request_id, list(range(len(PROMPT) // 16))
+    new = SimpleNamespace(req_id=name, block_ids=(pages,), num_computed_tokens=0)
+    known = SimpleNamespace(
+        req_ids=[name] if begin else [],
+        new_block_ids=[None] if begin else [],
+        num_computed_tokens=[begin] if begin else [],
+        resumed_req_ids=(),
     )
-    nobody = SimpleNamespace(req_ids=[], new_block_ids=[], num_computed_tokens=[])
     output = SimpleNamespace(
-        scheduled_new_reqs=[new],
-        scheduled_cached_reqs=nobody,
-        num_scheduled_tokens={request.request_id: len(PROMPT)},
-        total_num_scheduled_tokens=len(PROMPT),
+        scheduled_new_reqs=[] if begin else [new],
+        scheduled_cached_reqs=known,
+        num_scheduled_tokens={name: end - begin},
+        total_num_scheduled_tokens=end - begin,
     )
     orders = half.build_orders(output)
     assert len(orders.saves) <= 1
@@ -262,6 +265,17 @@ def test_a_request_whose_adapter_changes_before_it_is_computed_is_not_saved(
     ready.match(request, 0)
     write_adapter(folder, b"WEIGHTS")
     assert compute(ready, request) is None
+
+
+def test_a_request_whose_adapter_changes_while_it_is_computed_is_saved_no_further(
+    ready, adapters, folder
+):
+    introduce(ready, adapters, folder)
+    request = request_of(lora(folder))
+    ready.match(request, 0)
+    assert compute(ready, request, 0, 128).num_blocks == 2
+    write_adapter(folder, b"WEIGHTS")
+    assert compute(ready, request, 128, 256) is None
 
 
 def test_what_was_computed_while_its_adapter_changed_is_not_found(ready, adapters, folder):
