@@ -5,6 +5,7 @@ first, and a slow share is busy for half of the time at most.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import stat
@@ -20,7 +21,6 @@ import msgspec
 __all__ = ["Digests", "FileHasher", "digest_of_files", "yield_to_others"]
 
 _CHUNK_BYTES = 4 * 2**20
-_SHA256_DIGITS = 64
 
 _NICEST = 19
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
@@ -38,10 +38,6 @@ class Digests(msgspec.Struct, frozen=True, array_like=True):
     def are(self, name: str) -> bool:
         """Tell whether a digest of either kind is the right one."""
         return name in (self.sha256, self.git)
-
-    def can_tell(self, name: str | None) -> bool:
-        """Tell whether `are` can be asked about a digest of that length."""
-        return name is None or len(name) == _SHA256_DIGITS or self.git is not None
 
 
 class FileHasher:
@@ -132,10 +128,16 @@ def _opened(path: str) -> Iterator[int]:
     # Without O_NONBLOCK, opening a named pipe would wait for ever.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            msg = f"{path} is not a plain file"
-            raise OSError(msg)
+        _demand_plain(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         yield fd
+    except OSError as error:
+        error.filename = path  # calls on an open file do not know it
+        raise
     finally:
         os.close(fd)
+
+
+def _demand_plain(fd: int) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "not a plain file")

@@ -84,10 +84,21 @@ class Identification:
             self._thread.join()
 
     def _run(self, before: _Surveys) -> None:
-        yield_to_others()
-        found = self._attempt(lambda: self._read(before))
-        if found is not None:
-            self._finish(found)
+        """Have the files read, then tell.
+
+        By two threads: what `then` starts would inherit the priority of the one that reads.
+        """
+        found: list[_Surveys | None] = []
+
+        def read() -> None:
+            yield_to_others()
+            found.append(self._attempt(lambda: self._read(before)))
+
+        reader = threading.Thread(target=read, name="flexkv-hashing", daemon=True)
+        reader.start()
+        reader.join()
+        for seen in filter(None, found):
+            self._finish(seen)
 
     def _attempt(self, step: Callable[[], _Surveys | str]) -> _Surveys | None:
         """Take a step; say what was against it, if anything was."""
@@ -118,9 +129,9 @@ class Identification:
     def _unknown(self, found: _Surveys) -> list[FoundFile]:
         """Return the files whose content is not remembered."""
         files = {file.stamp: file for seen in found.values() for file in seen.files}
-        for stamp, file in files.items():
+        for stamp in files:
             digests = self._memory.get(stamp)
-            if digests is not None and digests.can_tell(file.blob):
+            if digests is not None:
                 self._digests[stamp] = digests
         return [file for stamp, file in files.items() if stamp not in self._digests]
 
@@ -137,7 +148,10 @@ class Identification:
         if isinstance(after, str):
             return after
         changes = (why_changed(seen, after[role]) for role, seen in before.items())
-        return next(filter(None, changes), None) or after
+        reason = next(filter(None, changes), None)
+        if reason is None and self._unknown(after):
+            return f"{self._unknown(after)[0].name} is never twice the same: set weight_version"
+        return reason or after
 
     def _hash(self, files: Sequence[FoundFile]) -> None:
         """Hash files until one turns out to be changed; remember each as soon as it is done."""

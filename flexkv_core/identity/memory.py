@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
@@ -174,9 +174,10 @@ def _held(path: Path, wait: Callable[[], bool]) -> Iterator[bool]:
         while not is_held and not wait():
             is_held = _try_lock(fd)
         yield is_held
-        # A child that was forked meanwhile holds it, too, unless it is given back by name.
-        fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
+        with suppress(OSError):
+            # To close it is not enough: a child that was forked meanwhile has it open, too.
+            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 

@@ -1,6 +1,7 @@
 """Models in small, and engines that want to know what they hold."""
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -35,11 +36,16 @@ def _name_of(content, is_large):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+changes = itertools.count(1)
+
+
 def overwrite(path, offset, content):
-    """Change a file in place, to the same size."""
+    """Change a file in place, to the same size, and not within one tick of the system's clock."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(content)
+    later_ns = path.stat().st_mtime_ns + next(changes) * 10**9
+    os.utime(path, ns=(later_ns, later_ns))
 
 
 def begin(checkpoints, directory, then):

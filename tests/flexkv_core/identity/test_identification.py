@@ -9,13 +9,16 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from model_rig import COMMIT, NO_HUB, STARTED_S, add_to_hub, begin, identify, local, overwrite
 
 from flexkv_core.errors import TierError
-from flexkv_core.identity import hashing, identification
+from flexkv_core.identity import hashing, identification, memory
 from flexkv_core.identity.checkpoint import Checkpoint
 from flexkv_core.identity.hashing import FileHasher
+from flexkv_core.identity.memory import Memory
+from flexkv_core.identity.stamps import Stamp
 
 BEFORE_S = STARTED_S - 10
 AFTER_S = STARTED_S + 10
@@ -81,7 +84,7 @@ def test_any_changed_byte_makes_another_model(folder, directory, name, offset, n
     assert path.stat().st_size == len(content)
 
     assert identify(local(folder), directory) not in (before, None)
-    path.write_bytes(content)
+    overwrite(path, 0, content)
     assert identify(local(folder), directory) == before
 
 
@@ -207,7 +210,9 @@ def test_a_read_that_fails_is_a_reason(folder, directory, caplog, monkeypatch):
     monkeypatch.setattr(os, "preadv", failing)
 
     assert identify(local(folder), directory) is None
-    assert reason_in(caplog).endswith("cannot be read (Input/output error): set weight_version")
+    assert reason_in(caplog) == (
+        f"{folder / 'config.json'} cannot be read (Input/output error): set weight_version"
+    )
 
 
 # As the engine has read it
@@ -346,6 +351,39 @@ def test_a_link_into_the_cache_from_elsewhere_is_judged_by_its_time(
     assert reason_in(caplog).startswith(f"the link {path} was written after")
 
 
+def test_a_link_to_another_repository_is_judged_by_its_time(folder, hub, directory, times, caplog):
+    add_to_hub(hub / "models--org--other", folder)
+    link = snapshot_of(hub) / "config.json"
+    target = link.readlink().name
+    link.unlink()
+    link.symlink_to(hub / "models--org--other" / "blobs" / target)
+    times.set(AFTER_S, *everything_in(hub))
+
+    assert identify(of_hub(hub), directory) is None
+    assert reason_in(caplog).startswith(f"the link {link} was written after")
+
+
+def test_a_folder_of_a_snapshot_counts_if_a_file_in_it_is_not_proven(hub, directory, times, caplog):
+    overwrite(snapshot_of(hub) / "config.json", 15, b"2")
+    assert identify(of_hub(hub), directory) is not None
+
+    times.set(AFTER_S, snapshot_of(hub))
+    assert identify(of_hub(hub), directory) is None
+    assert reason_in(caplog).startswith(f"the folder {snapshot_of(hub)} was written after")
+
+
+def test_a_folder_of_links_into_the_cache_counts(hub, directory, tmp_path, times, caplog):
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in snapshot_of(hub).glob("*.*"):
+        (links / path.name).symlink_to(path)
+    assert identify(local(links), directory) is not None
+
+    times.set(AFTER_S, links)
+    assert identify(local(links), directory) is None
+    assert reason_in(caplog).startswith(f"the folder {links} was written after")
+
+
 def test_a_branch_that_moved_after_the_start_may_have_meant_another_snapshot(
     folder, hub, directory, times, caplog
 ):
@@ -451,6 +489,29 @@ def test_a_file_that_is_changed_while_it_is_hashed_has_no_identity(
     assert reason_in(caplog).startswith(f"{name} was changed while it was being identified")
 
 
+def test_nothing_more_is_read_once_a_file_has_changed(folder, directory, when_hashed, reads):
+    when_hashed(lambda done: overwrite(folder / done, 3, b"x"))
+
+    assert identify(local(folder), directory) is None
+    assert set(reads) == {"config.json"}
+
+
+def test_a_stamp_that_is_never_the_same_leaves_no_identity(folder, directory, caplog):
+    name, take = folder / "model-1.safetensors", Stamp.take.__func__
+    looks = Counter()
+
+    def unsteady(cls, path):
+        looks[path] += 1
+        found = take(cls, path)
+        is_off = path == str(name) and looks[path] == 2
+        return msgspec.structs.replace(found, mtime_ns=1) if is_off else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stamp, "take", classmethod(unsteady))
+        assert identify(local(folder), directory) is None
+    assert reason_in(caplog) == ("model-1.safetensors is never twice the same: set weight_version")
+
+
 def test_a_file_that_is_added_meanwhile_leaves_no_identity(folder, directory, when_hashed, caplog):
     when_hashed(lambda done: (folder / "more_config.json").write_text("{}"))
 
@@ -549,6 +610,18 @@ def test_hashing_goes_on_where_it_was_killed(folder, directory, when_hashed, rea
     assert "config.json" not in reads
 
 
+def test_the_longest_unused_model_is_forgotten(folder, hub, directory, monkeypatch, reads):
+    models = [local(folder / f"model-{number}.safetensors") for number in (1, 2)]
+    monkeypatch.setattr(memory, "_MAX_ENTRIES", 2)
+    for model in (*models, models[0], local(snapshot_of(hub) / "model-1.safetensors")):
+        identify(model, directory)
+    reads.clear()
+    identify(models[0], directory)
+    assert not reads
+    identify(models[1], directory)
+    assert reads["model-2.safetensors"] == 50_000
+
+
 @pytest.mark.parametrize("content", [b"", b"FLEXKVD1" + bytes(100), None])
 def test_a_damaged_memory_costs_hashing_again(folder, directory, reads, content):
     found = identify(local(folder), directory)
@@ -597,7 +670,8 @@ def test_a_warm_start_asks_once_for_each_file(folder, tmp_path, directory, monke
 # Beside the engine
 
 
-def test_engines_that_start_together_read_each_file_once(folder, directory, reads):
+def test_engines_that_start_together_read_each_file_once(folder, directory, reads, monkeypatch):
+    monkeypatch.setattr(memory, "_HASHING_POLL_S", 0.001)
     told = []
     engines = [begin(local(folder), directory, told.append) for _ in range(4)]
     for engine in engines:
@@ -639,6 +713,21 @@ def test_one_that_reads_slowly_is_closed_at_once(folder, directory, monkeypatch,
     assert "identity.unknown" not in caplog.text
 
 
+def test_it_reads_with_a_priority_that_what_it_tells_does_not_inherit(
+    folder, directory, when_hashed
+):
+    niceness = []
+
+    def note(_):
+        niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    when_hashed(note)
+    begin(local(folder), directory, note).join()
+
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert niceness == [19, 19, 19, 19, own] != [own] * 5
+
+
 def test_nothing_is_told_after_it_was_closed(folder, directory, when_hashed):
     told, engines = [], []
     begun = threading.Event()
@@ -648,6 +737,22 @@ def test_nothing_is_told_after_it_was_closed(folder, directory, when_hashed):
         engines[0].close()
 
     when_hashed(close)
+    engines.append(begin(local(folder), directory, told.append))
+    begun.set()
+    engines[0].join()
+
+    assert told == []
+
+
+def test_nothing_is_told_if_it_was_closed_at_the_last_moment(folder, directory, monkeypatch):
+    told, engines = [], []
+    begun = threading.Event()
+
+    def close(*_):
+        begun.wait()
+        engines[0].close()
+
+    monkeypatch.setattr(Memory, "use", close)
     engines.append(begin(local(folder), directory, told.append))
     begun.set()
     engines[0].join()
