@@ -32,6 +32,7 @@ NAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "test_scheduler_half.py",
             "test_identity.py",
             "test_columns.py",
+            "test_why_not.py",
             "test_why_no_ssd.py",
         ),
         LAYOUT: ("test_cpu_pages.py", "test_kv_caches.py", "test_layout_probe.py"),

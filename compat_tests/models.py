@@ -11,6 +11,8 @@ a comparison of outputs passes on garbage.
     state    LFM2, float32: two layers of three keep a state instead of KV
     window   Mellum, float32: the same, and SGLang keeps the window in a pool of its own
     lora-1, lora-2   adapters for `oracle`
+    narrow   as `oracle`, with one KV head: a draft model whose KV has another shape
+    eagle, medusa    what drafts for `oracle` from its hidden states
 """
 
 import argparse
@@ -20,7 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NAMES = ("oracle", "demo", "mla", "hybrid", "state", "window", "lora-1", "lora-2")
+NAMES = (
+    *("oracle", "demo", "mla", "hybrid", "state", "window", "lora-1", "lora-2"),
+    *("narrow", "eagle", "medusa"),
+)
 MAX_POSITIONS = 8192
 BOS, USER, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -52,6 +57,8 @@ def build(name: str, folder: Path) -> Path:
 def _write(name: str, folder: Path, path: Path) -> None:
     if name.startswith("lora-"):
         make_lora(path, build("oracle", folder), seed=int(name.removeprefix("lora-")))
+    elif name in _DRAFTERS:
+        make_drafter(path, build("oracle", folder), name)
     else:
         tokenizer = make_tokenizer()
         tokenizer.save_pretrained(path)
@@ -120,6 +127,49 @@ def make_lora(path: Path, base: Path, seed: int) -> Path:
     return path
 
 
+def make_drafter(path: Path, base: Path, kind: str) -> Path:
+    """Write a random layer, or random heads, that draft tokens from the hidden states of `base`."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((base / "config.json").read_text())
+    config |= {"num_hidden_layers": 1}
+    if kind == "medusa":
+        config |= {"model_type": "medusa", "architectures": ["MedusaModel"], "num_heads": 2}
+    shapes = _DRAFTERS[kind](config)
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    path.mkdir(parents=True)
+    save_file(weights, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def _medusa(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    shapes = {f"blocks.{head}.layers.0.weight": (hidden, hidden) for head in range(2)}
+    return shapes | {f"lm_heads.{head}.weight": (vocabulary, hidden) for head in range(2)}
+
+
+def _eagle(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a decoder layer, and of what leads into it."""
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    of_queries, of_keys = (
+        config[f"num_{kind}_heads"] * head for kind in ("attention", "key_value")
+    )
+    return {
+        "fc.weight": (hidden, 2 * hidden),
+        "layers.0.self_attn.q_proj.weight": (of_queries, hidden),
+        "layers.0.self_attn.k_proj.weight": (of_keys, hidden),
+        "layers.0.self_attn.v_proj.weight": (of_keys, hidden),
+        "layers.0.self_attn.o_proj.weight": (hidden, of_queries),
+        "layers.0.post_attention_layernorm.weight": (hidden,),
+        "layers.0.mlp.gate_proj.weight": (inner, hidden),
+        "layers.0.mlp.up_proj.weight": (inner, hidden),
+        "layers.0.mlp.down_proj.weight": (hidden, inner),
+    }
+
+
 def _save_model(path: Path, config: Any, dtype: str, eos_token_id: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -128,6 +178,12 @@ def _save_model(path: Path, config: Any, dtype: str, eos_token_id: int) -> None:
     model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
     model.generation_config.eos_token_id = eos_token_id
     model.save_pretrained(path)
+
+
+def _narrow(vocab_size: int) -> tuple[Any, str]:
+    config, dtype = _oracle(vocab_size)
+    config.num_key_value_heads = 1
+    return config, dtype
 
 
 def _oracle(vocab_size: int) -> tuple[Any, str]:
@@ -257,7 +313,10 @@ _MODELS: dict[str, Callable[[int], tuple[Any, str]]] = {
     "hybrid": _hybrid,
     "state": _state,
     "window": _window,
+    "narrow": _narrow,
 }
+
+_DRAFTERS = {"eagle": _eagle, "medusa": _medusa}
 
 
 def main() -> None:

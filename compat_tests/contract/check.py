@@ -6,6 +6,7 @@ from typing import NamedTuple
 from compat_tests.contract.drift import Change, changes
 from compat_tests.contract.engines import ROOT, Engine
 from compat_tests.contract.fit import Finding, Fit
+from compat_tests.contract.gates import unknown_gates
 from compat_tests.contract.library import Library
 from compat_tests.contract.needs import Needs, needs_of
 from compat_tests.contract.records import load, older_than, write_record
@@ -52,7 +53,7 @@ def check(engine: Engine, version: str, *, ours: Path = ROOT, record: bool = Fal
     verdict = judge(engine, exact, library, needs)
     if record:
         write_record(engine, exact, library, needs)
-    return verdict
+    return verdict._replace(findings=unknown_gates(engine, folder) + verdict.findings)
 
 
 def judge(engine: Engine, version: str, library: Library, needs: Needs) -> Verdict:

@@ -29,6 +29,10 @@ class Engine(NamedTuple):
     present: tuple[str, ...] = ()
     """Modules of which only the existence is compared."""
 
+    gates: tuple[tuple[str, str], ...] = ()
+    """What decides in the engine that nothing may be skipped, as `gates.py` finds it; and what of
+    ours asks the same, or why nothing has to. Empty: not looked at."""
+
     layouts: tuple[tuple[str, str], ...] = ()
     """`module.Class` of an enumeration whose members must not change; our file that knows it."""
 
@@ -40,6 +44,7 @@ class Engine(NamedTuple):
 
 
 _V1 = "vllm.distributed.kv_transfer.kv_connector"
+_MODELS = "vllm.model_executor.models"
 
 VLLM = Engine(
     name="vllm",
@@ -71,6 +76,38 @@ VLLM = Engine(
         "vllm.v1.kv_cache_interface.create_kv_cache_views",
         "vllm.v1.attention.backends.flash_attn.FlashAttentionBackend.get_kv_cache_shape",
         "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackend.get_kv_cache_shape",
+    ),
+    gates=(
+        ("request.num_computed_tokens", "asked at the start of a request only"),
+        ("request.skip_reading_prefix_cache", "support.why_not_skip"),
+        ("self.aux_output_connector", "support.why_not_reuse"),
+        ("self.block_size", "whole blocks are offered"),
+        ("self.connector", "ours"),
+        ("self._load_restores_replay_window", "support.why_not_group: a sliding window"),
+        ("self.prefix_replay_tokens", "support.why_not_group: a sliding window"),
+        ("vllm.benchmarks.forward.main._make_engine_args", "no server"),
+        ("vllm.config.vllm.VllmConfig.__post_init__", "an encoder alone: support.why_not_group"),
+        (
+            "vllm.engine.arg_utils.EngineArgs._set_default_chunked_prefill_and_prefix_caching_args",
+            "support.why_not_device, support.why_not_reuse",
+        ),
+        (
+            "vllm.model_executor.layers.attention.attention.Attention.__init__",
+            "batch invariance: support.why_not_reuse",
+        ),
+        (
+            "vllm.model_executor.layers.attention.mla_attention.MLAAttention.__init__",
+            "batch invariance: support.why_not_reuse",
+        ),
+        (
+            f"{_MODELS}.config.UnlimitedOCRForCausalLMConfig.verify_and_update_config",
+            "a window over what is generated: support.why_not_group",
+        ),
+        ("vllm.platforms.cpu.CpuPlatform.check_and_update_config", "MLA: support.why_not_reuse"),
+        (
+            "vllm.v1.engine.core.EngineCore._initialize_kv_caches",
+            "attention that is not causal: support.why_not_group",
+        ),
     ),
     layouts=(("vllm.v1.kv_cache_layout.KVCacheLayout", "flexkv_connectors/vllm/kv_caches.py"),),
     versions=(

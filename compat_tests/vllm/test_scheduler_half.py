@@ -18,7 +18,8 @@ from flexkv_core.tiers.host import PoolAddress
 
 KEY = sha256(b"block").digest()
 BLOCK_TOKENS = 64
-PROMPT = list(range(4 * BLOCK_TOKENS))
+NUM_TOKENS = 4 * BLOCK_TOKENS
+PROMPT = list(range(NUM_TOKENS))
 
 
 @pytest.fixture
@@ -102,18 +103,21 @@ def request_of(lora=None, media=(), request_id="request"):
     return request
 
 
-def compute(half, request):
-    """Let the engine compute the whole prompt in one step; return the plan that saves it."""
-    num_pages = len(PROMPT) // 16
-    new = SimpleNamespace(
-        req_id=request.request_id, block_ids=(list(range(num_pages)),), num_computed_tokens=0
+def compute(half, request, begin=0, end=NUM_TOKENS):
+    """Let the engine compute tokens of the prompt in one step; return the plan that saves them."""
+    name, pages = request.request_id, list(range(NUM_TOKENS // 16))
+    new = SimpleNamespace(req_id=name, block_ids=(pages,), num_computed_tokens=0)
+    known = SimpleNamespace(
+        req_ids=[name] if begin else [],
+        new_block_ids=[None] if begin else [],
+        num_computed_tokens=[begin] if begin else [],
+        resumed_req_ids=(),
     )
-    nobody = SimpleNamespace(req_ids=[], new_block_ids=[], num_computed_tokens=[])
     output = SimpleNamespace(
-        scheduled_new_reqs=[new],
-        scheduled_cached_reqs=nobody,
-        num_scheduled_tokens={request.request_id: len(PROMPT)},
-        total_num_scheduled_tokens=len(PROMPT),
+        scheduled_new_reqs=[] if begin else [new],
+        scheduled_cached_reqs=known,
+        num_scheduled_tokens={name: end - begin},
+        total_num_scheduled_tokens=end - begin,
     )
     orders = half.build_orders(output)
     assert len(orders.saves) <= 1
@@ -200,7 +204,7 @@ def test_pictures_are_not_brought_back_from_where_an_earlier_process_left_them(h
 
 def test_pictures_in_host_memory_are_found_there(ready):
     serve(ready, request_of(media=(140,)))
-    assert serve(ready, request_of(media=(140,), request_id="again")) == len(PROMPT)
+    assert serve(ready, request_of(media=(140,), request_id="again")) == NUM_TOKENS
 
 
 @pytest.fixture
@@ -251,7 +255,7 @@ def test_a_request_whose_adapter_is_not_known_yet_is_saved_from_its_first_block_
 def test_a_request_finds_what_another_of_its_adapter_has_saved(ready, adapters, folder):
     introduce(ready, adapters, folder)
     assert serve(ready, request_of(lora(folder))) == 0
-    assert serve(ready, request_of(lora(folder), request_id="again")) == len(PROMPT)
+    assert serve(ready, request_of(lora(folder), request_id="again")) == NUM_TOKENS
 
 
 def test_a_request_whose_adapter_changes_before_it_is_computed_is_not_saved(
@@ -262,6 +266,17 @@ def test_a_request_whose_adapter_changes_before_it_is_computed_is_not_saved(
     ready.match(request, 0)
     write_adapter(folder, b"WEIGHTS")
     assert compute(ready, request) is None
+
+
+def test_a_request_whose_adapter_changes_while_it_is_computed_is_saved_no_further(
+    ready, adapters, folder
+):
+    introduce(ready, adapters, folder)
+    request = request_of(lora(folder))
+    ready.match(request, 0)
+    assert compute(ready, request, 0, 128).num_blocks == 2
+    write_adapter(folder, b"WEIGHTS")
+    assert compute(ready, request, 128, 256) is None
 
 
 def test_what_was_computed_while_its_adapter_changed_is_not_found(ready, adapters, folder):
@@ -279,7 +294,7 @@ def test_an_offer_ends_when_the_adapter_changes(ready, adapters, folder):
     introduce(ready, adapters, folder)
     serve(ready, request_of(lora(folder)))
     request = request_of(lora(folder), request_id="again")
-    assert ready.match(request, 0) == len(PROMPT)
+    assert ready.match(request, 0) == NUM_TOKENS
     write_adapter(folder, b"WEIGHTS")
     adapters.look_again()
     assert ready.match(request, 0) == 0

@@ -2,14 +2,15 @@
 
 from typing import Any
 
+from glass_connector import GlassConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from flexkv_connectors.vllm import deployment, scheduler
 from flexkv_connectors.vllm.connector import FlexKVConnector
 
 
-class UngatedConnector(FlexKVConnector):
-    """Without a question to the model."""
+class UngatedConnector(GlassConnector):
+    """Without a question to the model, and behind glass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         deployment.why_not_reuse = lambda vllm_config: None
@@ -20,7 +21,7 @@ class OpenConnector(FlexKVConnector):
     """Until told otherwise, as the connector is."""
 
     def ask_requests(self, asks: bool) -> None:
-        """Scheduler: decide whether requests that come from now on are asked what may be skipped."""
+        """Scheduler: decide whether requests that come are asked what may be skipped."""
         assert self._role is KVConnectorRole.SCHEDULER
         scheduler.why_not_skip = _ASKED if asks else lambda request: None
 

@@ -11,7 +11,7 @@ from flexkv_core.keys import MAX_NAME_LETTERS, KeyChain, chain_seed
 from flexkv_core.lease import Lease
 from flexkv_core.types import BlockKey, RequestId
 
-__all__ = ["RequestState", "chain_of"]
+__all__ = ["RequestState", "chain_of", "may_skip"]
 
 _THIS_PROCESS = secrets.token_bytes(16)
 """What the engine calls a LoRA is a number of the user's; it means nothing to other processes."""
@@ -25,6 +25,15 @@ _MORE_THAN_TOKENS = (
     "py_multimodal_data",
 )
 """What makes the token ids of a request stand for something that they do not say."""
+
+_OF_EVERY_TOKEN = ("py_additional_outputs", "py_return_context_logits")
+"""What a request is to return of each token of its prompt; log probabilities of prompts are made
+from the context's logits. The engine cuts them off by what was skipped, and says nothing."""
+
+
+def may_skip(request: Any) -> bool:  # noqa: ANN401 LlmRequest
+    """Whether computing a part of the prompt may be skipped; it may be saved in any case."""
+    return not any(getattr(request, name, None) for name in _OF_EVERY_TOKEN)
 
 
 def chain_of(request: Any, block_tokens: int) -> KeyChain | None:  # noqa: ANN401 LlmRequest

@@ -12,7 +12,7 @@ from flexkv_connectors.common.tier_use import TierUse
 from flexkv_connectors.common.transfer_record import record_transfer
 from flexkv_connectors.tensorrt_llm.mailbox import Mailbox
 from flexkv_connectors.tensorrt_llm.messages import Load, StepOrders, StepReport
-from flexkv_connectors.tensorrt_llm.requests import RequestState, chain_of
+from flexkv_connectors.tensorrt_llm.requests import RequestState, chain_of, may_skip
 from flexkv_core.errors import BrokenPromiseError
 from flexkv_core.hierarchy.lower_tier import LowerTier
 from flexkv_core.index.radix import Refusal
@@ -68,7 +68,11 @@ class SchedulerHalf:
         """
         self.digest()
         state = self._begin(request)
-        if self._manager is None or num_local_tokens % self._deployment.page_tokens:
+        if (
+            self._manager is None
+            or num_local_tokens % self._deployment.page_tokens
+            or not may_skip(request)
+        ):
             return 0
         keys = state.keys()
         if (use := self._use_of_ssd(state)) is not None:

@@ -67,18 +67,32 @@ def why_not_reuse(vllm_config: "VllmConfig") -> str | None:
 
     Whether vLLM's own prefix cache is on says less: it is off where somebody wants it to be, too.
     """
+    return _why_not_promised(vllm_config) or _why_not_model(vllm_config.model_config, vllm_config)
+
+
+def _why_not_promised(vllm_config: "VllmConfig") -> str | None:
+    """Name what the engine is to tell of every token, if anything."""
     from vllm import envs  # noqa: PLC0415 vLLM is loaded by its own processes
 
-    model, pooler = vllm_config.model_config, vllm_config.model_config.pooler_config
-    outputs = getattr(vllm_config, "aux_output_config", model)  # the model's before 0.31
+    # Before 0.31 the experts were the model's affair.
+    outputs = getattr(vllm_config, "aux_output_config", vllm_config.model_config)
     if outputs.enable_return_routed_experts:
         return "skipped tokens have no routed experts: unset enable_return_routed_experts"
     if envs.VLLM_BATCH_INVARIANT:
         return "results would depend on what was cached: unset VLLM_BATCH_INVARIANT"
+    return None
+
+
+def _why_not_model(model: "ModelConfig", vllm_config: "VllmConfig") -> str | None:
+    """Name what keeps vLLM from continuing a prompt of this model, if anything."""
     if model.is_diffusion:
         return "it is a diffusion model, and tokens see those behind them"
+    is_on_cpu = vllm_config.device_config.device_type == "cpu"
+    if is_on_cpu and model.use_mla and not vllm_config.cache_config.enable_prefix_caching:
+        return "vLLM cannot continue a prompt of an MLA model on a CPU without AMX"
     if model.is_prefix_caching_supported:
         return None
+    pooler = model.pooler_config
     if pooler is None or model.attn_type != "decoder":
         return "vLLM cannot continue a prompt of this model"
     kind = "STEP" if pooler.tok_pooling_type == "STEP" else pooler.seq_pooling_type
@@ -88,20 +102,20 @@ def why_not_reuse(vllm_config: "VllmConfig") -> str | None:
 def why_not_draft(vllm_config: "VllmConfig", draft: "ModelConfig") -> str | None:
     """Say that a draft model keeps KV of another shape than the model, if it does."""
     model = vllm_config.model_config
-    ours, its = map(_shape_of, (model, draft))
-    if ours == its:
+    its, ours = map(_shape_of, (draft, model))
+    if its == ours:
         return None
     return (
-        f"its draft model keeps {its}, and blocks hold layers of one shape, here {ours}: "
-        "choose such a draft model, or none"
+        f"its draft model keeps {its} a token and layer where the model keeps {ours}: "
+        "choose a draft model that keeps the same, or none"
     )
 
 
 def _shape_of(model: "ModelConfig") -> str:
-    size = f"of {model.get_head_size()} elements"
-    return (
-        f"latents {size}" if model.use_mla else f"{model.get_total_num_kv_heads()} KV heads {size}"
-    )
+    size = model.get_head_size()
+    if model.use_mla:
+        return f"a latent of {size}"
+    return f"K and V of {model.get_total_num_kv_heads()} x {size}"
 
 
 def why_not_group(kv_cache_config: "KVCacheConfig") -> str | None:

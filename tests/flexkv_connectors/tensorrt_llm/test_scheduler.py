@@ -45,9 +45,9 @@ def half():
     return half
 
 
-def request(number, num_tokens):
+def request(number, num_tokens, **asked):
     tokens = list(range(num_tokens))
-    return SimpleNamespace(request_id=number, get_tokens=lambda beam: tokens)
+    return SimpleNamespace(request_id=number, get_tokens=lambda beam: tokens, **asked)
 
 
 def step(half, number, num_tokens, pages=(), **output):
@@ -98,6 +98,27 @@ def test_blocks_are_findable_when_every_rank_has_reported(half):
     assert half.match(request(2, 25), 0) == 0
     finish(plan, half, ranks=[1])
     assert half.match(request(3, 25), 0) == 24
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_offered"),
+    [
+        ({"py_return_context_logits": True}, 0),
+        ({"py_additional_outputs": ["hidden_states"]}, 0),
+        ({"py_return_context_logits": False, "py_additional_outputs": None}, 24),
+        ({}, 24),
+    ],
+)
+def test_a_request_that_returns_something_of_every_token_is_offered_none(half, asked, num_offered):
+    save(half)
+    assert half.match(request(2, 25, **asked), 0) == num_offered
+
+
+def test_a_request_that_is_offered_nothing_for_what_it_returns_is_saved(half):
+    half.match(request(1, 24, py_return_context_logits=True), 0)
+    [plan] = step(half, 1, 24, range(6)).saves
+    finish(plan, half)
+    assert half.match(request(2, 25), 0) == 24
 
 
 def test_a_page_that_is_not_there_ends_what_is_saved(half):
