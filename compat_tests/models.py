@@ -184,7 +184,7 @@ def _save_model(path: Path, config: Any, dtype: str, eos_token_id: int) -> None:
 
 
 def _add_prediction_layer(weights: Path) -> None:
-    """Add what transformers leaves out of a checkpoint: a copy of the first layer, and its way in."""
+    """Add what transformers leaves out: a copy of the first layer, and what leads into it."""
     import torch
     from safetensors.torch import load_file, save_file
 
