@@ -11,6 +11,7 @@ a comparison of outputs passes on garbage.
     state    LFM2, float32: two layers of three keep a state instead of KV
     window   Mellum, float32: the same, and SGLang keeps the window in a pool of its own
     lora-1, lora-2   adapters for `oracle`
+    mtp      ERNIE 4.5, float32: a layer of its own predicts the token after the next
     narrow   as `oracle`, with one KV head: a draft model whose KV has another shape
     eagle, medusa    what drafts for `oracle` from its hidden states
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 NAMES = (
     *("oracle", "demo", "mla", "hybrid", "state", "window", "lora-1", "lora-2"),
-    *("narrow", "eagle", "medusa"),
+    *("mtp", "narrow", "eagle", "medusa"),
 )
 MAX_POSITIONS = 8192
 BOS, USER, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -63,6 +64,8 @@ def _write(name: str, folder: Path, path: Path) -> None:
         tokenizer = make_tokenizer()
         tokenizer.save_pretrained(path)
         _save_model(path, *_MODELS[name](len(tokenizer)), tokenizer.eos_token_id)
+    if name == "mtp":
+        _add_prediction_layer(path / "model.safetensors")
 
 
 def _publish(path: Path, target: Path) -> None:
@@ -178,6 +181,47 @@ def _save_model(path: Path, config: Any, dtype: str, eos_token_id: int) -> None:
     model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
     model.generation_config.eos_token_id = eos_token_id
     model.save_pretrained(path)
+
+
+def _add_prediction_layer(weights: Path) -> None:
+    """Add what transformers leaves out: a copy of the first layer, and what leads into it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    known, first = load_file(weights), "model.layers.0."
+    hidden = known[f"{first}input_layernorm.weight"].shape[0]
+    generator = torch.Generator().manual_seed(0)
+    added = {
+        name.replace(first, "model.mtp_block.0."): weight.clone()
+        for name, weight in known.items()
+        if name.startswith(first)
+    }
+    added |= {f"model.mtp_{kind}_norm.0.weight": torch.ones(hidden) for kind in ("emb", "hidden")}
+    added["model.mtp_linear_proj.0.weight"] = torch.randn(hidden, 2 * hidden, generator=generator)
+    save_file(known | added, weights, metadata={"format": "pt"})
+
+
+def _mtp(vocab_size: int) -> tuple[Any, str]:
+    from transformers import Ernie4_5_MoeConfig
+
+    num_layers = 3
+    config = Ernie4_5_MoeConfig(
+        vocab_size=max(vocab_size, 4096),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=num_layers,
+        num_nextn_predict_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        moe_num_experts=4,
+        moe_layer_start_index=num_layers,  # behind the last: all are dense
+        moe_layer_end_index=num_layers,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.12,
+        tie_word_embeddings=False,
+    )
+    return config, "float32"
 
 
 def _narrow(vocab_size: int) -> tuple[Any, str]:
@@ -313,6 +357,7 @@ _MODELS: dict[str, Callable[[int], tuple[Any, str]]] = {
     "hybrid": _hybrid,
     "state": _state,
     "window": _window,
+    "mtp": _mtp,
     "narrow": _narrow,
 }
 
