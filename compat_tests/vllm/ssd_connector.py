@@ -142,9 +142,9 @@ class SsdGlassConnector(SabotagedConnector):
 class MovedModelConnector(SsdGlassConnector):
     """Once the weights are loaded, the link that names them names others: those of "next"."""
 
-    def __init__(self, vllm_config: Any, role: KVConnectorRole, *args: Any) -> None:
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         link = Path(vllm_config.model_config.model)
         if role is KVConnectorRole.WORKER:
             link.unlink()
             link.symlink_to(link.with_name("next"))
-        super().__init__(vllm_config, role, *args)
+        super().__init__(vllm_config, role, kv_cache_config)
