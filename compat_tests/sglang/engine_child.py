@@ -22,24 +22,48 @@ class Engine:
 
         self._engine = sglang.Engine(**arguments)
 
-    def complete(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
-        """Serve one request, greedily; it is never ended by a token."""
-        begin_s = time.perf_counter()
-        answer = self._engine.generate(
+    def complete(self, prompt: list[int], max_tokens: int, **more: Any) -> dict[str, Any]:
+        """Serve one request, greedily; it is never ended by a token.
+
+        Args:
+            prompt: Token ids.
+            max_tokens: Tokens to generate.
+            more: Of SGLang's own request, which knows more than `sglang.Engine.generate` takes.
+        """
+        from sglang.srt.managers.io_struct import GenerateReqInput
+
+        request = GenerateReqInput(
             input_ids=prompt,
             sampling_params={"temperature": 0, "max_new_tokens": max_tokens, "ignore_eos": True},
+            **more,
         )
+        begin_s = time.perf_counter()
+        answers = self._engine.tokenizer_manager.generate_request(request, None)
+        answer = self._engine.loop.run_until_complete(anext(answers))
         about = answer["meta_info"]
         return {
             "tokens": answer["output_ids"],
             "num_cached_tokens": about["cached_tokens"],
             "sources": about.get("cached_tokens_details") or {},
+            "prompt_logprobs": [value for value, *_ in about.get("input_token_logprobs") or ()],
             "seconds": time.perf_counter() - begin_s,
         }
 
     def update_weights(self, model: str) -> bool:
         """Serve the weights of another folder from here on."""
         return self._engine.update_weights_from_disk(model)[0]
+
+    def begin_weight_update(self) -> None:
+        """Let others write into the weights from here on."""
+        self._engine.begin_weight_update()
+
+    def end_weight_update(self) -> None:
+        """Serve what others have written."""
+        self._engine.end_weight_update()
+
+    def double_weights(self, changed: str) -> None:
+        """Write into the weights as others do, and tell nobody; see `page_probe`."""
+        self._engine.collective_rpc("double_weights", changed=changed)
 
     def write_kv(self, prompt: list[int], path: str) -> None:
         """Write what SGLang's own pages hold of a prompt to a file; see `page_probe`."""

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -14,12 +15,18 @@ __all__ = ["STORED_LIMIT_S", "wait_until_stored", "with_other_weights"]
 STORED_LIMIT_S = 60
 
 
-def wait_until_stored(engine: SglangProcess, prompt: Sequence[int]) -> None:
-    """Return when a whole prompt comes from storage after SGLang has dropped its own caches."""
+def wait_until_stored(engine: SglangProcess, prompt: Sequence[int], **more: Any) -> None:
+    """Return when a whole prompt comes from storage after SGLang has dropped its own caches.
+
+    Args:
+        engine: Where it was computed.
+        prompt: Token ids.
+        more: As it was asked.
+    """
     end_s = time.monotonic() + STORED_LIMIT_S
     while time.monotonic() < end_s:
         engine.flush()
-        found = engine.complete(list(prompt), 1).num_from_storage
+        found = engine.complete(list(prompt), 1, **more).num_from_storage
         if found == len(prompt) // PAGE_TOKENS * PAGE_TOKENS:
             return
     pytest.fail("not stored in time")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
 
-__all__ = ["EngineSettings", "read_settings"]
+__all__ = ["EngineSettings", "keeps_released_weights", "read_settings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,8 @@ class EngineSettings:
     """Where SGLang downloads models to, if the user said so."""
 
     load_format: str
+    """SGLang's, or "weight_cache" where another process has loaded the weights before."""
+
     implementation: str
     """Whose model code runs: "auto" and "sglang" are SGLang's own."""
 
@@ -47,6 +49,9 @@ class EngineSettings:
     """Ranks of one stage, over all nodes; with data-parallel attention several engines' to us."""
 
     is_multimodal: bool
+    needs_every_token: str
+    """Why a request may need all of its tokens computed without saying so; empty for none."""
+
     speculative_algorithm: str
     draft_model: str | None
     draft_revision: str | None
@@ -66,7 +71,7 @@ def read_settings() -> EngineSettings:
         model=model.model_path,
         revision=model.revision,
         hub_cache=arguments("download_dir"),
-        load_format=str(arguments("load_format")),
+        load_format=_load_format(arguments),
         implementation=str(arguments("model_impl")),
         dtype=str(model.dtype),
         quantization=model.quantization or "",
@@ -83,6 +88,7 @@ def read_settings() -> EngineSettings:
         num_nodes=arguments("nnodes"),
         tp_size=arguments("tp_size"),
         is_multimodal=bool(model.is_multimodal),
+        needs_every_token=_needs_every_token(arguments, is_generation=model.is_generation),
         speculative_algorithm=arguments("speculative_algorithm") or "",
         draft_model=arguments("speculative_draft_model_path"),
         draft_revision=arguments("speculative_draft_model_revision"),
@@ -91,6 +97,29 @@ def read_settings() -> EngineSettings:
             for adapter in arguments("lora_paths") or ()
         },
     )
+
+
+def keeps_released_weights() -> bool:
+    """Tell whether weights that SGLang takes off the GPU come back as they were."""
+    arguments = _resolved_arguments()
+    return not arguments("enable_memory_saver") or bool(arguments("enable_weights_cpu_backup"))
+
+
+def _load_format(arguments: Callable[[str], Any]) -> str:
+    is_cached = arguments("weight_cache_mode") != "off"
+    return "weight_cache" if is_cached else str(arguments("load_format"))
+
+
+def _needs_every_token(arguments: Callable[[str], Any], *, is_generation: bool) -> str:
+    """Say what SGLang has no limit for: it limits prefixes for the logarithms of prompts alone."""
+    if not is_generation:
+        return "it serves embeddings or scores, some of which are made of every token"
+    if arguments("dllm_algorithm"):
+        return "its model computes the KV of a token from later ones, too"
+    for name in ("enable_return_routed_experts", "enable_return_indexer_topk"):
+        if arguments(name):
+            return f"what {name} returns is there for computed tokens only"
+    return ""
 
 
 def _resolved_arguments() -> Callable[[str], Any]:
