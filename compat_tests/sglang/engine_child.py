@@ -65,6 +65,14 @@ class Engine:
         """Write into the weights as others do, and tell nobody; see `page_probe`."""
         self._engine.collective_rpc("double_weights", changed=changed)
 
+    def load_adapter(self, name: str, path: str) -> None:
+        """Load a LoRA adapter."""
+        self._engine.load_lora_adapter(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload a LoRA adapter."""
+        self._engine.unload_lora_adapter(name)
+
     def write_kv(self, prompt: list[int], path: str) -> None:
         """Write what SGLang's own pages hold of a prompt to a file; see `page_probe`."""
         self._engine.collective_rpc("write_kv", tokens=prompt, path=path)

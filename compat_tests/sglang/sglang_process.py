@@ -82,6 +82,14 @@ class SglangProcess(JsonChild):
         """Write into the weights named like `changed`, as others do, and tell nobody."""
         self._call("double_weights", changed=changed)
 
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter while it serves."""
+        self._call("load_adapter", name=name, path=str(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload a LoRA adapter while it serves."""
+        self._call("unload_adapter", name=name)
+
     def write_kv(self, prompt: list[int], path: Path) -> None:
         """Write `[layer, K or V, head, token, content]` of a prompt's pages to a file of torch."""
         self._call("write_kv", prompt=prompt, path=str(path))

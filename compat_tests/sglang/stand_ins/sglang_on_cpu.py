@@ -5,6 +5,8 @@ and reads it by the indices of the other pool: the same until something was rest
 
 Beside a build of torch for CUDA there is NCCL, too, which SGLang would use without a GPU.
 
+What serves LoRA adapters pins memory, whatever device there is.
+
 SGLang runs as its own plug-in (entry point group `sglang.srt.plugins`); see the folder beside this.
 """
 
@@ -18,6 +20,8 @@ def register():
     """Replace the copies in the modules that call them."""
     from sglang.srt.distributed.device_communicators import pynccl
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend as Attention
+    from sglang.srt.lora import layers as adapter_layers
+    from sglang.srt.lora.backend import torch_backend as adapter_backend
     from sglang.srt.mem_cache.pool_host import common, mamba, mha, mla
     from sglang.srt.models import lfm2
     from sglang.srt.models.deepseek_common import attention_backend_handler as latents
@@ -28,10 +32,26 @@ def register():
     Attention.forward_extend = by_indices_of_the_layer(Attention.forward_extend)
     Attention.forward_decode = by_indices_of_the_layer(Attention.forward_decode)
     lfm2.causal_conv1d_fn, lfm2.causal_conv1d_update = convolve, convolve_one
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor
+    adapter_layers.torch = adapter_backend.torch = UnpinnedTorch()
     for module in (mamba, mha, mla):
         module.transfer_kv_direct = transfer_kv_direct
         module.transfer_kv_per_layer_direct_pf_lf = load_layer_from_pages
         module.transfer_kv_all_layer_direct_lf_pf = save_layers_to_pages
+
+
+def unpinned(make):
+    """Let a function of torch that makes tensors pin none."""
+    return lambda *args, pin_memory=False, **kwargs: make(*args, **kwargs)
+
+
+class UnpinnedTorch:
+    """Torch for a module that pins memory."""
+
+    tensor, zeros = staticmethod(unpinned(torch.tensor)), staticmethod(unpinned(torch.zeros))
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
 
 
 def by_indices_of_the_layer(forward):
