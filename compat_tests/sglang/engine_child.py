@@ -49,6 +49,15 @@ class Engine:
             "seconds": time.perf_counter() - begin_s,
         }
 
+    def complete_with_noise(self, prompt: list[int], max_tokens: int, position: int) -> None:
+        """Serve a request that has an embedding of its own for one token."""
+        import torch
+        from sglang.srt.managers.embed_types import PositionalEmbeds
+
+        config = self._engine.tokenizer_manager.model_config
+        noise = PositionalEmbeds(torch.ones(1, config.hidden_size), [position])
+        self.complete(prompt, max_tokens, positional_embed_overrides=noise)
+
     def update_weights(self, model: str) -> bool:
         """Serve the weights of another folder from here on."""
         return self._engine.update_weights_from_disk(model)[0]

@@ -66,6 +66,10 @@ class SglangProcess(JsonChild):
         answer = self._call("complete", prompt=prompt, max_tokens=max_tokens, **more)
         return msgspec.convert(answer, SglangCompletion)
 
+    def complete_with_noise(self, prompt: list[int], position: int) -> None:
+        """Serve a request that has an embedding of its own for one token."""
+        self._call("complete_with_noise", prompt=prompt, max_tokens=4, position=position)
+
     def update_weights(self, model: Path) -> None:
         """Serve the weights of another folder from here on."""
         assert self._call("update_weights", model=str(model)), "the update was refused"

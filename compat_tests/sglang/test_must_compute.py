@@ -36,6 +36,13 @@ def is_close(one, other):
     return one == other or math.isclose(one, other, abs_tol=1e-3)
 
 
+def test_a_prompt_with_an_embedding_of_its_own_leaves_nothing_for_its_tokens(start):
+    engine = start()
+    engine.complete_with_noise(PROMPT, 5)
+    assert engine.complete(PROMPT, 4).num_cached_tokens == 0
+    assert engine.complete(PROMPT, 4).num_cached_tokens > 0
+
+
 def test_an_engine_that_serves_embeddings_is_refused(start):
     with pytest.raises(EngineFailure, match="made of every token"):
         start(is_embedding=True)

@@ -11,13 +11,13 @@ of their own, a new one for each time that one is loaded while SGLang serves.
 """
 
 import inspect
-import logging
 import pkgutil
 from collections.abc import Callable, Collection
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
+from flexkv_connectors.sglang.own_embeddings import REQUEST, keep_apart
 from flexkv_connectors.sglang.settings import keeps_released_weights
 
 if TYPE_CHECKING:
@@ -81,8 +81,6 @@ _FLUSH = "sglang.srt.managers.scheduler.Scheduler.flush_cache"
 _READING = frozenset({"checksum", "compare", "snapshot"})
 """Actions of `check_weights` that write nothing; the other one fills weights with noise."""
 
-logger = logging.getLogger(__name__)
-
 
 class WeightListener(Protocol):
     """Whoever keeps what weights have computed."""
@@ -111,7 +109,10 @@ _heard: list[str] = []
 
 
 def register() -> None:
-    """Ask SGLang to call us around each change of weights and behind each flush; it calls this."""
+    """Ask SGLang to call us around each change of weights and behind each flush; it calls this.
+
+    Also behind each request that it makes: see `own_embeddings`.
+    """
     from sglang.srt.plugins.hook_registry import (  # noqa: PLC0415 only in an engine
         HookRegistry,
         HookType,
@@ -127,6 +128,7 @@ def register() -> None:
             if hasattr(owner, name):
                 HookRegistry.register(f"{OWNER}.{name}", hook, kind)
     HookRegistry.register(_FLUSH, flushed, HookType.AFTER)
+    HookRegistry.register(f"{REQUEST}.__init__", keep_apart, HookType.AFTER)
     _heard[:] = [*before, *after]
 
 
@@ -223,11 +225,6 @@ def tell(
     if not _open and scheduler is not None and _emptied_at == [scheduler.forward_ct]:
         _mixed.clear()
     _forget()
-    if _mixed.is_set() and not _open:
-        logger.warning(
-            "connector.weights_changed: nothing is stored or found until SGLang's own caches are "
-            "flushed, which may hold what other weights have computed"
-        )
 
 
 def _open_change(name: str) -> None:
