@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 IDLE_LIMIT_S = 30.0
@@ -88,7 +89,7 @@ class Engine:
 
     def flush(self) -> None:
         """Drop SGLang's own caches, of device and host; the storage remembers."""
-        self._engine.flush_cache()
+        assert _until_idle(self._engine.flush_cache), "SGLang was never idle"
 
     def attach(self, storage: str) -> bool:
         """Attach a storage, as an operator would by HTTP; `storage` is its extra config."""
@@ -103,14 +104,8 @@ class Engine:
         return self._manage("clear_hicache_storage")
 
     def _manage(self, call: str, *arguments: str) -> bool:
-        """Ask until it is done: SGLang refuses while it is not idle, as right behind an answer."""
-        manager = self._engine.tokenizer_manager
-        end_s = time.monotonic() + IDLE_LIMIT_S
-        while time.monotonic() < end_s:
-            done = self._engine.loop.run_until_complete(getattr(manager, call)(*arguments))
-            if done.success:
-                return True
-        return False
+        manage = getattr(self._engine.tokenizer_manager, call)
+        return _until_idle(lambda: self._engine.loop.run_until_complete(manage(*arguments)))
 
     def metrics(self) -> dict[str, float]:
         """Add up the metrics of all of SGLang's processes, as its HTTP server would."""
@@ -123,6 +118,15 @@ class Engine:
             for sample in family.samples:
                 found[sample.name] += sample.value
         return dict(found)
+
+
+def _until_idle(ask: Callable[[], Any]) -> bool:
+    """Ask until it is done: SGLang refuses while it is not idle, as right behind an answer."""
+    end_s = time.monotonic() + IDLE_LIMIT_S
+    while time.monotonic() < end_s:
+        if ask().success:
+            return True
+    return False
 
 
 def main() -> None:

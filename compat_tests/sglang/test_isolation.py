@@ -33,7 +33,7 @@ def start(start_engine, model, tmp_path, adapters):
     def start(page_tokens):
         return start_engine(
             model("oracle"),
-            flexkv(tmp_path / "ssd"),
+            flexkv(tmp_path / "ssd", promotion_timeout_s=60),  # pages of one token are many
             page_size=page_tokens,
             enable_lora=True,
             lora_paths={name: str(path) for name, path in adapters.items()},
