@@ -56,7 +56,11 @@ class EngineSettings:
     draft_model: str | None
     draft_revision: str | None
     adapters: Mapping[str, str]
-    """Folders of the LoRA adapters that were named at start, by the name that keys go by."""
+    """Folders of the LoRA adapters that were named at start, by what SGLang makes their id of.
+
+    An adapter that is loaded later, or again after it was unloaded, gets a random id, which is a
+    part of its keys: what is stored of it is never found again.
+    """
 
 
 def read_settings() -> EngineSettings:
@@ -92,10 +96,7 @@ def read_settings() -> EngineSettings:
         speculative_algorithm=arguments("speculative_algorithm") or "",
         draft_model=arguments("speculative_draft_model_path"),
         draft_revision=arguments("speculative_draft_model_revision"),
-        adapters={
-            f"{adapter.lora_name}\0{adapter.lora_path}": adapter.lora_path
-            for adapter in arguments("lora_paths") or ()
-        },
+        adapters=_adapters(arguments),
     )
 
 
@@ -108,6 +109,14 @@ def keeps_released_weights() -> bool:
 def _load_format(arguments: Callable[[str], Any]) -> str:
     is_cached = arguments("weight_cache_mode") != "off"
     return "weight_cache" if is_cached else str(arguments("load_format"))
+
+
+def _adapters(arguments: Callable[[str], Any]) -> dict[str, str]:
+    """Name the folders that SGLang has read adapters from; it reads them once, at its start."""
+    named = arguments("lora_paths") or ()
+    found = {f"{adapter.lora_name}\0{adapter.lora_path}": adapter.lora_path for adapter in named}
+    draft = arguments("uno_lora_path")
+    return found | ({f"\0{draft}": draft} if draft else {})
 
 
 def _needs_every_token(arguments: Callable[[str], Any], *, is_generation: bool) -> str:
