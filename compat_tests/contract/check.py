@@ -1,8 +1,10 @@
 """One version of one engine: does the connector fit, and what has changed."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from compat_tests.contract import isolation, weights
 from compat_tests.contract.drift import Change, changes
 from compat_tests.contract.engines import ROOT, Engine
 from compat_tests.contract.fit import Finding, Fit
@@ -13,6 +15,14 @@ from compat_tests.contract.records import load, older_than, write_record
 from compat_tests.contract.sources import CannotCheckError, find_sources
 
 FITS, BROKEN, COULD_NOT_CHECK = 0, 1, 2
+
+PROBES: Mapping[str, Mapping[str, Callable[[Path], list[str]]]] = {
+    "sglang": {
+        "flexkv_connectors/sglang/storage.py": isolation.troubles,
+        "flexkv_connectors/sglang/weight_updates.py": weights.troubles,
+    }
+}
+"""What is asked of an engine's sources besides names: by our file that relies on the answer."""
 
 
 class Verdict(NamedTuple):
@@ -51,6 +61,12 @@ def check(engine: Engine, version: str, *, ours: Path = ROOT, record: bool = Fal
     needs = needs_of(engine, ours)
     library = Library(folder, ours)
     verdict = judge(engine, exact, library, needs)
+    probed = [
+        Finding(is_broken=True, text=text, place=place)
+        for place, troubles in PROBES.get(engine.name, {}).items()
+        for text in troubles(folder)
+    ]
+    verdict = verdict._replace(findings=[*probed, *verdict.findings])
     if record:
         write_record(engine, exact, library, needs)
     return verdict._replace(findings=unknown_gates(engine, folder) + verdict.findings)

@@ -26,6 +26,8 @@ class SglangCompletion(msgspec.Struct, frozen=True):
     num_cached_tokens: int
     sources: dict[str, Any]
     seconds: float
+    prompt_logprobs: list[float | None] = []
+    """Of the tokens that they were asked for."""
 
     @property
     def num_from_storage(self) -> int:
@@ -59,14 +61,38 @@ class SglangProcess(JsonChild):
         hicache = {} if storage is None else _hicache(storage)
         self._call("start", START_LIMIT_S, **_defaults(model) | hicache | arguments)
 
-    def complete(self, prompt: list[int], max_tokens: int = 16) -> SglangCompletion:
-        """Serve one request."""
-        answer = self._call("complete", prompt=prompt, max_tokens=max_tokens)
+    def complete(self, prompt: list[int], max_tokens: int = 16, **more: Any) -> SglangCompletion:
+        """Serve one request; `more` is of SGLang's own request."""
+        answer = self._call("complete", prompt=prompt, max_tokens=max_tokens, **more)
         return msgspec.convert(answer, SglangCompletion)
+
+    def complete_with_noise(self, prompt: list[int], position: int) -> None:
+        """Serve a request that has an embedding of its own for one token."""
+        self._call("complete_with_noise", prompt=prompt, max_tokens=4, position=position)
 
     def update_weights(self, model: Path) -> None:
         """Serve the weights of another folder from here on."""
         assert self._call("update_weights", model=str(model)), "the update was refused"
+
+    def begin_weight_update(self) -> None:
+        """Let others write into the weights from here on."""
+        self._call("begin_weight_update")
+
+    def end_weight_update(self) -> None:
+        """Serve what others have written."""
+        self._call("end_weight_update")
+
+    def double_weights(self, changed: str) -> None:
+        """Write into the weights named like `changed`, as others do, and tell nobody."""
+        self._call("double_weights", changed=changed)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter while it serves."""
+        self._call("load_adapter", name=name, path=str(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload a LoRA adapter while it serves."""
+        self._call("unload_adapter", name=name)
 
     def write_kv(self, prompt: list[int], path: Path) -> None:
         """Write `[layer, K or V, head, token, content]` of a prompt's pages to a file of torch."""

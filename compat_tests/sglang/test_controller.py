@@ -12,9 +12,10 @@ from sglang.srt.runtime_context import get_parallel
 from sglang_process import flexkv
 from storage_case import OurCase
 
+from flexkv_connectors.sglang import settings as settings_module
 from flexkv_connectors.sglang import storage as storage_module
 from flexkv_connectors.sglang import weight_updates
-from flexkv_connectors.sglang.settings import read_settings
+from flexkv_connectors.sglang.settings import keeps_released_weights, read_settings
 from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract
 from flexkv_core.errors import ConfigError
 
@@ -30,6 +31,22 @@ def start(start_ranks, tmp_path):
         return rig
 
     return start
+
+
+@pytest.fixture
+def change(monkeypatch):
+    """Return a function that changes server arguments, all of which SGLang really has."""
+
+    def change(arguments):
+        read = settings_module._resolved_arguments()
+
+        def read_changed(name):
+            value = read(name)
+            return arguments.get(name, value)
+
+        monkeypatch.setattr(settings_module, "_resolved_arguments", lambda: read_changed)
+
+    return change
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -204,6 +221,37 @@ def test_settings_are_read_as_they_are_in_effect(start, model):
     assert (settings.speculative_algorithm, settings.adapters) == ("", {})
     assert "rope_theta" in settings.rope
     assert not settings.is_multimodal
+    assert settings.needs_every_token == ""
+    assert keeps_released_weights()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"dllm_algorithm": "LowConfidence"}, "from later ones"),
+        ({"enable_return_routed_experts": True}, "computed tokens only"),
+        ({"enable_return_indexer_topk": True}, "computed tokens only"),
+    ],
+)
+def test_an_engine_whose_requests_may_need_every_token_is_refused(start, change, arguments, reason):
+    rig = start()
+    change(arguments)
+    with pytest.raises(ConfigError, match=reason):
+        rig.attach_again()
+
+
+def test_weights_of_another_process_need_a_name(start, change):
+    rig = start()
+    change({"weight_cache_mode": "client"})
+    with pytest.raises(ConfigError, match="set weight_version"):
+        rig.attach_again()
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_released_weights_are_kept_where_sglang_copies_them(start, change, is_kept):
+    start()
+    change({"enable_memory_saver": True, "enable_weights_cpu_backup": is_kept})
+    assert keeps_released_weights() == is_kept
 
 
 def test_a_cleared_storage_forgets_on_disk_as_well(start):

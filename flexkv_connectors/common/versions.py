@@ -16,7 +16,7 @@ class VersionRange(NamedTuple):
 
 
 SUPPORTED = {
-    "sglang": VersionRange((0, 5, 16), (0, 6)),
+    "sglang": VersionRange((0, 5, 20), (0, 6)),
     "tensorrt_llm": VersionRange((1, 1), (1, 5)),
     "vllm": VersionRange((0, 28), (0, 34)),
 }

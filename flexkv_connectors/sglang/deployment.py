@@ -124,7 +124,7 @@ def why_not(storage: "HiCacheStorageConfig", settings: EngineSettings) -> str | 
         return "ranks that keep the same KV are on several nodes, and only one of them would write"
     if settings.is_multimodal:
         return "SGLang names pictures by 30 bits of a hash, which does not identify them"
-    return None
+    return settings.needs_every_token or None
 
 
 def translate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
 
-__all__ = ["EngineSettings", "read_settings"]
+__all__ = ["EngineSettings", "keeps_released_weights", "read_settings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,8 @@ class EngineSettings:
     """Where SGLang downloads models to, if the user said so."""
 
     load_format: str
+    """SGLang's, or "weight_cache" where another process has loaded the weights before."""
+
     implementation: str
     """Whose model code runs: "auto" and "sglang" are SGLang's own."""
 
@@ -47,11 +49,18 @@ class EngineSettings:
     """Ranks of one stage, over all nodes; with data-parallel attention several engines' to us."""
 
     is_multimodal: bool
+    needs_every_token: str
+    """Why a request may need all of its tokens computed without saying so; empty for none."""
+
     speculative_algorithm: str
     draft_model: str | None
     draft_revision: str | None
     adapters: Mapping[str, str]
-    """Folders of the LoRA adapters that were named at start, by the name that keys go by."""
+    """Folders of the LoRA adapters that were named at start, by what SGLang makes their id of.
+
+    An adapter that is loaded later, or again after it was unloaded, gets a random id, which is a
+    part of its keys: what is stored of it is never found again.
+    """
 
 
 def read_settings() -> EngineSettings:
@@ -66,7 +75,7 @@ def read_settings() -> EngineSettings:
         model=model.model_path,
         revision=model.revision,
         hub_cache=arguments("download_dir"),
-        load_format=str(arguments("load_format")),
+        load_format=_load_format(arguments),
         implementation=str(arguments("model_impl")),
         dtype=str(model.dtype),
         quantization=model.quantization or "",
@@ -83,14 +92,43 @@ def read_settings() -> EngineSettings:
         num_nodes=arguments("nnodes"),
         tp_size=arguments("tp_size"),
         is_multimodal=bool(model.is_multimodal),
+        needs_every_token=_needs_every_token(arguments, is_generation=model.is_generation),
         speculative_algorithm=arguments("speculative_algorithm") or "",
         draft_model=arguments("speculative_draft_model_path"),
         draft_revision=arguments("speculative_draft_model_revision"),
-        adapters={
-            f"{adapter.lora_name}\0{adapter.lora_path}": adapter.lora_path
-            for adapter in arguments("lora_paths") or ()
-        },
+        adapters=_adapters(arguments),
     )
+
+
+def keeps_released_weights() -> bool:
+    """Tell whether weights that SGLang takes off the GPU come back as they were."""
+    arguments = _resolved_arguments()
+    return not arguments("enable_memory_saver") or bool(arguments("enable_weights_cpu_backup"))
+
+
+def _load_format(arguments: Callable[[str], Any]) -> str:
+    is_cached = arguments("weight_cache_mode") != "off"
+    return "weight_cache" if is_cached else str(arguments("load_format"))
+
+
+def _adapters(arguments: Callable[[str], Any]) -> dict[str, str]:
+    """Name the folders that SGLang has read adapters from; it reads them once, at its start."""
+    named = arguments("lora_paths") or ()
+    found = {f"{adapter.lora_name}\0{adapter.lora_path}": adapter.lora_path for adapter in named}
+    draft = arguments("uno_lora_path")
+    return found | ({f"\0{draft}": draft} if draft else {})
+
+
+def _needs_every_token(arguments: Callable[[str], Any], *, is_generation: bool) -> str:
+    """Say what SGLang has no limit for: it limits prefixes for the logarithms of prompts alone."""
+    if not is_generation:
+        return "it serves embeddings or scores, some of which are made of every token"
+    if arguments("dllm_algorithm"):
+        return "its model computes the KV of a token from later ones, too"
+    for name in ("enable_return_routed_experts", "enable_return_indexer_topk"):
+        if arguments(name):
+            return f"what {name} returns is there for computed tokens only"
+    return ""
 
 
 def _resolved_arguments() -> Callable[[str], Any]:

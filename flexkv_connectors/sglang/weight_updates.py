@@ -1,33 +1,86 @@
 """Weights that SGLang changes while it serves: what was stored before is never found again.
 
-SGLang drops its own caches then and does not tell its storage. So a plug-in of SGLang's own kind
-(entry point group `sglang.srt.plugins`) listens to the calls that change weights, in 0.5.16 to
-0.5.23 methods of one class, and to the one that empties SGLang's own caches. SGLang loads plug-ins
-in every process it starts.
+SGLang drops its own caches then, if it is asked to, and does not tell its storage. So a plug-in of
+SGLang's own kind (entry point group `sglang.srt.plugins`) listens to every call that changes
+weights, all of them methods of one class, and to the one that empties SGLang's own caches. SGLang
+loads plug-ins in every process it starts. A version whose class has a method that is not named here
+is not served: it might change weights.
+
+Experts that are moved between ranks keep their values, so KV stays what it was; adapters have keys
+of their own, a new one for each time that one is loaded while SGLang serves.
 """
 
+import inspect
+import pkgutil
+from collections.abc import Callable, Collection
 from threading import Event
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
+from flexkv_connectors.sglang.own_embeddings import REQUEST, keep_apart
+from flexkv_connectors.sglang.settings import keeps_released_weights
+from flexkv_core.env import mark_engine_start
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import CheckWeightsReqInput, ReleaseMemoryOccupationReqInput
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.scheduler_components.weight_updater import (
+        SchedulerWeightUpdaterManager,
+    )
+
 __all__ = [
+    "HARMLESS",
+    "OWNER",
+    "SESSION",
+    "UPDATES",
     "WeightListener",
     "begin",
+    "check",
+    "checked",
+    "end_session",
     "flushed",
+    "is_settled",
     "listen",
+    "open_session",
     "register",
+    "release",
     "tell",
+    "unknown_in",
     "why_unheard",
 ]
 
-_OWNER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
-_FLUSH = "sglang.srt.managers.scheduler.Scheduler.flush_cache"
-_UPDATES = (
-    "update_weights_from_disk",
-    "update_weights_from_distributed",
-    "update_weights_from_ipc",
-    "update_weights_from_tensor",
+OWNER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+UPDATES = frozenset(
+    {
+        "update_weights_from_disk",
+        "update_weights_from_distributed",
+        "update_weights_from_ipc",
+        "update_weights_from_tensor",
+    }
 )
+"""Calls that change weights before they return."""
+
+SESSION = frozenset({"begin_weight_update", "end_weight_update"})
+"""Between the two, others write into the weights unheard; from 0.5.21."""
+
+_CHECK, _RELEASE = "check_weights", "release_memory_occupation"
+HARMLESS = frozenset(
+    {
+        "destroy_weights_update_group",
+        "flush_cache_after_weight_update",
+        "get_weights_by_name",
+        "init_weights_update_group",
+        "record_weight_version_after_update",
+        "resume_memory_occupation",  # what it gives back was lost when it was released
+        "save_remote_model",
+        "save_sharded_model",
+    }
+)
+"""Calls of the same class that leave weights as they are."""
+
+_FLUSH = "sglang.srt.managers.scheduler.Scheduler.flush_cache"
+_READING = frozenset({"checksum", "compare", "snapshot"})
+"""Actions of `check_weights` that write nothing; the other one fills weights with noise."""
 
 
 class WeightListener(Protocol):
@@ -47,28 +100,54 @@ _mixed = Event()
 """Set while SGLang's own caches may hold what former weights have computed: it is asked to keep
 them, or refuses to empty them while requests run, and goes on to store from them."""
 
+_open: set[str] = set()
+"""Changes that go on over calls: "session", and "release" until weights are written anew."""
+
+_emptied_at: list[int] = []
+"""How much SGLang had computed when it emptied its caches, at most once, since a change began."""
+
 _heard: list[str] = []
 
 
 def register() -> None:
-    """Ask SGLang to call us around each change of weights and behind each flush; it calls this."""
+    """Ask SGLang to call us around each change of weights and behind each flush; it calls this.
+
+    Also behind each request that it makes: see `own_embeddings`.
+    """
     from sglang.srt.plugins.hook_registry import (  # noqa: PLC0415 only in an engine
         HookRegistry,
         HookType,
     )
 
-    for update in _UPDATES:
-        HookRegistry.register(f"{_OWNER}.{update}", begin, HookType.BEFORE)
-        HookRegistry.register(f"{_OWNER}.{update}", tell, HookType.AFTER)
+    mark_engine_start()  # SGLang loads plug-ins before it starts the processes that read weights
+    before: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, begin)
+    before |= {"begin_weight_update": open_session, _CHECK: check, _RELEASE: release}
+    after: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, tell)
+    after |= {"end_weight_update": end_session, _CHECK: checked}
+    owner = pkgutil.resolve_name(OWNER)
+    for hooks, kind in ((before, HookType.BEFORE), (after, HookType.AFTER)):
+        for name, hook in hooks.items():
+            if hasattr(owner, name):
+                HookRegistry.register(f"{OWNER}.{name}", hook, kind)
     HookRegistry.register(_FLUSH, flushed, HookType.AFTER)
-    _heard[:] = _UPDATES
+    HookRegistry.register(f"{REQUEST}.__init__", keep_apart, HookType.AFTER)
+    _heard[:] = [*before, *after]
+
+
+def unknown_in(methods: Collection[str]) -> list[str]:
+    """Return those of the public methods of SGLang's class that may change weights unheard."""
+    public = {name for name in methods if not name.startswith("_")}
+    return sorted(public - UPDATES - SESSION - HARMLESS - {_CHECK, _RELEASE})
 
 
 def why_unheard() -> str | None:
     """Say why changes of weights are not heard of in this process, if they are not."""
-    if _heard:
-        return None
-    return "its weights could change unheard: let SGLANG_PLUGINS name flexkv, or leave it unset"
+    if not _heard:
+        return "its weights could change unheard: let SGLANG_PLUGINS name flexkv, or leave it unset"
+    methods = dict(inspect.getmembers(pkgutil.resolve_name(OWNER), inspect.isfunction))
+    if unknown := unknown_in(methods):
+        return f"this SGLang may change weights by {', '.join(unknown)}, which is not known here"
+    return None
 
 
 def listen(listener: WeightListener) -> None:
@@ -78,21 +157,85 @@ def listen(listener: WeightListener) -> None:
         listener.forget_weights()
 
 
+def is_settled() -> bool:
+    """Tell whether all that SGLang holds was computed by the weights of now.
+
+    Thread: any.
+    """
+    return not _mixed.is_set()
+
+
 def begin(*_: object, **__: object) -> None:
     """Note that the weights are about to change; a flush comes within the change, or later."""
     _mixed.set()
+    _emptied_at.clear()
 
 
-def flushed(result: object, *_: object, **__: object) -> None:
+def open_session(*_: object, **__: object) -> None:
+    """Forget everything before others write into the weights, and what is stored meanwhile."""
+    _open_change("session")
+
+
+def end_session(
+    result: object, manager: "SchedulerWeightUpdaterManager", *_: object, **__: object
+) -> None:
+    """Note that the others are ready; also where SGLang says there was no session."""
+    _open.discard("session")
+    tell(result, manager)
+
+
+def release(_: object, request: "ReleaseMemoryOccupationReqInput") -> None:
+    """Note that weights are taken off the GPU, and are lost until they are written anew."""
+    if "weights" in (request.tags or ["weights"]) and not keeps_released_weights():
+        _open_change("release")
+
+
+def check(_: object, request: "CheckWeightsReqInput") -> None:
+    """Note that weights are about to be filled with noise, if they are."""
+    if request.action not in _READING:
+        begin()
+
+
+def checked(
+    result: object, manager: "SchedulerWeightUpdaterManager", request: "CheckWeightsReqInput"
+) -> None:
+    """Tell all listeners of weights that were filled with noise."""
+    if request.action not in _READING:
+        tell(result, manager)
+
+
+def flushed(result: object, scheduler: "Scheduler", *_: object, **__: object) -> None:
     """Tell all listeners once more if what SGLang has emptied held KV of former weights."""
-    if result and _mixed.is_set():
+    if not result or not _mixed.is_set():
+        return
+    _emptied_at[:] = [scheduler.forward_ct]
+    if not _open:
         _mixed.clear()
-        tell(None)
+        _forget()
 
 
-def tell(result: object, *_: object, **__: object) -> None:
+def tell(
+    result: object,
+    manager: "SchedulerWeightUpdaterManager | None" = None,
+    *_: object,
+    **__: object,
+) -> None:
     """Tell all listeners; also where SGLang says it failed, which may be half way."""
     del result
+    _open.discard("release")
+    scheduler = None if manager is None else manager.scheduler
+    if not _open and scheduler is not None and _emptied_at == [scheduler.forward_ct]:
+        _mixed.clear()
+    _forget()
+
+
+def _open_change(name: str) -> None:
+    begin()
+    _open.add(name)
+    _forget()
+
+
+def _forget() -> None:
     _changed.set()
     for listener in tuple(_listeners):
         listener.forget_weights()

@@ -1,4 +1,4 @@
-"""Lets a test look into SGLang's own pages: `Engine.write_kv` of `engine_child`.
+"""Lets a test look into SGLang's own pages, and write into its weights; see `engine_child`.
 
 SGLang runs as its own plug-in, in its scheduler process; its `collective_rpc` calls methods of the
 scheduler by name.
@@ -9,10 +9,11 @@ from array import array
 
 
 def register():
-    """Give the scheduler a method, in the process that has one."""
+    """Give the scheduler methods, in the process that has one."""
     module = sys.modules.get("sglang.srt.managers.scheduler")
     if module is not None:
         module.Scheduler.write_kv = write_kv
+        module.Scheduler.double_weights = double_weights
 
 
 def write_kv(scheduler, tokens, path):
@@ -30,3 +31,13 @@ def write_kv(scheduler, tokens, path):
         for layer in range(pool.layer_num)
     ]
     torch.save(torch.stack(layers).transpose(2, 3).contiguous(), path)
+
+
+def double_weights(scheduler, changed):
+    """Write into the weights named like `changed` without a word, as peers do by RDMA."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in scheduler.tp_worker.model_runner.model.named_parameters():
+            if changed in name:
+                weight.mul_(2)

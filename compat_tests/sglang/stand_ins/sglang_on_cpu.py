@@ -5,9 +5,13 @@ and reads it by the indices of the other pool: the same until something was rest
 
 Beside a build of torch for CUDA there is NCCL, too, which SGLang would use without a GPU.
 
+What serves LoRA adapters pins memory, whatever device there is. To 0.5.21, pages are given out by
+kernels of Triton.
+
 SGLang runs as its own plug-in (entry point group `sglang.srt.plugins`); see the folder beside this.
 """
 
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -18,6 +22,9 @@ def register():
     """Replace the copies in the modules that call them."""
     from sglang.srt.distributed.device_communicators import pynccl
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend as Attention
+    from sglang.srt.lora import layers as adapter_layers
+    from sglang.srt.lora.backend import torch_backend as adapter_backend
+    from sglang.srt.mem_cache.allocator import paged
     from sglang.srt.mem_cache.pool_host import common, mamba, mha, mla
     from sglang.srt.models import lfm2
     from sglang.srt.models.deepseek_common import attention_backend_handler as latents
@@ -28,10 +35,51 @@ def register():
     Attention.forward_extend = by_indices_of_the_layer(Attention.forward_extend)
     Attention.forward_decode = by_indices_of_the_layer(Attention.forward_decode)
     lfm2.causal_conv1d_fn, lfm2.causal_conv1d_update = convolve, convolve_one
+    paged.alloc_extend_kernel = Kernel(partial(give_for_prompts, paged.alloc_extend_naive))
+    paged.alloc_decode_kernel = Kernel(give_for_tokens)
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor
+    adapter_layers.torch = adapter_backend.torch = UnpinnedTorch()
     for module in (mamba, mha, mla):
         module.transfer_kv_direct = transfer_kv_direct
         module.transfer_kv_per_layer_direct_pf_lf = load_layer_from_pages
         module.transfer_kv_all_layer_direct_lf_pf = save_layers_to_pages
+
+
+class Kernel:
+    """A function that is called as a kernel of Triton is: `kernel[grid](...)`."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def __getitem__(self, grid):
+        return self._function
+
+
+def give_for_prompts(naive, prefix_lens, seq_lens, last_loc, free_pages, out, _, page_size):
+    """Give places to the new tokens of requests, by SGLang's own function for other devices."""
+    naive(prefix_lens, seq_lens, last_loc, free_pages, out, page_size, "cpu")
+
+
+def give_for_tokens(seq_lens, last_loc, free_pages, out, _, page_size):
+    """Give a place to one more token of each request: the next one, or a free page's first."""
+    is_first = (seq_lens - 1) % page_size == 0
+    pages = free_pages[: int(is_first.sum())]
+    out.copy_(last_loc + 1)
+    out[is_first] = pages * page_size
+
+
+def unpinned(make):
+    """Let a function of torch that makes tensors pin none."""
+    return lambda *args, pin_memory=False, **kwargs: make(*args, **kwargs)
+
+
+class UnpinnedTorch:
+    """Torch for a module that pins memory."""
+
+    tensor, zeros = staticmethod(unpinned(torch.tensor)), staticmethod(unpinned(torch.zeros))
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
 
 
 def by_indices_of_the_layer(forward):

@@ -32,6 +32,7 @@ def settings(**changes):
         "num_nodes": 1,
         "tp_size": 1,
         "is_multimodal": False,
+        "needs_every_token": "",
         "speculative_algorithm": "",
         "draft_model": None,
         "draft_revision": None,

@@ -1,0 +1,82 @@
+"""Nobody is given the stored pages of another salt, extra key or adapter; all find their own."""
+
+import random
+
+import pytest
+from engine_steps import wait_until_restored, wait_until_stored
+from sglang_process import flexkv
+
+NUM_TOKENS = 400
+PROMPT = random.Random(7).choices(range(400), k=NUM_TOKENS)
+ASKERS = [
+    {},
+    {"cache_salt": "one"},
+    {"cache_salt": "two"},
+    {"extra_key": "one"},
+    {"extra_key": "two"},
+    {"extra_key": "one", "cache_salt": "two"},
+    {"lora_path": "one"},
+    {"lora_path": "two"},
+    {"lora_path": "two", "cache_salt": "one"},
+]
+
+
+@pytest.fixture
+def adapters(model):
+    return {name: model(f"lora-{number}") for number, name in enumerate(("one", "two"), 1)}
+
+
+@pytest.fixture
+def start(start_engine, model, tmp_path, adapters):
+    """Start engines on one directory, each after the end of the one before."""
+
+    def start(page_tokens):
+        return start_engine(
+            model("oracle"),
+            flexkv(tmp_path / "ssd", promotion_timeout_s=60),  # pages of one token are many
+            page_size=page_tokens,
+            enable_lora=True,
+            lora_paths={name: str(path) for name, path in adapters.items()},
+            lora_backend="torch_native",
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("page_tokens", [1, 64])
+def test_nobody_is_given_the_pages_of_another_and_all_find_their_own(start, page_tokens):
+    engine = start(page_tokens)
+    cold = []
+    for asker in ASKERS:
+        engine.flush()  # what SGLang keeps by itself; the storage has the pages of all before
+        cold.append(engine.complete(PROMPT, 4, **asker))
+        assert (asker, cold[-1].num_cached_tokens) == (asker, 0)
+        wait_until_stored(engine, PROMPT, page_tokens=page_tokens, **asker)
+    answers = [answer.tokens for answer in cold]
+    assert len({*map(tuple, (answers[0], answers[6], answers[7]))}) == 3
+
+    engine = start(page_tokens)
+    wait_until_restored(engine)
+    for asker, expected in zip(ASKERS, answers, strict=True):
+        again = engine.complete(PROMPT, 4, **asker)
+        assert again.num_from_storage == (NUM_TOKENS - 1) // page_tokens * page_tokens
+        assert (asker, again.tokens) == (asker, expected)
+
+
+def test_a_name_that_is_loaded_again_finds_nothing_of_what_it_meant_before(start, adapters):
+    engine = start(64)
+    answers = []
+    for path in adapters.values():
+        engine.load_adapter("three", path)
+        answers.append(engine.complete(PROMPT, 4, lora_path="three"))
+        wait_until_stored(engine, PROMPT, lora_path="three")
+        engine.unload_adapter("three")
+        engine.flush()
+    assert [answer.num_cached_tokens for answer in answers] == [0, 0]
+    assert answers[0].tokens != answers[1].tokens
+
+    engine = start(64)
+    wait_until_restored(engine)
+    engine.load_adapter("three", adapters["one"])
+    again = engine.complete(PROMPT, 4, lora_path="three")
+    assert (again.num_cached_tokens, again.tokens) == (0, answers[0].tokens)
