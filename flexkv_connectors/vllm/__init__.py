@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable
 
-from flexkv_core.env import mark_engine_start
+from flexkv_core.env import mark_engine_start as _mark_engine_start
 
 __all__ = ["register"]
 
@@ -21,7 +21,7 @@ def register() -> None:
     connector's module, and with it numpy and torch, is loaded only where it is used. Nothing is
     raised: that would stop every vLLM of this machine, whatever connector it uses.
     """
-    mark_engine_start()  # vLLM calls this before it reads the model's configuration
+    _mark_engine_start()  # vLLM calls this before it reads the model's configuration
     from vllm.distributed.kv_transfer.kv_connector.factory import (  # noqa: PLC0415 lazy on purpose
         KVConnectorFactory,
     )
