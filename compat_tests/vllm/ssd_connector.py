@@ -19,6 +19,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from flexkv_connectors.common.patience import Patience
 from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.vllm import scheduler
+from flexkv_core.identity import identification
+from flexkv_core.identity.hashing import Digests, FileHasher
 from flexkv_core.tiers.ssd import slab
 from flexkv_core.tiers.ssd.files import SlabFile
 
@@ -89,7 +91,9 @@ class SsdGlassConnector(SabotagedConnector):
         manager = self._scheduler.manager
         if manager is None:
             return []
-        shelf = manager._shelves[tier, 0]
+        shelf = manager._shelves.get((tier, 0))
+        if shelf is None:
+            return []
         nodes = [manager._index.root]
         keys = []
         for node in nodes:
@@ -148,3 +152,29 @@ class MovedModelConnector(SsdGlassConnector):
             link.unlink()
             link.symlink_to(link.with_name("next"))
         super().__init__(vllm_config, role, kv_cache_config)
+
+
+class SlowHasher(FileHasher):
+    """Begins to read when the test says so, which holds for the whole process."""
+
+    may_begin = threading.Event()
+
+    @override
+    def hash(self, path: str, *, for_git: bool) -> Digests | None:
+        self.may_begin.wait()
+        return super().hash(path, for_git=for_git)
+
+
+class SlowHasherConnector(SsdGlassConnector):
+    """Nobody knows what the model is until a test lets it be read; idle engines do not wait."""
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        identification.FileHasher = SlowHasher  # type: ignore[misc] what files are read by
+        super().__init__(vllm_config, role, kv_cache_config)
+        if role is KVConnectorRole.SCHEDULER:
+            self._scheduler._patience = Patience(0.0)
+
+    def let_hash(self) -> None:
+        """Worker: let the model be read, and wait until it is."""
+        SlowHasher.may_begin.set()
+        self._worker._share.ssd._identification.join()

@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 from engine_checks import counts
 from engine_process import EngineProcess, random_tokens
-from ssd_engines import connector_on, ready_keys, serve
+from ssd_engines import connector_on, keys_of, ready_keys, serve
 
 PROMPT = random_tokens(1, 600)
 HIT_TOKENS = 512
@@ -148,6 +148,25 @@ def test_a_link_that_moves_while_the_engine_starts_leaves_nothing_behind(
     assert current.readlink() == tmp_path / "next"
     assert (served.num_cached_tokens, found) == (0, set())
     assert "identity.unknown" in log
+
+
+def test_until_the_model_is_known_host_memory_serves_alone_and_ssd_has_it_all_afterwards(
+    weights, tmp_path
+):
+    directory = tmp_path / "ssd"
+    connector = connector_on(directory) | {"kv_connector": "SlowHasherConnector"}
+    engine = EngineProcess(weights, tmp_path, connector=connector)
+    serve(engine, PROMPT)
+    assert serve(engine, PROMPT).num_cached_tokens == HIT_TOKENS
+    assert ready_keys(engine) == set()
+    assert not list(directory.rglob("*.slab"))
+
+    engine.worker_connectors("let_hash")
+    engine.connector("limit_waits", request_s=60.0, idle_s=30.0)
+    serve(engine, random_tokens(2, 200))
+    assert set(keys_of(PROMPT)) <= ready_keys(engine)
+    engine.kill()
+    engine.close()
 
 
 def test_settings_that_change_no_byte_find_everything(written, start):

@@ -258,7 +258,7 @@ class SchedulerHalf:
         """Begin to cache: every owner has told what it has."""
         num_ssd_blocks = min((told.capacity_blocks for told in self._told), default=0)
         if self._uses_ssd and not num_ssd_blocks:
-            logger.warning("tier.off tier=ssd: a rank has no room there for a single block")
+            logger.warning("tier.off tier=ssd: a rank can keep no block there")
         self._manager, self._ssd = open_stores(
             self._deployment, num_slots, num_ssd_blocks, self._counters, self._events.log
         )
