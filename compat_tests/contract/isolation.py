@@ -65,8 +65,12 @@ def troubles(folder: Path) -> list[str]:
     if OLD_MAKER not in makers or NODE_MAKER not in makers:
         return [f"{HOME} has no {OLD_MAKER} and {NODE_MAKER}: how are keys of storages made?"]
     search = makers.get(MAKER, makers[OLD_MAKER])
+    try:
+        alike = [line for size in PAGE_SIZES for line in _alike(search, makers[NODE_MAKER], size)]
+    except (AttributeError, NameError, TypeError) as error:
+        alike = [f"keys of storages are made in a way that is not known: {error}"]
     return [
-        *(line for size in PAGE_SIZES for line in _alike(search, makers[NODE_MAKER], size)),
+        *alike,
         *_plain_calls(folder),
         *_without_adapter(folder / "sglang/srt/managers/schedule_batch.py"),
     ]

@@ -87,3 +87,8 @@ def test_a_request_without_its_adapter_is_found(engine):
 
 def test_an_engine_whose_keys_are_made_elsewhere_is_not_taken_for_fine(engine):
     assert any("how are keys" in line for line in troubles(engine(keys="")))
+
+
+def test_keys_that_are_made_of_something_else_are_not_taken_for_fine(engine):
+    keys = KEYS.replace("key.extra_key", "key.namespace")
+    assert any("in a way that is not known" in line for line in troubles(engine(keys)))
