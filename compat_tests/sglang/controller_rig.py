@@ -1,8 +1,10 @@
 """SGLang's real HiCacheController over CPU pools, with a dynamic storage backend."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from sglang.srt.managers.cache_controller import HiCacheController
@@ -13,6 +15,7 @@ from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_context, get_parallel
 
+from flexkv_connectors.common import origin
 from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.storage import FlexKVHiCacheStorage
 
@@ -134,7 +137,8 @@ class ControllerRig:
 
     def attach(self) -> None:
         """Attach the storage, and wait until ours has found what it held before."""
-        with get_parallel().override(**self._place):
+        starts_now = mock.patch.object(origin, "engine_start_s", time.time)
+        with starts_now, get_parallel().override(**self._place):
             self.controller.attach_storage_backend(
                 self._backend,
                 prefetch_threshold=TOKENS,

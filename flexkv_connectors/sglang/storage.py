@@ -22,7 +22,7 @@ from flexkv_connectors.sglang.sidecar_hits import Part, find_hit
 from flexkv_connectors.sglang.sidecars import Sidecar, describe, why_not_sidecar
 from flexkv_connectors.sglang.stats import StorageStats
 from flexkv_connectors.sglang.stores import KV, Activity, Stores
-from flexkv_connectors.sglang.weight_updates import listen, why_unheard
+from flexkv_connectors.sglang.weight_updates import is_settled, listen, why_unheard
 from flexkv_core.errors import ConfigError
 from flexkv_core.types import BlockKey
 
@@ -237,9 +237,12 @@ class FlexKVHiCacheStorage(HiCacheStorage):
             self._barrier.run(lambda: stores.reset(keeps_name=keeps_name), nothing)
 
     def _guarded(self, hook: Callable[[Stores], T], instead: T) -> T:
-        """Return `hook(stores)`, or `instead` if it fails or there are none yet, or any more."""
+        """Return `hook(stores)`, or `instead` if it fails or there are none yet, or any more.
+
+        The same where SGLang may still hold what former weights have computed.
+        """
         stores = None if self._stores is None else self._stores.opened
-        if stores is None:
+        if stores is None or not is_settled():
             return instead
         return self._barrier.run(lambda: hook(stores), lambda: instead)
 
