@@ -11,7 +11,6 @@ from vllm.config import (
     AttentionConfig,
     CacheConfig,
     DeviceConfig,
-    ModelConfig,
     MultiModalConfig,
     VllmConfig,
 )
@@ -19,7 +18,6 @@ from vllm.config import (
 __all__ = [
     "device_config",
     "media_config",
-    "model_config_with_overrides",
     "placement_config",
     "stand_in",
 ]
@@ -53,11 +51,6 @@ def placement_config(layout: Any, num_pages: int) -> SimpleNamespace:
 def device_config(device_type: str) -> SimpleNamespace:
     """Return the configuration of a device that is not in this machine."""
     return stand_in(DeviceConfig, device_type=device_type)
-
-
-def model_config_with_overrides(hf_overrides: Any) -> SimpleNamespace:
-    """Return the configuration of a model of which nothing but its overrides is asked."""
-    return stand_in(ModelConfig, hf_overrides=hf_overrides)
 
 
 def media_config(**settings: Any) -> SimpleNamespace:

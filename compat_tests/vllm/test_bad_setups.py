@@ -5,6 +5,7 @@ Connectors are made in this process by vLLM's own factory from a real configurat
 engines and one server show what a user gets to see.
 """
 
+import copy
 import dataclasses
 import logging
 import re
@@ -258,9 +259,8 @@ def with_scales_from_the_first_batch(config, cache):
 
 
 def with_overrides_in_code(config, cache):
-    from fakes import model_config_with_overrides
-
-    config.model_config = model_config_with_overrides(lambda hf_config: hf_config)
+    config.model_config = copy.copy(config.model_config)
+    config.model_config.hf_overrides = lambda hf_config: hf_config
 
 
 def with_a_window(config, cache):
