@@ -11,7 +11,11 @@ GPU_VENV := .venv-gpu
 GPU := $(GPU_VENV)/.gpu-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
-.PHONY: help compat contract installed layout live lint-workflows demo demo-cross test test-sglang \
+PYTEST := -m pytest --config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
+	--durations=15 -m "$(TESTS)"
+TESTS := not nightly
+
+.PHONY: help compat contract installed layout live lint-workflows demo demo-cross test test-all test-sglang \
 	test-gpu check setup setup-engine setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
 
 help: ## List the targets
@@ -23,20 +27,20 @@ demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat cold, from host memory, fr
 demo-cross: $(ENGINE) $(SGLANG) ## Show vLLM and SGLang reading each other's KV from one directory
 	@PYTHONSAFEPATH= $(BIN)/python -m demo.cross
 
-test: $(ENGINE) $(SGLANG) ## Run everything, on real vLLM and SGLang (under 40 minutes on 2 cores)
+test: $(ENGINE) $(SGLANG) ## Run everything, on real vLLM and SGLang (under 60 minutes on 2 cores)
 	@$(MAKE) --no-print-directory check
 	@# From outside the checkout, as users run engines: nothing is found by accident.
-	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" -m pytest \
-		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
+	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" $(PYTEST) \
 		"$(CURDIR)/compat_tests/vllm" "$(CURDIR)/compat_tests/test_examples.py"
-	@$(MAKE) --no-print-directory test-sglang
+	@$(MAKE) --no-print-directory test-sglang TESTS="$(TESTS)"
+
+test-all: ## The same, and what else is run at night
+	@$(MAKE) --no-print-directory test TESTS="nightly or not nightly"
 
 test-sglang: $(ENGINE) $(SGLANG) ## Of that, what needs SGLang, alone or beside vLLM
-	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(SGLANG_VENV)/bin/python" -m pytest \
-		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
+	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(SGLANG_VENV)/bin/python" $(PYTEST) \
 		"$(CURDIR)/compat_tests/sglang"
-	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" -m pytest \
-		--config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
+	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" $(PYTEST) \
 		"$(CURDIR)/compat_tests/cross"
 
 test-gpu: $(GPU) ## Run the kernel and the lane on the GPU of this machine; fails where there is none

@@ -32,14 +32,17 @@ class Kind(NamedTuple):
     """Then its drafts are accepted, and refused if draft layers miss KV behind a hit."""
 
 
-KINDS = [
+WITNESSES = [
     Kind("ngram", WHOLE_TOKENS, others={"prompt_lookup_min": 1, "prompt_lookup_max": 2}),
+    Kind("draft_model", ALL_BUT_ONE_BLOCK, "oracle", drafts_as_the_model=True),
+]
+MORE = [
     Kind("medusa", WHOLE_TOKENS, "medusa"),
     Kind("eagle", ALL_BUT_ONE_BLOCK, "eagle"),
     Kind("mtp", ALL_BUT_ONE_BLOCK, model="mtp", num_drafts=1),
-    Kind("draft_model", ALL_BUT_ONE_BLOCK, "oracle", drafts_as_the_model=True),
     Kind("custom_class", ALL_BUT_ONE_BLOCK, others={"model": "drafter.Repeater"}),
 ]
+KINDS = WITNESSES + [pytest.param(kind, marks=pytest.mark.nightly) for kind in MORE]
 
 
 @pytest.fixture(scope="module")
