@@ -2,11 +2,13 @@
 
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from controller_rig import HEADS, LAYERS, TOKENS, ControllerRig
 from prometheus_client import REGISTRY
+from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.observability.metrics_collector import StorageMetrics, StorageMetricsCollector
 from sglang.srt.runtime_context import get_parallel
 from sglang_process import flexkv
@@ -16,7 +18,7 @@ from flexkv_connectors.sglang import settings as settings_module
 from flexkv_connectors.sglang import storage as storage_module
 from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.settings import keeps_released_weights, read_settings
-from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract
+from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, extra_of
 from flexkv_core.errors import ConfigError
 
 LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
@@ -140,6 +142,26 @@ def test_weights_that_changed_while_it_was_detached_have_blocks_of_their_own(sta
         rig.attach_again()
         assert rig.prefetch(tokens, range(10, 14)) == 0
     assert start().prefetch(tokens, range(10, 14)) == 4 * TOKENS
+
+
+def test_nothing_is_stored_or_found_from_a_change_until_sglang_has_dropped_the_rest(
+    start, monkeypatch
+):
+    for name, fresh in (("_changed", threading.Event()), ("_mixed", threading.Event())):
+        monkeypatch.setattr(weight_updates, name, fresh)
+    tokens = list(range(4 * TOKENS))
+    keys, extra = get_storage_hash_str(tokens, None, page_size=TOKENS), extra_of([])
+    rig = start()
+    manager = SimpleNamespace(scheduler=SimpleNamespace(forward_ct=0))
+    weight_updates.open_session()
+    assert rig.storage.batch_set_v1(keys, rig.indices(range(4)), extra) == [False] * 4
+    weight_updates.end_session(None, manager)
+    assert rig.storage.batch_set_v1(keys, rig.indices(range(4)), extra) == [False] * 4
+    assert rig.prefetch(tokens, range(10, 14)) == 0
+    weight_updates.flushed(True, manager.scheduler)
+    assert rig.prefetch(tokens, range(10, 14)) == 0
+    rig.backup(tokens, range(4))
+    assert rig.prefetch(tokens, range(10, 14)) == 4 * TOKENS
 
 
 def test_a_detached_storage_answers_and_can_be_attached_again(start):

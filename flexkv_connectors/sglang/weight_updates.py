@@ -11,6 +11,7 @@ of their own, a new one for each time that one is loaded while SGLang serves.
 """
 
 import inspect
+import logging
 import pkgutil
 from collections.abc import Callable, Collection
 from threading import Event
@@ -81,6 +82,8 @@ HARMLESS = frozenset(
 _FLUSH = "sglang.srt.managers.scheduler.Scheduler.flush_cache"
 _READING = frozenset({"checksum", "compare", "snapshot"})
 """Actions of `check_weights` that write nothing; the other one fills weights with noise."""
+
+logger = logging.getLogger(__name__)
 
 
 class WeightListener(Protocol):
@@ -227,6 +230,11 @@ def tell(
     if not _open and scheduler is not None and _emptied_at == [scheduler.forward_ct]:
         _mixed.clear()
     _forget()
+    if _mixed.is_set() and not _open:
+        logger.warning(
+            "connector.weights_changed: nothing is stored or found until SGLang's own caches are "
+            "flushed, which may hold what other weights have computed"
+        )
 
 
 def _open_change(name: str) -> None:
