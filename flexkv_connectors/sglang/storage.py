@@ -128,8 +128,6 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     def batch_exists(
         self, keys: list[str], extra_info: "HiCacheStorageExtraInfo | None" = None
     ) -> int:
-        if not is_settled():
-            return 0
         prefix = _prefix_of(extra_info)
         num_found = self._guarded(lambda stores: stores.kv.find(keys_of([*prefix, *keys])), 0)
         return max(0, num_found - len(prefix))
@@ -256,8 +254,6 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         extra_info: "HiCacheStorageExtraInfo | None",
     ) -> list[bool]:
         def ask(stores: Stores) -> int:
-            if not is_settled():
-                return 0
             page_ids = page_ids_of(host_indices, self.mem_pool_host.page_size, len(keys))
             chain = keys_of([*_prefix_of(extra_info), *keys])
             return 0 if page_ids is None else move(stores.kv, chain, page_ids)
@@ -272,7 +268,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
 
         def ask(stores: Stores) -> list[bool]:
             sidecar = stores.sidecars.get(name)
-            return nothing if sidecar is None or not is_settled() else hook(sidecar)
+            return nothing if sidecar is None else hook(sidecar)
 
         return self._guarded(ask, nothing)
 
