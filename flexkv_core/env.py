@@ -15,6 +15,8 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,8 +106,8 @@ def hub_cache_folder() -> Path:
 def mark_engine_start() -> None:
     """Let the processes that this one starts know when the engine started.
 
-    Call it in the first process of an engine: it reads the model's configuration before it starts
-    those that read the weights, and what was changed in between was read by halves.
+    Call it in every process of an engine: the first one reads the model's configuration before it
+    starts those that read the weights, and what was changed in between was read by halves.
     """
     os.environ[_ENGINE_STARTED] = repr(engine_start_s())
 
@@ -113,12 +115,13 @@ def mark_engine_start() -> None:
 def engine_start_s() -> float:
     """Return when the first process of this engine started, on the clock of the wall.
 
-    That is this process, unless an earlier one has called `mark_engine_start`.
+    An engine's processes are Python's own children of each other, which believe what the first has
+    marked. Any other process is the first of its engine, whoever has started it.
     """
-    try:
-        marked_s = float(os.environ.get(_ENGINE_STARTED, "inf"))
-    except ValueError:
-        marked_s = math.inf
+    marked_s = math.inf
+    if parent_process() is not None:
+        with suppress(ValueError):
+            marked_s = float(os.environ.get(_ENGINE_STARTED, "inf"))
     return min(_process_start_s(), math.inf if math.isnan(marked_s) else marked_s)
 
 

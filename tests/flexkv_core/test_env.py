@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flexkv_core import env
 from flexkv_core.config import parse_config
 from flexkv_core.env import (
     engine_start_s,
@@ -213,37 +214,55 @@ def test_the_hub_cache_is_where_the_hubs_client_keeps_it(environment, variables,
 
 
 PROGRAM = """
+import multiprocessing, subprocess, sys, time
 from flexkv_core.env import engine_start_s, mark_engine_start, read_environment
-import subprocess, sys, time
+child = "from flexkv_core.env import engine_start_s; print(engine_start_s(), flush=True)"
+print(engine_start_s(), flush=True)
+mark_engine_start()
 assert read_environment() == {}
-print(engine_start_s())
-if len(sys.argv) > 2:
-    mark_engine_start()
-    subprocess.run([sys.executable, "-c", sys.argv[1], sys.argv[1]], check=True)
+if sys.argv[1] == "part of it":
+    process = multiprocessing.get_context("spawn").Process(target=exec, args=(child,))
+    process.start()
+    process.join()
+elif sys.argv[1] == "another engine":
+    subprocess.run([sys.executable, "-c", child], check=True)
 """
 
 
-def run(*more):
-    command = [sys.executable, "-c", PROGRAM, PROGRAM, *more]
+def run(what):
+    """Start an engine, and from it another process; return when they think theirs has started."""
+    command = [sys.executable, "-c", PROGRAM, what]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return [float(line) for line in done.stdout.split()]
 
 
 def test_an_engine_starts_with_its_own_process():
     before_s = time.time()
-    [start_s] = run()
+    [start_s] = run("alone")
 
     assert before_s - 0.1 < start_s < time.time()
     assert engine_start_s() < before_s
 
 
-def test_a_process_that_the_engine_starts_knows_when_the_engine_did():
-    first_s, second_s = run("with a child")
+def test_a_process_of_the_engine_knows_when_the_engine_started():
+    first_s, second_s = run("part of it")
 
     assert abs(second_s - first_s) < 0.03  # two looks at clocks of ticks
 
 
-def test_a_mark_of_an_earlier_process_stays(environment):
+def test_an_engine_that_another_process_starts_is_its_own(environment):
+    """What a Python program has written before it starts an engine is older than the engine."""
+    first_s, second_s = run("another engine")
+
+    assert second_s > first_s + 0.03
+
+
+@pytest.fixture
+def part_of_an_engine(monkeypatch):
+    monkeypatch.setattr(env, "parent_process", lambda: "the engine's first process")
+
+
+def test_a_mark_of_an_earlier_process_stays(environment, part_of_an_engine):
     environment.setenv("FLEXKV_ENGINE_STARTED", "1000.5")
     mark_engine_start()
 
@@ -252,7 +271,7 @@ def test_a_mark_of_an_earlier_process_stays(environment):
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "nan", "inf", str(time.time() + 1000)])
-def test_a_mark_that_cannot_be_right_is_not_believed(environment, text):
+def test_a_mark_that_cannot_be_right_is_not_believed(environment, part_of_an_engine, text):
     own_s = engine_start_s()
     environment.setenv("FLEXKV_ENGINE_STARTED", text)
 
