@@ -46,7 +46,8 @@ _Paths = Annotated[tuple[_Path, ...], Meta(max_length=_MAX_DIRECTORIES)]
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All options, with their defaults. Names that FlexKV's users know mean the same here.
 
-    In a file, a variable or the engine's own place for options, null and "" set nothing.
+    In a file or the engine's own place for options, null and "" stand for the default; an empty
+    variable is ignored.
     """
 
     cpu_cache_gb: _Size | None = None
@@ -176,8 +177,8 @@ _EXPECTED: Mapping[str, str] = {
 def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
     """Return the configuration that `layers` say together, each above those before it.
 
-    Values may be text, as environment variables are: "0.5", "64", "true", "1". None and "" set
-    nothing, and give an option of an earlier layer back to its default.
+    Values may be text, as environment variables are: "0.5", "64", "true", "1". None and "" give
+    an option its default, also where an earlier layer has set it.
 
     Raises:
         ConfigError: If an option is unknown, its value cannot be used, or it contradicts another;
@@ -201,7 +202,7 @@ def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
 
 
 def check_option(option: str, spell: Callable[[str], str] = str) -> None:
-    """Refuse an option that there is not; those of FlexKV that are accepted are.
+    """Refuse an option that neither we nor FlexKV know.
 
     Args:
         option: Its name.

@@ -1,4 +1,4 @@
-"""Reads a file of options: YAML or JSON without what only bombs and mistakes are made of.
+"""Reads a file of options: YAML or JSON, without the features that only attacks and mistakes use.
 
 Whoever can write the file is trusted, but it may be the wrong file: whatever it is, reading it ends
 at once, in options or in an error of one sentence.

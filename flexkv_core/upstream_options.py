@@ -19,7 +19,7 @@ class _Upstream(NamedTuple):
     """What one option may say, and what is said of everything else."""
 
     as_here: Collection[str] | None
-    """Values that ask for nothing else than we do, in small letters; None: all do."""
+    """Accepted values, in lower case; None accepts any."""
 
     advice: str = ""
 

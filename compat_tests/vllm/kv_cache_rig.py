@@ -85,7 +85,7 @@ class Rig:
         self.ramp = _ramp(spec)
         self._write(self.ramp)
         self._ledger = LoadLedger(report_finished=True)
-        self.worker = WorkerHalf(deployment(spec), self._ledger, namespace=None)
+        self.worker = WorkerHalf(deployment(spec), self._ledger, origin=None)
         self.worker.register(tensors)
         self.worker.take_report()
 

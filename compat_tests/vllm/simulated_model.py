@@ -6,6 +6,7 @@ KV is found in the step that would have used it, and the tokens sampled depend o
 """
 
 import pickle
+import time
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +20,11 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, create_kv_cache_views
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
+from flexkv_connectors.common import origin
+
 PAGE_TOKENS = 4
 DISK_S = 30.0
+origin.engine_start_s = time.time  # an engine here starts when it is made, and not with its process
 Finalize = Literal["step", "late", "never"]
 """When a model runner calls `wait_for_save`: in the step, after it has reported (behind a draft
 model's forward pass), or not at all (V1 runner, pipeline stages and speculation)."""
@@ -82,10 +86,12 @@ class SimulatedRank:
     def wait_for_files(self) -> None:
         """Let what is read and written on disk end, if there is an SSD tier."""
         half = getattr(self.connector, "_worker", None)  # none where FlexKV does not serve
-        if half is not None and half._share is not None and half._share.ssd is not None:
-            half._share.ssd._tier.wait_recovered()
-            for lane in half._share.ssd.lanes.values():
-                assert lane.drain(DISK_S), "the disk is stuck"
+        if half is None or half._share is None or half._share.ssd is None:
+            return
+        half._share.ssd._identification.join()
+        half._share.ssd._tier.wait_recovered()
+        for route, lane in half._share.worker._by_route.items():
+            assert "ssd" not in route or lane.drain(DISK_S), "the disk is stuck"
 
     def results(self, finished: set[str]) -> ModelRunnerOutput:
         """Collect what the connector reports at the end of a step."""

@@ -19,7 +19,6 @@ FROM_THE_CHECKPOINT = frozenset(
         "hf",
         "instanttensor",
         "mistral",
-        "npcache",
         "pt",
         "runai_streamer",
         "safetensors",
@@ -68,7 +67,7 @@ class Origin:
 
     @property
     def blank(self) -> Namespace:
-        """The namespace but for what is in files: of no block."""
+        """The namespace with every identity left empty; no block is stored under it."""
         return self.describe(dict.fromkeys(self.sources, ""))
 
     def find(self, cache: CacheConfig, then: Callable[[Namespace], None]) -> Identification:

@@ -100,14 +100,15 @@ _changed = Event()
 """Set for good: what this process computes is no longer what its settings describe."""
 
 _mixed = Event()
-"""Set while SGLang's own caches may hold what former weights have computed: it is asked to keep
-them, or refuses to empty them while requests run, and goes on to store from them."""
+"""Set while SGLang's own caches may hold what former weights have computed: it may be
+asked not to empty them, or refuse to while requests run. Nothing is stored or found until then."""
 
 _open: set[str] = set()
-"""Changes that go on over calls: "session", and "release" until weights are written anew."""
+"""Changes that last longer than one call: "session", and "release" until weights are written."""
 
 _emptied_at: list[int] = []
-"""How much SGLang had computed when it emptied its caches, at most once, since a change began."""
+"""The scheduler's `forward_ct` at the last flush since a change began, if there was one: if it is
+the same when the change ends, nothing was computed in between."""
 
 _heard: list[str] = []
 
@@ -182,7 +183,7 @@ def open_session(*_: object, **__: object) -> None:
 def end_session(
     result: object, manager: "SchedulerWeightUpdaterManager", *_: object, **__: object
 ) -> None:
-    """Note that the others are ready; also where SGLang says there was no session."""
+    """Note that the others have finished writing; also where SGLang says there was no session."""
     _open.discard("session")
     tell(result, manager)
 

@@ -1,6 +1,6 @@
 """Which content every LoRA had when vLLM loaded it.
 
-A worker keeps adapters by number, drives out the one used longest ago, and loads it again from its
+A worker keeps adapters by number, evicts the least recently used one, and loads it again from its
 path when a request needs it; it says nothing of that. Some loads are announced (`adapter_loads`),
 all others happen after the first request of the adapter was seen here. So what was there when an
 adapter was announced or seen first, and is there still, is what the workers hold. As soon as that
@@ -34,7 +34,7 @@ _MAX_ADAPTERS = 16384
 """Some 2 KB each. None is forgotten to make room: its number could stand for anything then."""
 
 _NOT_LOADED = "vLLM could not load it"
-_NOT_FETCHED = "it is fetched from the hub"
+_NOT_FETCHED = "vLLM has not fetched it from the hub yet"
 _TWO_IN_ONE = "its number has stood for two adapters"
 
 
@@ -125,7 +125,7 @@ class Adapters:
         return self._contents.get(adapter.name) is not None
 
     def begin_load(self, lora: "LoRARequest") -> None:
-        """Note that vLLM is about to load an adapter, or to leave it if it is loaded."""
+        """Note that vLLM is about to load an adapter; one that it holds already, it may keep."""
         self.look_again()
         adapter = self._adapters.get(lora.lora_int_id)
         is_known = adapter is not None and adapter.is_asked_by(lora)
@@ -135,7 +135,7 @@ class Adapters:
             self._give_up(adapter, _TWO_IN_ONE)
 
     def end_load(self, lora: "LoRARequest") -> None:
-        """Note that vLLM has done so."""
+        """Note that the load which `begin_load` announced has succeeded."""
         adapter = self._adapters.get(lora.lora_int_id)
         if adapter is not None and adapter.why_not == _NOT_LOADED:
             adapter.why_not = "" if adapter.files is not None else _NOT_FETCHED
@@ -150,7 +150,7 @@ class Adapters:
             self._note_fetched(adapter)
 
     def note_removal(self, number: int) -> None:
-        """Note that the workers hold an adapter no more, but for requests under way."""
+        """Note that the workers have removed an adapter; requests under way may load it again."""
         if number in self._num_requests:
             self.doubt(number)
         else:
@@ -235,7 +235,7 @@ class Adapters:
             self._take(adapter, files)
 
     def _give_up(self, adapter: Adapter, reason: str) -> None:
-        """Keep nothing of an adapter from now on; whose KV vLLM itself keeps is not known."""
+        """Keep nothing of an adapter; vLLM itself may hold KV of any content under its name."""
         self._contents[adapter.name] = None
         if adapter.why_not in ("", _NOT_LOADED, _NOT_FETCHED):
             logger.warning(

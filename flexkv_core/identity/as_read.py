@@ -56,7 +56,7 @@ _SNAPSHOT = re.compile(r"(.*/models--[^/]+)/snapshots/[0-9a-f]{40}(/.*)?")
 
 _GIT_DIGITS = 40
 
-_WHAT_TO_DO = "restart the engine, or set weight_version"
+_WHAT_TO_DO = "restart the engine"
 
 
 class FoundFile(NamedTuple):
@@ -136,7 +136,7 @@ def survey(checkpoint: Checkpoint) -> Survey | str:
         return reason if checkpoint.weights else Survey(())
     elsewhere = why_elsewhere(path, load_format, weights=checkpoint.weights)
     if elsewhere is not None:
-        return f"{elsewhere}: set weight_version"
+        return elsewhere
     paths = Paths()
     base = Path.cwd() / path
     files, folders = list[FoundFile](), set[str]()
@@ -215,7 +215,7 @@ class Judge:
     def _why_not_there(self, what: str, stamp: Stamp) -> str | None:
         """Say why something may have been changed since the engine's start, if it may."""
         if not stamp.is_telling:
-            return f"the file system keeps no time of {what}: set weight_version"
+            return f"the file system keeps no time of {what}: copy the model to another"
         if self.is_older(stamp, self._started_s):
             return None
         when = "was written after the engine had started"

@@ -43,7 +43,7 @@ _LEFT_BY_TRAINING = (
     "scheduler.pt",
     "training_args.bin",
 )
-"""Ends of names that engines skip, too."""
+"""Endings of names that engines skip, and so do we."""
 
 _INDEX = "model.safetensors.index.json"
 _READ_BESIDE_AN_INDEX = ("consolidated*.safetensors", "mtp.safetensors")
@@ -51,7 +51,7 @@ _READ_BESIDE_AN_INDEX = ("consolidated*.safetensors", "mtp.safetensors")
 format, the second by SGLang for GLM."""
 
 _ENDINGS = (".bin", ".gguf", ".json", ".pt", ".pth", ".py", ".safetensors")
-"""Of names that are files wherever they count."""
+"""An entry whose name ends like this is taken for a file, without a stat."""
 
 _OTHER_FORMATS = ("checkpoint-*", "coreml", "gguf", "metal", "onnx", "openvino", "original")
 """Folders inside a model in which no engine looks for weights."""
@@ -164,15 +164,18 @@ def why_elsewhere(path: Path, load_format: str, *, weights: bool) -> str | None:
         OSError: A configuration cannot be read.
     """
     if weights and load_format not in _READ_AS_AUTO and load_format not in _CHOICES:
-        return f"load_format={load_format} does not say which weights are read"
+        return f"load_format={load_format} does not say which weights are read: set weight_version"
     if not path.is_dir():
         return None
     for name in sorted(_configs(_names(path))):
         settings = _read_json(path / name)
         if any("--" in value for value in _strings(settings.get("auto_map"))):
-            return f"{name} takes the model's code from another repository"
+            return f"{name} takes the model's code from another repository: put it beside the model"
         if weights and any(isinstance(settings.get(key), str) for key in _OTHER_MODELS):
-            return f"{name} takes weights from another repository"
+            return (
+                f"{name} takes weights from another repository: set weight_version and "
+                "trust_weight_version"
+            )
     return None
 
 

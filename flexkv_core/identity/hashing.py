@@ -1,7 +1,7 @@
 """Reads whole files for their digests, at the expense of nobody.
 
-What is in the page cache stays there, what is not does not stay; the disk serves everybody else
-first, and a slow share is busy for half of the time at most.
+The page cache is left as it was: what is read from disk does not stay in it. The disk serves
+everybody else first, and a slow share is busy for half of the time at most.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ class Digests(msgspec.Struct, frozen=True, array_like=True):
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     git: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{40}$")] | None = None
-    """By which git would call it; None if nobody asked."""
+    """Git's own name for the content; None if nobody asked for it."""
 
     def are(self, name: str) -> bool:
         """Tell whether a digest of either kind is the right one."""

@@ -61,13 +61,13 @@ class Identification:
         self._memory = Memory(directories)
         self._digests: dict[Stamp, Digests] = {}
         self.is_unknown = False
-        """Whether `then` has not been called, or to no avail, and will not be."""
+        """Whether there will be no identity: it could not be found, or `then` has failed."""
 
         self._stop = threading.Event()
         self._calling = threading.RLock()
         self._thread: threading.Thread | None = None
         found = self._attempt(self._survey)
-        if found is not None and self._unknown(found):
+        if found is not None and self._not_remembered(found):
             self._thread = threading.Thread(
                 target=self._run, args=(found,), name="flexkv-identity", daemon=True
             )
@@ -130,7 +130,7 @@ class Identification:
         reasons = (self._judge.why_not(seen, self._digests) for seen in found.values())
         return next(filter(None, reasons), None)
 
-    def _unknown(self, found: _Surveys) -> list[FoundFile]:
+    def _not_remembered(self, found: _Surveys) -> list[FoundFile]:
         """Return the files whose content is not remembered."""
         files = {file.stamp: file for seen in found.values() for file in seen.files}
         for stamp in files:
@@ -145,7 +145,7 @@ class Identification:
             if is_alone:
                 # Another process may have done it while this one waited.
                 self._memory.reload()
-                self._hash(self._unknown(before))
+                self._hash(self._not_remembered(before))
         if self._stop.is_set():
             return "it was closed"
         after = self._survey()
@@ -153,8 +153,9 @@ class Identification:
             return after
         changes = (why_changed(seen, after[role]) for role, seen in before.items())
         reason = next(filter(None, changes), None)
-        if reason is None and self._unknown(after):
-            return f"{self._unknown(after)[0].name} is never twice the same: set weight_version"
+        if reason is None and self._not_remembered(after):
+            name = self._not_remembered(after)[0].name
+            return f"{name} is never twice the same: copy the model to another file system"
         return reason or after
 
     def _hash(self, files: Sequence[FoundFile]) -> None:

@@ -38,7 +38,7 @@ _MAX_BYTES = 4 * 2**20
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LOCK_WAIT_S = 10.0
-"""The memory is locked for milliseconds."""
+"""The file is locked for milliseconds."""
 
 _LOCK_POLL_S = 0.01
 _HASHING_POLL_S = 0.5

@@ -41,7 +41,7 @@ class Generation(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=
     """What a record says."""
 
     count: int
-    """Generations up to this one, as far as anybody knew."""
+    """One more than the highest count that was known when this generation began."""
 
     token: str
     """`Superblock.generation`."""
@@ -62,7 +62,7 @@ class Generation(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=
 
 
 _NONE = Generation(0, "")
-_Yield = Callable[[Generation, Generation], Generation]
+_Resolve = Callable[[Generation, Generation], Generation]
 """From our own generation, and one that another process has recorded since, to ours from now on."""
 
 
@@ -108,10 +108,10 @@ class Generations:
             self._spoil()
         return tokens
 
-    def _settle(self, yield_to: _Yield) -> list[str] | None:
+    def _settle(self, resolve: _Resolve) -> list[str] | None:
         if not self._has_name:
             return [""] * len(self._records)
-        failures = [self._write(directory, yield_to) for directory in self._directories]
+        failures = [self._write(directory, resolve) for directory in self._directories]
         if None not in failures:
             logger.warning("ssd.generation_not_recorded: blocks are kept until the engine ends")
             return None
@@ -120,12 +120,12 @@ class Generations:
                 self._remove_older(directory, failure)
         return [record.generation.token for record in self._records]
 
-    def _write(self, directory: "Directory", yield_to: _Yield) -> OSError | None:
+    def _write(self, directory: "Directory", resolve: _Resolve) -> OSError | None:
         """Let `directory` say what was chosen; return why it does not."""
         try:
             with directory.locked():
                 for record in self._records:
-                    record.write(directory.path, yield_to)
+                    record.write(directory.path, resolve)
         except OSError as error:
             return error
         return None
@@ -155,7 +155,7 @@ class Generations:
 
 
 def is_outdated(superblock: Superblock, folders: Sequence[Path]) -> bool:
-    """Tell whether an engine that starts on `folders` now would leave such slabs alone.
+    """Tell whether an engine that starts on `folders` now would not read such slabs.
 
     That is so after a reset, and for temporary slabs.
     """
@@ -185,7 +185,7 @@ class _Record:
         newest = max(_newest(self._found()), self.generation)
         self.generation = newest.followed_by(token)
 
-    def write(self, folder: Path, yield_to: _Yield) -> None:
+    def write(self, folder: Path, resolve: _Resolve) -> None:
         """Let `folder` say what was chosen; under its lock.
 
         Raises:
@@ -193,7 +193,7 @@ class _Record:
         """
         newest, own = _newest(self._found()), self.generation
         if newest.token != own.token and newest.count >= own.count:
-            self.generation = yield_to(own, newest)
+            self.generation = resolve(own, newest)
         if _read(folder / self._name) != self.generation:
             write_durably(folder / self._name, self.generation.pack())
 

@@ -233,7 +233,7 @@ def test_code_from_another_repository_lies_elsewhere(folder):
         '{"auto_map": {"AutoModel": ["org/x--modeling_x.X", null]}}'
     )
     assert why_elsewhere(folder, "auto", weights=False) == (
-        "config.json takes the model's code from another repository"
+        "config.json takes the model's code from another repository: put it beside the model"
     )
 
 
@@ -243,7 +243,8 @@ def test_weights_from_another_repository_lie_elsewhere(folder):
 
     (folder / "config.json").write_text('{"text_model_id": "org/llm"}')
     assert why_elsewhere(folder, "auto", weights=True) == (
-        "config.json takes weights from another repository"
+        "config.json takes weights from another repository: set weight_version and "
+        "trust_weight_version"
     )
     assert why_elsewhere(folder, "auto", weights=False) is None
 
@@ -251,7 +252,7 @@ def test_weights_from_another_repository_lie_elsewhere(folder):
 def test_a_load_format_that_reads_something_else_is_named(folder):
     assert why_elsewhere(folder, "npcache", weights=False) is None
     assert why_elsewhere(folder, "npcache", weights=True) == (
-        "load_format=npcache does not say which weights are read"
+        "load_format=npcache does not say which weights are read: set weight_version"
     )
 
 

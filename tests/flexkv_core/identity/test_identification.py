@@ -228,8 +228,7 @@ def test_a_file_written_after_the_start_is_not_what_was_read(
     times.set(AFTER_S, folder / name)
     assert identify(local(folder), directory) is None
     assert reason_in(caplog) == (
-        f"{name} was written after the engine had started: restart the engine, or set "
-        "weight_version"
+        f"{name} was written after the engine had started: restart the engine"
     )
 
 
@@ -447,7 +446,9 @@ def test_without_times_only_what_is_proven_by_its_name_is_known(
     assert reads.total() == 2 * num_bytes > 0
     caplog.clear()
     assert identify(local(folder), directory) is None
-    assert reason_in(caplog) == ("the file system keeps no time of config.json: set weight_version")
+    assert reason_in(caplog) == (
+        "the file system keeps no time of config.json: copy the model to another"
+    )
 
 
 # While it is hashed
@@ -509,7 +510,9 @@ def test_a_stamp_that_is_never_the_same_leaves_no_identity(folder, directory, ca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stamp, "take", classmethod(unsteady))
         assert identify(local(folder), directory) is None
-    assert reason_in(caplog) == ("model-1.safetensors is never twice the same: set weight_version")
+    assert reason_in(caplog) == (
+        "model-1.safetensors is never twice the same: copy the model to another file system"
+    )
 
 
 def test_a_file_that_is_added_meanwhile_leaves_no_identity(folder, directory, when_hashed, caplog):
