@@ -98,6 +98,11 @@ class Namespace(
     engine's name for what it keeps beside it, such as "mamba"."""
 
     @property
+    def without_content(self) -> "Namespace":
+        """What is known of it before any file is read; of no block."""
+        return msgspec.structs.replace(self, model="", kv_scales="", overrides="", draft_model="")
+
+    @property
     def digest(self) -> bytes:
         """Return 32 bytes that are equal exactly if all fields are; part of every stored key."""
         return sha256(b"flexkv-namespace:" + msgspec.json.encode(self, order="sorted")).digest()

@@ -95,6 +95,8 @@ class RankShare:
         drained = self.worker.shutdown(_DRAIN_S)
         if self._gpu is not None and drained:
             self._gpu.close()
+        if self.ssd is not None:
+            self.ssd.stop()
         if self.ssd is not None and drained:
             self.ssd.close()
         self.pool.close()

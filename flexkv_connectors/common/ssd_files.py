@@ -8,12 +8,13 @@ from flexkv_core.errors import ConfigError, TierError
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.memory import BlockMemory
-from flexkv_core.tiers.ssd.directory import open_directories
+from flexkv_core.tiers.ssd.directory import directories_of, open_directories
 from flexkv_core.tiers.ssd.format import PAGE_BYTES, slot_bytes
+from flexkv_core.tiers.ssd.generations import Generations
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.tier import SsdTier
 
-__all__ = ["nominal_blocks", "open_ssd_tier", "require_directory", "ssd_options"]
+__all__ = ["nominal_blocks", "open_ssd_tier", "record_reset", "require_directory", "ssd_options"]
 
 
 def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = False) -> SsdOptions:
@@ -47,6 +48,20 @@ def nominal_blocks(options: SsdOptions, num_columns: int, cell_bytes: int) -> in
     """Return how many blocks a rank will have room for, if its disks have it."""
     slab_bytes = len(options.directories) * PAGE_BYTES
     return max(0, (options.quota_bytes // num_columns - slab_bytes) // slot_bytes(cell_bytes))
+
+
+def record_reset(
+    options: SsdOptions, blank: Namespace, columns: Sequence[Column], name: str
+) -> None:
+    """Let nothing be found that was stored before a reset, though no file is open yet.
+
+    Args:
+        options: Where the blocks are.
+        blank: `Origin.blank`. Without a name for the weights there is nothing to record.
+        columns: This rank's.
+        name: What nothing else was ever called.
+    """
+    Generations(directories_of(options), blank, columns).begin(name)
 
 
 def open_ssd_tier(

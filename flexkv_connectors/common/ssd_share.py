@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.deployment import Deployment
@@ -9,6 +10,7 @@ from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.common.ssd_files import (
     nominal_blocks,
     open_ssd_tier,
+    record_reset,
     require_directory,
     ssd_options,
 )
@@ -48,6 +50,7 @@ class SsdShare:
         """
         self._deployment = deployment
         self._pool = pool
+        self._origin = origin
         self._options = ssd_options(deployment.cache, quota_bytes)
         require_directory(self._options)
         self._generation = ""
@@ -74,7 +77,9 @@ class SsdShare:
 
     def prepare(self, orders: TierOrders) -> None:
         """Do what has to be done before the plans of `orders` begin."""
-        self._generation = orders.generation or self._generation
+        if orders.generation:
+            self._generation = orders.generation
+            self._record_reset()
         tier = self._current_tier()
         if tier is not None:
             tier.delete(orders.gone)
@@ -89,15 +94,18 @@ class SsdShare:
         self._told = told
         return report
 
-    def close(self) -> None:
-        """Let go of the files; nothing may be under way any more."""
+    def stop(self) -> None:
+        """Open no files any more; lanes that were not taken are closed."""
         self._identification.close()
         with self._opening:
             self._is_closed = True
             for lane in self._lanes.values():
                 lane.close()
-            if self._tier is not None:
-                self._tier.close()
+
+    def close(self) -> None:
+        """Let go of the files, after `stop`; nothing may be under way any more."""
+        if self._tier is not None:
+            self._tier.close()
 
     def _open(self, namespace: Namespace) -> None:
         """Open the files of `namespace`, and begin to look for what earlier processes left.
@@ -106,7 +114,7 @@ class SsdShare:
             ConfigError: None of the directories can be used any more.
         """
         deployment, memory = self._deployment, self._pool.memory
-        with self._opening:
+        with self._opening, ExitStack() as undo:
             if self._is_closed:
                 return
             tier = open_ssd_tier(
@@ -117,11 +125,19 @@ class SsdShare:
                 memory,
                 deployment.engine_id,
             )
-            self._lanes = {
-                Route("ssd", HOST): TierLane(deployment.rank, tier, memory),
-                Route(HOST, "ssd"): TierLane(deployment.rank, tier, memory),
-            }
+            undo.callback(tier.close)
+            load_lane = TierLane(deployment.rank, tier, memory)
+            undo.callback(load_lane.close)
+            save_lane = TierLane(deployment.rank, tier, memory)
+            undo.pop_all()
+            self._lanes = {Route("ssd", HOST): load_lane, Route(HOST, "ssd"): save_lane}
             self._tier = tier  # last: from here on the worker's thread uses all of it
+
+    def _record_reset(self) -> None:
+        """See to it that a reset outlives this process, whether it will open the files or not."""
+        if self._tier is None:
+            columns = self._deployment.columns
+            record_reset(self._options, self._origin.blank, columns, self._generation)
 
     def _current_tier(self) -> SsdTier | None:
         """Return the tier, in the generation that was ordered; None while it is not open."""

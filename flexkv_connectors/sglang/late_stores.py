@@ -1,11 +1,13 @@
 """The stores of one rank, opened once it is known what their blocks are blocks of."""
 
 import logging
+import secrets
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from flexkv_connectors.common.origin import Origin
+from flexkv_connectors.common.ssd_files import record_reset, ssd_options
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.sidecars import SidecarPool
 from flexkv_connectors.sglang.stores import Stores
@@ -60,8 +62,20 @@ class LateStores:
         with self._changing:
             if self.opened is not None:
                 self.opened.reset(keeps_name=keeps_name)
-            else:
-                self._resets.append(keeps_name)
+                return
+            self._resets.append(keeps_name)
+            if keeps_name and not self._deployment.is_follower:
+                self._record_reset()
+
+    def _record_reset(self) -> None:
+        """See to it that a reset outlives this process, whether it will open the files or not."""
+        blank, deployment = self._origin.blank, self._deployment
+        options = ssd_options(deployment.cache, deployment.quota_bytes)
+        name = secrets.token_hex(8)
+        record_reset(options, blank, deployment.columns, name)
+        for describe in self._sidecars:
+            pool = describe(blank)
+            record_reset(options, pool.namespace, [pool.column], name)
 
     def close(self) -> None:
         """Let go of the files; calls under way end first.

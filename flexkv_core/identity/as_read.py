@@ -100,7 +100,7 @@ class Mounts:
     def __init__(self, table: str) -> None:
         """Read a table in the format of Linux' mountinfo."""
         self._kinds: dict[str, str] = {}
-        for line in table.splitlines():
+        for line in filter(None, table.split("\n")):
             mount, _, filesystem = line.partition(" - ")
             point = mount.split(" ")[4]
             # What was mounted later hides what was there before.
@@ -134,7 +134,7 @@ def survey(checkpoint: Checkpoint) -> Survey | str:
     if path is None:
         reason = f"the files of {model} are not on this machine: set weight_version"
         return reason if checkpoint.weights else Survey(())
-    elsewhere = why_elsewhere(path, load_format, weights=checkpoint.weights)
+    elsewhere = why_elsewhere(path, checkpoint)
     if elsewhere is not None:
         return elsewhere
     paths = Paths()
@@ -201,7 +201,9 @@ class Judge:
         if reason is not None and not is_proven:
             return reason
         for link in file.links:
-            # The hub's client makes a link for each file that it has fetched.
+            # The hub's client makes a link for each file that it has fetched. A young link to what
+            # was there before may be its work, too, for a commit that shares files with another;
+            # but somebody may have moved it, so that run leaves nothing behind.
             is_fetched = reason is not None and _is_of_hub(link, file)
             reason_of_link = self._why_not_there(f"the link {link.path}", link)
             if reason_of_link is not None and not is_fetched:

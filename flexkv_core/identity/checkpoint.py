@@ -45,6 +45,9 @@ _LEFT_BY_TRAINING = (
 )
 """Endings of names that engines skip, and so do we."""
 
+_MAKES_TOKENS = ("Tokenizer", "Processor", "Extractor")
+"""Ends of what an `auto_map` calls classes that make tokens and pictures, and no KV."""
+
 _INDEX = "model.safetensors.index.json"
 _READ_BESIDE_AN_INDEX = ("consolidated*.safetensors", "mtp.safetensors")
 """What is read though no index names it: the first by vLLM's "auto", which prefers Mistral's own
@@ -81,6 +84,9 @@ class Checkpoint:
 
     load_format: str = "auto"
     """The engine's name of the format: vLLM and SGLang share them."""
+
+    runs_code: bool = True
+    """Whether the engine may run code of the model's own."""
 
     weights: bool = True
     """Whether the weights are read from here and are to be looked at. If not, configuration and
@@ -154,7 +160,7 @@ def adapter_files(folder: Path) -> list[Path]:
     return sorted(folder / name for name in chosen | _weights(folder, names, "auto"))
 
 
-def why_elsewhere(path: Path, load_format: str, *, weights: bool) -> str | None:
+def why_elsewhere(path: Path, checkpoint: Checkpoint) -> str | None:
     """Name what the engine reads that does not lie among `model_files`, if anything does.
 
     Returns:
@@ -163,20 +169,35 @@ def why_elsewhere(path: Path, load_format: str, *, weights: bool) -> str | None:
     Raises:
         OSError: A configuration cannot be read.
     """
+    load_format, weights = checkpoint.load_format, checkpoint.weights
     if weights and load_format not in _READ_AS_AUTO and load_format not in _CHOICES:
         return f"load_format={load_format} does not say which weights are read: set weight_version"
     if not path.is_dir():
         return None
     for name in sorted(_configs(_names(path))):
         settings = _read_json(path / name)
-        if any("--" in value for value in _strings(settings.get("auto_map"))):
-            return f"{name} takes the model's code from another repository: put it beside the model"
+        if weights and checkpoint.runs_code and _has_foreign_code(settings.get("auto_map")):
+            return (
+                f"{name} takes the model's code from another repository: put it beside the model, "
+                "or set weight_version and trust_weight_version"
+            )
         if weights and any(isinstance(settings.get(key), str) for key in _OTHER_MODELS):
             return (
                 f"{name} takes weights from another repository: set weight_version and "
                 "trust_weight_version"
             )
     return None
+
+
+def _has_foreign_code(auto_map: object) -> bool:
+    """Tell whether classes that compute KV are in another repository; tokenizers do not."""
+    classes = auto_map.items() if isinstance(auto_map, dict) else ()
+    return any(
+        "--" in name
+        for kind, names in classes
+        if not str(kind).endswith(_MAKES_TOKENS)
+        for name in _strings([names])
+    )
 
 
 def _commit_of(repository: Path, revision: str) -> str:

@@ -100,6 +100,8 @@ class Identification:
         reader = threading.Thread(target=read, name="flexkv-hashing", daemon=True)
         reader.start()
         reader.join()
+        if not found:
+            self.is_unknown = True  # it has died, and Python has said of what
         for seen in filter(None, found):
             self._finish(seen)
 
@@ -186,11 +188,14 @@ class Identification:
         with self._calling:
             if self._stop.is_set():
                 return
+            is_of_use = False
             try:
                 self._then(identities)
+                is_of_use = True
             except FlexKVError as error:
-                self.is_unknown = True
                 logger.warning("identity.of_no_use: %s", error)
+            finally:
+                self.is_unknown = not is_of_use
 
     def _identity(self, checkpoint: Checkpoint, found: Survey) -> str:
         if not found.files:

@@ -28,7 +28,7 @@ from flexkv_core.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
 from flexkv_core.tiers.ssd.options import SsdOptions
 from flexkv_core.tiers.ssd.slab import read_superblock
 
-__all__ = ["Directory", "open_directories"]
+__all__ = ["Directory", "directories_of", "open_directories"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,16 +151,21 @@ class Directory:
                 folder.rmdir()
 
 
+def directories_of(options: SsdOptions) -> list[Directory]:
+    """Return the directories of a tier, whether they can be used or not."""
+    return [
+        Directory(path, options.directory_cap_bytes, options.leftover_bytes)
+        for path in options.directories
+    ]
+
+
 def open_directories(options: SsdOptions) -> list[Directory]:
     """Return the directories of a tier, and say which cannot be used now.
 
     Raises:
         TierError: None of them can.
     """
-    directories = [
-        Directory(path, options.directory_cap_bytes, options.leftover_bytes)
-        for path in options.directories
-    ]
+    directories = directories_of(options)
     reasons = []
     for directory in directories:
         try:

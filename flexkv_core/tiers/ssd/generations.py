@@ -221,7 +221,8 @@ class _Record:
 
 
 def _record_name(namespace: Namespace, column: str) -> str:
-    return f".{namespace.short}.{column}{GENERATION_SUFFIX}"
+    # Weights may be told to have changed before it is known which they were.
+    return f".{namespace.without_content.short}.{column}{GENERATION_SUFFIX}"
 
 
 def _try(change: Callable[[Path], None], path: Path) -> bool:

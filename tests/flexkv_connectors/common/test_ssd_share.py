@@ -20,6 +20,7 @@ class HeldOrigin:
     """Says what the blocks are blocks of when a test wants it."""
 
     is_unknown = False
+    blank = make_namespace(model="", weight_version="v1")
 
     def find(self, _, then):
         self.then = then
@@ -52,6 +53,7 @@ def open_share(tmp_path):
 
     yield run
     for share in shares:
+        share.stop()
         share.close()
     pool.close()
 
@@ -140,7 +142,7 @@ def test_a_model_that_becomes_known_after_the_end_opens_nothing(open_share, tmp_
     origin = HeldOrigin()
     share = open_share(origin)
     then = origin.then
-    share.close()
+    share.stop()
     then(make_namespace())
     assert share._tier is None
 
@@ -175,3 +177,23 @@ def test_a_generation_that_was_begun_is_told_once(share):
 
 def test_before_any_reset_reports_are_of_no_generation(new_share):
     assert new_share.take_report().generation == ""
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_reset_before_the_model_is_known_outlives_an_engine_that_never_knows_it(
+    open_share, is_reset
+):
+    """Otherwise the next engine would find what the weights of before have computed."""
+
+    def tokens(share, origin):
+        origin.then(make_namespace(weight_version="v1"))
+        return dict(share._tier._tokens)
+
+    first, second, third = (HeldOrigin() for _ in range(3))
+    before = tokens(open_share(first, weight_version="v1"), first)
+    unknown = open_share(second, weight_version="v1")
+    if is_reset:
+        unknown.prepare(TierOrders(generation="changed"))
+    unknown.stop()
+    after = tokens(open_share(third, weight_version="v1"), third)
+    assert (before != after) == is_reset

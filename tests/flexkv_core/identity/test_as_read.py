@@ -119,7 +119,8 @@ def test_code_from_elsewhere_is_a_reason(folder):
     (folder / "config.json").write_text('{"auto_map": {"AutoModel": "org/other--code.Model"}}')
 
     assert survey(local(folder)) == (
-        "config.json takes the model's code from another repository: put it beside the model"
+        "config.json takes the model's code from another repository: put it beside the model, or "
+        "set weight_version and trust_weight_version"
     )
 
 

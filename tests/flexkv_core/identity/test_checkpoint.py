@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from flexkv_core.identity.checkpoint import (
+    Checkpoint,
     adapter_files,
     find_checkpoint,
     model_files,
@@ -225,33 +226,51 @@ def test_a_missing_adapter_is_an_error(tmp_path):
         adapter_files(tmp_path / "missing")
 
 
+def elsewhere(folder, **changes):
+    return why_elsewhere(folder, Checkpoint(model=str(folder), hub_cache=folder, **changes))
+
+
 def test_code_from_another_repository_lies_elsewhere(folder):
     (folder / "config.json").write_text('{"auto_map": {"AutoModel": "modeling_x.XModel"}}')
-    assert why_elsewhere(folder, "auto", weights=False) is None
+    assert elsewhere(folder) is None
 
     (folder / "config.json").write_text(
         '{"auto_map": {"AutoModel": ["org/x--modeling_x.X", null]}}'
     )
-    assert why_elsewhere(folder, "auto", weights=False) == (
-        "config.json takes the model's code from another repository: put it beside the model"
+    assert elsewhere(folder) == (
+        "config.json takes the model's code from another repository: put it beside the model, or "
+        "set weight_version and trust_weight_version"
     )
+
+
+@pytest.mark.parametrize("changes", [{"runs_code": False}, {"weights": False}], ids=str)
+def test_code_that_is_not_run_or_that_the_user_names_lies_nowhere(folder, changes):
+    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "org/x--modeling_x.X"}}')
+    assert elsewhere(folder, **changes) is None
+
+
+@pytest.mark.parametrize("kind", ["AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor"])
+def test_code_that_makes_tokens_may_lie_elsewhere(folder, kind):
+    config = {"auto_map": {kind: ["org/x--t.T", None]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert elsewhere(folder) is None
 
 
 def test_weights_from_another_repository_lie_elsewhere(folder):
     (folder / "config.json").write_text('{"text_model_id": null}')
-    assert why_elsewhere(folder, "auto", weights=True) is None
+    assert elsewhere(folder) is None
 
     (folder / "config.json").write_text('{"text_model_id": "org/llm"}')
-    assert why_elsewhere(folder, "auto", weights=True) == (
+    assert elsewhere(folder) == (
         "config.json takes weights from another repository: set weight_version and "
         "trust_weight_version"
     )
-    assert why_elsewhere(folder, "auto", weights=False) is None
+    assert elsewhere(folder, weights=False) is None
 
 
 def test_a_load_format_that_reads_something_else_is_named(folder):
-    assert why_elsewhere(folder, "npcache", weights=False) is None
-    assert why_elsewhere(folder, "npcache", weights=True) == (
+    assert elsewhere(folder, load_format="npcache", weights=False) is None
+    assert elsewhere(folder, load_format="npcache") == (
         "load_format=npcache does not say which weights are read: set weight_version"
     )
 
@@ -259,7 +278,7 @@ def test_a_load_format_that_reads_something_else_is_named(folder):
 def test_a_configuration_with_a_number_that_only_python_reads_is_read(folder):
     (folder / "config.json").write_text('{"limit": Infinity, "auto_map": {"A": "o/r--m.C"}}')
 
-    assert why_elsewhere(folder, "auto", weights=True) is not None
+    assert elsewhere(folder) is not None
 
 
 def test_a_hub_id_is_where_its_client_last_saw_it(tmp_path):
