@@ -104,7 +104,8 @@ def identify(config: VllmConfig, **options: Any) -> Namespace | None:
 def find(found: Origin, cache: CacheConfig) -> Namespace | None:
     """Return the namespace of an engine that starts now."""
     namespaces: list[Namespace] = []
-    with mock.patch.object(origin, "engine_start_s", time.time):
+    now_s = time.time() + found.unseen_s
+    with mock.patch.object(origin, "engine_start_s", return_value=now_s):
         found.find(cache, namespaces.append).join()
     return namespaces[0] if namespaces else None
 

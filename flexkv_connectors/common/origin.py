@@ -10,7 +10,10 @@ from flexkv_core.identity.checkpoint import Checkpoint, find_checkpoint
 from flexkv_core.identity.identification import Identification
 from flexkv_core.namespace import Namespace
 
-__all__ = ["FROM_THE_CHECKPOINT", "Origin", "source_of"]
+__all__ = ["FROM_THE_CHECKPOINT", "UNSEEN_S", "Origin", "source_of"]
+
+UNSEEN_S = 600.0
+"""`Origin.unseen_s` where workers are started by Ray or MPI: longer than that takes."""
 
 FROM_THE_CHECKPOINT = frozenset(
     {
@@ -29,7 +32,13 @@ the names."""
 
 
 def source_of(
-    model: str, revision: str | None, *, hub_cache: Path, load_format: str, cache: CacheConfig
+    model: str,
+    revision: str | None,
+    *,
+    hub_cache: Path,
+    load_format: str,
+    runs_code: bool,
+    cache: CacheConfig,
 ) -> Checkpoint:
     """Return where `model` is read from, as far as the content of its files is to decide.
 
@@ -44,6 +53,7 @@ def source_of(
         revision=revision,
         hub_cache=hub_cache,
         load_format=load_format,
+        runs_code=runs_code,
         weights=not is_named or (has_files and holds_weights),
     )
 
@@ -61,6 +71,10 @@ class Origin:
 
     describe: Callable[[Mapping[str, str]], Namespace]
     """Makes the namespace from the identity of each source."""
+
+    unseen_s: float = 0.0
+    """How long before this process its engine may have begun to read, where another program starts
+    the processes of an engine and they do not know when the first one was."""
 
     def __post_init__(self) -> None:
         _ = self.blank  # made once now, so that what has no form is refused at the engine's start
@@ -80,6 +94,6 @@ class Origin:
         return Identification(
             self.sources,
             cache.ssd_directories,
-            engine_start_s(),
+            engine_start_s() - self.unseen_s,
             lambda found: then(self.describe(found)),
         )

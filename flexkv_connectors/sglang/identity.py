@@ -81,7 +81,14 @@ def _sources(settings: EngineSettings, cache: CacheConfig) -> dict[str, Checkpoi
     load_format = settings.load_format
 
     def weights_of(model: str, revision: str | None) -> Checkpoint:
-        return source_of(model, revision, hub_cache=hub_cache, load_format=load_format, cache=cache)
+        return source_of(
+            model,
+            revision,
+            hub_cache=hub_cache,
+            load_format=load_format,
+            runs_code=settings.runs_code,
+            cache=cache,
+        )
 
     sources = {"model": weights_of(settings.model, settings.revision)}
     if settings.speculative_algorithm and settings.draft_model:

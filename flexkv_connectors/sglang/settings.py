@@ -26,6 +26,9 @@ class EngineSettings:
     load_format: str
     """SGLang's, or "weight_cache" where another process has loaded the weights before."""
 
+    runs_code: bool
+    """Whether code of the model's own may run."""
+
     implementation: str
     """Whose model code runs: "auto" and "sglang" are SGLang's own."""
 
@@ -76,6 +79,7 @@ def read_settings() -> EngineSettings:
         revision=model.revision,
         hub_cache=arguments("download_dir"),
         load_format=_load_format(arguments),
+        runs_code=bool(arguments("trust_remote_code")),
         implementation=str(arguments("model_impl")),
         dtype=str(model.dtype),
         quantization=model.quantization or "",

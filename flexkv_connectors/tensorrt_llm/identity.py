@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, source_of
+from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, UNSEEN_S, Origin, source_of
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.namespace import Namespace, settings_digest
@@ -35,9 +35,14 @@ def origin_of(settings: EngineSettings, deployment: Deployment) -> Origin:
         settings.revision,
         hub_cache=hub_cache_folder(),
         load_format=settings.load_format,
+        runs_code=settings.runs_code,
         cache=deployment.cache,
     )
-    return Origin({"model": model}, lambda found: namespace_of(settings, deployment, found))
+    return Origin(
+        {"model": model},
+        lambda found: namespace_of(settings, deployment, found),
+        unseen_s=UNSEEN_S,
+    )
 
 
 def namespace_of(

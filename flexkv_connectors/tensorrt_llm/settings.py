@@ -21,6 +21,9 @@ class EngineSettings:
     model: str
     revision: str | None
     load_format: str
+    runs_code: bool
+    """Whether code of the model's own may run."""
+
     dtype: str
     kv_dtype: str
     quantization: str
@@ -128,6 +131,7 @@ def read_settings(arguments: Any) -> EngineSettings:  # noqa: ANN401 TorchLlmArg
         model=model,
         revision=revision,
         load_format=_load_format(arguments),
+        runs_code=bool(getattr(arguments, "trust_remote_code", False)),
         dtype=canonical_dtype(dtype),
         kv_dtype=_kv_dtype(kv_cache.dtype, quantization.get("kv_cache_quant_algo") or dtype),
         quantization=str(quantization.get("quant_algo") or "").lower(),

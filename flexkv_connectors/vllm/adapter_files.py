@@ -13,7 +13,7 @@ from flexkv_core.identity.checkpoint import adapter_files, find_checkpoint, repo
 from flexkv_core.identity.hashing import FileHasher, digest_of_files
 from flexkv_core.identity.stamps import Paths, Stamp
 
-__all__ = ["AdapterFiles", "find_files", "find_only_snapshot"]
+__all__ = ["AdapterFiles", "find_files", "find_only_snapshot", "is_path"]
 
 
 class AdapterFiles(NamedTuple):
@@ -61,6 +61,11 @@ class AdapterFiles(NamedTuple):
         return digest_of_files(digests)
 
 
+def is_path(name: str) -> bool:
+    """Tell whether vLLM takes the name of an adapter for a path, and not for one of the hub."""
+    return name.startswith(("/", "~")) or Path(name).exists()
+
+
 def find_files(name: str, hub_cache: Path | None) -> AdapterFiles | None:
     """Look at what vLLM would load as `name` now; None if the hub's client has to fetch it first.
 
@@ -71,7 +76,7 @@ def find_files(name: str, hub_cache: Path | None) -> AdapterFiles | None:
     Raises:
         OSError: There is nothing, or it cannot be read.
     """
-    if name.startswith(("/", "~")) or Path(name).exists():
+    if is_path(name):
         return _look(Path.cwd() / os.path.expanduser(name), None)  # noqa: PTH111 as vLLM does
     if hub_cache is None:
         msg = f"there is no {name} on this machine"

@@ -19,7 +19,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.vllm.adapter_files import AdapterFiles, find_files, find_only_snapshot
+from flexkv_connectors.vllm.adapter_files import (
+    AdapterFiles,
+    find_files,
+    find_only_snapshot,
+    is_path,
+)
 from flexkv_core.identity.as_read import Judge
 from flexkv_core.identity.hashing import FileHasher, yield_to_others
 
@@ -176,12 +181,13 @@ class Adapters:
         except (OSError, ValueError) as error:
             self._give_up(adapter, f"what vLLM loads cannot be told: {error}")
             return adapter
-        if files is not None:
-            self._take(adapter, files)
+        adapter.files = files
         if is_announced:
             adapter.why_not = _NOT_LOADED
-        elif files is None:
-            adapter.why_not = _NOT_FETCHED
+        elif files is None or not is_path(adapter.path):
+            adapter.why_not = _NOT_FETCHED  # if the hub has a newer one, that is what is loaded
+        if files is not None and adapter.why_not != _NOT_FETCHED:
+            self._take(adapter, files)
         return adapter
 
     def _has_no_room(self) -> bool:
@@ -227,7 +233,9 @@ class Adapters:
         if adapter.why_not != _NOT_FETCHED or self._hub_cache is None:
             return
         try:
-            files = find_only_snapshot(adapter.path, self._hub_cache)
+            files = adapter.files
+            if files is None or files.have_changed():
+                files = find_only_snapshot(adapter.path, self._hub_cache)
         except (OSError, ValueError) as error:
             self._give_up(adapter, f"what was fetched cannot be told: {error}")
         else:

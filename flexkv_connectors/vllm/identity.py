@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, source_of
+from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, UNSEEN_S, Origin, source_of
 from flexkv_connectors.vllm.deployment import Deployment, draft_of
 from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
@@ -66,6 +66,7 @@ def origin_of(
     return Origin(
         _sources(vllm_config, deployment.cache),
         lambda found: namespace_of(vllm_config, kv_cache_config, deployment, found),
+        unseen_s=0.0 if _starts_its_own_workers(vllm_config) else UNSEEN_S,
     )
 
 
@@ -134,8 +135,16 @@ def _source(model: "ModelConfig", load: "LoadConfig", cache: CacheConfig) -> Che
         _commit(model.revision),
         hub_cache=_hub_cache(load),
         load_format=str(load.load_format),
+        runs_code=model.trust_remote_code,
         cache=cache,
     )
+
+
+def _starts_its_own_workers(vllm_config: "VllmConfig") -> bool:
+    """Tell whether all processes of the engine are Python's own children of its first one."""
+    parallel = vllm_config.parallel_config
+    backends = parallel.distributed_executor_backend, parallel.data_parallel_backend
+    return set(backends) <= {None, "mp", "uni"}
 
 
 def _has_own_config(model: "ModelConfig", load: "LoadConfig") -> bool:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from flexkv_connectors.common import origin
-from flexkv_connectors.common.origin import Origin, source_of
+from flexkv_connectors.common.origin import UNSEEN_S, Origin, source_of
 from flexkv_core.config import parse_config
 from flexkv_core.errors import ConfigError
 from flexkv_core.identity.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ def source(tmp_path):
             None,
             hub_cache=tmp_path / "hub",
             load_format=load_format,
+            runs_code=False,
             cache=options(tmp_path, **changes),
         )
 
@@ -80,3 +81,14 @@ def test_the_namespace_is_made_from_files_and_names(monkeypatch, tmp_path, model
     (namespace,) = found
     assert namespace.model.startswith("content:")
     assert namespace.draft_model.startswith("named:")
+
+
+def test_where_nobody_knows_when_the_engine_started_files_have_to_be_older(
+    monkeypatch, tmp_path, source, model
+):
+    monkeypatch.setattr(origin, "engine_start_s", time.time)
+    found = []
+    for unseen_s in (0.0, UNSEEN_S):
+        describe = Origin({"model": source(model)}, lambda _: make_namespace(), unseen_s)
+        describe.find(options(tmp_path), found.append).join()
+        assert len(found) == 1

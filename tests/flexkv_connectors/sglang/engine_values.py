@@ -19,6 +19,7 @@ def settings(**changes):
         "revision": None,
         "hub_cache": None,
         "load_format": "auto",
+        "runs_code": False,
         "implementation": "auto",
         "dtype": "torch.float16",
         "quantization": "",

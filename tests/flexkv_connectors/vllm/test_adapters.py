@@ -203,17 +203,37 @@ def test_the_home_folder_and_the_working_directory_are_known(
     assert digests[0] is not None
 
 
-def test_an_adapter_in_the_hubs_cache_is_its_content(adapters, folder, hub):
+@pytest.fixture
+def cached(folder, hub):
+    """Return the repository of an adapter that was fetched from the hub before."""
     repository = write_to_hub(hub, HUB_ID, folder)
     (repository / "refs" / "main").write_text("1" * 40)
+    return repository
+
+
+def test_an_adapter_in_the_hubs_cache_is_known_once_it_was_computed_with(adapters, folder, cached):
+    """Until then, vLLM may fetch a newer one in its place."""
+    adapter = adapters.begin(lora(HUB_ID))
+    assert not adapters.holds(adapter)
+    adapters.end(lora(HUB_ID), adapter, is_computed=True)
     assert adapters.digest(lora(HUB_ID)) == adapters.digest(lora(folder, 2, "local"))
 
 
-def test_a_reference_of_the_hub_that_moves_is_a_change(adapters, folder, hub):
-    repository = write_to_hub(hub, HUB_ID, folder)
-    (repository / "refs" / "main").write_text("1" * 40)
-    adapters.digest(lora(HUB_ID))
-    (repository / "refs" / "main").write_text("2" * 40)
+def test_an_adapter_of_which_vllm_fetches_a_newer_one_is_not_the_cached_one(
+    adapters, folder, hub, cached
+):
+    adapter = adapters.begin(lora(HUB_ID))
+    write_to_hub(hub, HUB_ID, folder, "2" * 40)
+    (cached / "refs" / "main").write_text("2" * 40)
+    adapters.end(lora(HUB_ID), adapter, is_computed=True)
+    assert adapters.digest(lora(HUB_ID)) is None
+
+
+def test_a_reference_of_the_hub_that_moves_is_a_change(adapters, cached):
+    adapter = adapters.begin(lora(HUB_ID))
+    adapters.end(lora(HUB_ID), adapter, is_computed=True)
+    assert adapters.digest(lora(HUB_ID)) is not None
+    (cached / "refs" / "main").write_text("2" * 40)
     assert adapters.digest(lora(HUB_ID)) is None
 
 
