@@ -5,6 +5,7 @@ from engine_values import PAGES, deployment, keys_and_values, storage
 
 from flexkv_connectors.sglang.late_stores import LateStores
 from flexkv_connectors.sglang.sidecars import describe
+from flexkv_connectors.sglang.stores import Stores
 from flexkv_core.errors import ConfigError
 from flexkv_core.testing.namespaces import make_namespace
 
@@ -123,7 +124,7 @@ def test_of_stores_that_cannot_all_be_opened_none_stays_open(start, monkeypatch)
 
     closed = []
     monkeypatch.setattr("flexkv_connectors.sglang.stores.open_sidecar", refuse)
-    monkeypatch.setattr("flexkv_connectors.sglang.stores.Stores.close", closed.append)
+    monkeypatch.setattr(Stores, "close", lambda stores: closed.append(stores))
     stores, origin = start()
     stores.add(swa)
     with pytest.raises(ConfigError, match="no room"):
