@@ -11,9 +11,9 @@ GPU_VENV := .venv-gpu
 GPU := $(GPU_VENV)/.gpu-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
 
+TESTS := not nightly
 PYTEST := -m pytest --config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
 	--durations=15 -m "$(TESTS)"
-TESTS := not nightly
 
 .PHONY: help compat contract installed layout live lint-workflows demo demo-cross test test-all test-sglang \
 	test-gpu check setup setup-engine setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
