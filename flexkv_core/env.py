@@ -104,25 +104,39 @@ def hub_cache_folder() -> Path:
 
 
 def mark_engine_start() -> None:
-    """Let the processes that this one starts know when the engine started.
+    """Let this process and those that it starts know when the engine started: now, if it has not.
 
-    Call it in every process of an engine: the first one reads the model's configuration before it
-    starts those that read the weights, and what was changed in between was read by halves.
+    Call it in every process of an engine, before that reads anything of the model: the first one
+    reads the configuration before it starts those that read the weights, and what was changed in
+    between was read by halves.
     """
-    os.environ[_ENGINE_STARTED] = repr(engine_start_s())
+    if parent_process() is None and _marked_s(os.getpid()) is None:
+        os.environ[_ENGINE_STARTED] = f"{os.getpid()}:{time.time()!r}"
 
 
 def engine_start_s() -> float:
-    """Return when the first process of this engine started, on the clock of the wall.
+    """Return when the first process of this engine started to, on the clock of the wall.
 
     An engine's processes are Python's own children of each other, which believe what the first has
-    marked. Any other process is the first of its engine, whoever has started it.
+    marked. Any other process is the first of its engine, whoever has started it. Without a mark,
+    the engine is as old as this process.
     """
-    marked_s = math.inf
-    if parent_process() is not None:
-        with suppress(ValueError):
-            marked_s = float(os.environ.get(_ENGINE_STARTED, "inf"))
-    return min(_process_start_s(), math.inf if math.isnan(marked_s) else marked_s)
+    if parent_process() is None:
+        marked_s = _marked_s(os.getpid())
+        return _process_start_s() if marked_s is None else marked_s
+    marked_s = _marked_s(None)
+    return min(_process_start_s(), math.inf if marked_s is None else marked_s)
+
+
+def _marked_s(pid: int | None) -> float | None:
+    """Return what process `pid`, or any for None, has marked as the engine's start."""
+    marker, _, text = os.environ.get(_ENGINE_STARTED, "").partition(":")
+    if pid is not None and marker != str(pid):
+        return None
+    with suppress(ValueError):
+        marked_s = float(text)
+        return marked_s if marked_s <= time.time() else None
+    return None
 
 
 def _process_start_s() -> float:
