@@ -124,7 +124,7 @@ def _adapters(arguments: Callable[[str], Any]) -> dict[str, str]:
 
 
 def _needs_every_token(arguments: Callable[[str], Any], *, is_generation: bool) -> str:
-    """Say what SGLang has no limit for: it limits prefixes for the logarithms of prompts alone."""
+    """Name what needs every token; for log probabilities SGLang itself shortens prefix hits."""
     if not is_generation:
         return "it serves embeddings or scores, some of which are made of every token"
     if arguments("dllm_algorithm"):

@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import stat
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
+from flexkv_core.checked_text import pack_text, unpack_text
 from flexkv_core.identity.hashing import Digests
 from flexkv_core.identity.stamps import Stamp
 
@@ -32,7 +31,6 @@ _NAME = ".digests"
 _HASHING = ".hashing"
 
 _MAGIC = b"FLEXKVD1"
-_PREFIX = struct.Struct("<8sIQ")  # magic, bytes of JSON, their checksum
 _MAX_ENTRIES = 4096
 _MAX_BYTES = 4 * 2**20
 
@@ -74,11 +72,11 @@ class Memory:
             self._digests |= _read(self._folder / _NAME)
 
     def use(self, digests: Mapping[Stamp, Digests]) -> None:
-        """Forget those of `digests` that are remembered later than others."""
+        """Mark remembered `digests` as just used, so that they are forgotten last."""
         self.remember({stamp: it for stamp, it in digests.items() if stamp in self._digests})
 
     def remember(self, digests: Mapping[Stamp, Digests]) -> None:
-        """Keep digests, and forget the longest unused for them.
+        """Keep digests; the least recently used make room.
 
         Other processes may do the same at the same time.
         """
@@ -128,11 +126,9 @@ def _merge(path: Path, used: Mapping[Stamp, Digests]) -> dict[Stamp, Digests]:
 
 
 def _pack(entries: list[tuple[Stamp, Digests]]) -> bytes:
-    """Return entries in the form of the file, without the first half as often as it takes."""
-    text = msgspec.json.encode(_Content(entries))
-    if len(text) > _MAX_BYTES:
-        return _pack(entries[-(len(entries) // 2) :])
-    return _PREFIX.pack(_MAGIC, len(text), xxh3_64_intdigest(text)) + text
+    """Return the file's content; while it is too large, the older half is dropped."""
+    content = pack_text(_MAGIC, _Content(entries))
+    return content if len(content) <= _MAX_BYTES else _pack(entries[-(len(entries) // 2) :])
 
 
 def _read(path: Path) -> dict[Stamp, Digests]:
@@ -140,19 +136,11 @@ def _read(path: Path) -> dict[Stamp, Digests]:
     try:
         fd = os.open(path, os.O_RDONLY | _FLAGS)
         with os.fdopen(fd, "rb") as file:
-            content = file.read(_MAX_BYTES + _PREFIX.size) if _is_ours(fd) else b""
+            content = file.read(_MAX_BYTES) if _is_ours(fd) else b""
     except OSError:
         return {}
-    if len(content) < _PREFIX.size:
-        return {}
-    magic, length, stated = _PREFIX.unpack_from(content)
-    text = content[_PREFIX.size :]
-    if magic != _MAGIC or len(text) != length or xxh3_64_intdigest(text) != stated:
-        return {}
-    try:
-        return dict(msgspec.json.decode(text, type=_Content).entries)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}
+    found = unpack_text(_MAGIC, content, _Content)
+    return dict(found[0].entries) if found else {}
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -15,11 +15,11 @@ them, and prompts do not belong on a disk in clear.
 
 import struct
 from hashlib import sha256
-from typing import TypeVar
 
 import msgspec
 from xxhash import xxh3_64
 
+from flexkv_core.checked_text import pack_text, unpack_text
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.types import BlockKey
@@ -33,9 +33,7 @@ __all__ = [
     "Superblock",
     "checksum",
     "column_identity",
-    "pack_text",
     "slot_bytes",
-    "unpack_text",
 ]
 
 PAGE_BYTES = 4096
@@ -46,13 +44,10 @@ LOG_SUFFIX = ".keys"
 GENERATION_SUFFIX = ".generation"
 
 _SLAB_MAGIC = b"FLEXKVS1"
-_TEXT_PREFIX = struct.Struct("<8sIQ")  # magic, bytes of JSON, their checksum
 _CELL_MAGIC = b"FLEXKVC1"
 _CELL = struct.Struct("<8s32s32s32sQQ")  # magic, identity, key, parent, payload: bytes, checksum
 _CHECKSUM = struct.Struct("<Q")
 _NO_PARENT = bytes(32)
-
-_T = TypeVar("_T")
 
 
 def checksum(*pieces: bytes | memoryview) -> int:
@@ -75,31 +70,6 @@ def column_identity(namespace: Namespace, column: Column, generation: str = "") 
 def slot_bytes(cell_bytes: int) -> int:
     """Return the size of a slot: a header and a cell, in whole pages."""
     return PAGE_BYTES + -(-cell_bytes // PAGE_BYTES) * PAGE_BYTES
-
-
-def pack_text(magic: bytes, value: msgspec.Struct) -> bytes:
-    """Return `value` in JSON, behind a magic number, its length and its checksum."""
-    text = msgspec.json.encode(value)
-    return _TEXT_PREFIX.pack(magic, len(text), checksum(text)) + text
-
-
-def unpack_text(magic: bytes, content: bytes, kind: type[_T]) -> tuple[_T, int] | None:
-    """Read what `pack_text` wrote from the beginning of `content`; None for anything else.
-
-    Returns:
-        The value, and how many bytes it takes.
-    """
-    if len(content) < _TEXT_PREFIX.size:
-        return None
-    found, length, stated = _TEXT_PREFIX.unpack_from(content)
-    end = _TEXT_PREFIX.size + length
-    text = content[_TEXT_PREFIX.size : end]
-    if found != magic or len(text) != length or checksum(text) != stated:
-        return None
-    try:
-        return msgspec.json.decode(text, type=kind), end
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 class Superblock(

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flexkv_core.checked_text import pack_text, unpack_text
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.ssd.files import SharedFile, empty_durably, remove_durably, write_durably
 from flexkv_core.tiers.ssd.format import (
     GENERATION_SUFFIX,
     Superblock,
-    pack_text,
-    unpack_text,
 )
 
 if TYPE_CHECKING:  # the command asks for records, and loads no numpy

@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from flexkv_core.checked_text import pack_text, unpack_text
 from flexkv_core.layout import Column
 from flexkv_core.namespace import Namespace
 from flexkv_core.tiers.ssd.directory import Directory
 from flexkv_core.tiers.ssd.files import SlabFile
-from flexkv_core.tiers.ssd.format import LOG_SUFFIX, Superblock, pack_text, unpack_text
+from flexkv_core.tiers.ssd.format import LOG_SUFFIX, Superblock
 from flexkv_core.tiers.ssd.slab import Slab
 from flexkv_core.tiers.ssd.space import Space
 from flexkv_core.types import BlockKey

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flexkv_core.checked_text import _PREFIX
 from flexkv_core.tiers.ssd.format import (
     _SLAB_MAGIC,
-    _TEXT_PREFIX,
     PAGE_BYTES,
     CellHeader,
     Superblock,
@@ -81,7 +81,7 @@ def test_a_changed_superblock_is_refused_or_says_the_same(superblock, mutations)
 @example(b'{"column":"\xff"}')
 @example(b"[" * 4000)
 def test_a_superblock_of_other_fields_with_a_right_checksum_is_refused(content):
-    prefix = _TEXT_PREFIX.pack(_SLAB_MAGIC, len(content), checksum(content))
+    prefix = _PREFIX.pack(_SLAB_MAGIC, len(content), checksum(content))
     assert Superblock.unpack((prefix + content).ljust(PAGE_BYTES, b"\0")[:PAGE_BYTES]) is None
 
 
@@ -123,7 +123,7 @@ def test_a_superblock_of_an_earlier_release_is_read(disk):
     """It states a default."""
     superblock = Superblock.of(disk.namespace, disk.columns[0], 8192)
     text = msgspec.json.encode(msgspec.json.decode(msgspec.json.encode(superblock)) | EARLIER)
-    page = _TEXT_PREFIX.pack(_SLAB_MAGIC, len(text), checksum(text)) + text
+    page = _PREFIX.pack(_SLAB_MAGIC, len(text), checksum(text)) + text
     assert Superblock.unpack(page.ljust(PAGE_BYTES, b"\0")) == superblock
 
 
