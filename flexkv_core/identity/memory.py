@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[Stamp, Digests]:
     except OSError:
         return {}
     found = unpack_text(_MAGIC, content, _Content)
-    return dict(found[0].entries) if found else {}
+    return dict(found[0].entries) if found and found[1] == len(content) else {}
 
 
 def _replace(path: Path, content: bytes) -> None:

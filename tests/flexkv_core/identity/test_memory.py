@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from flexkv_core import checked_text
 from flexkv_core.identity import memory
 from flexkv_core.identity.hashing import Digests
 from flexkv_core.identity.memory import Memory
@@ -125,8 +126,9 @@ def damaged(content):
         content + b" ",
         content.replace(b"FLEXKVD1", b"FLEXKVD2"),
         content.replace(b"aaaa", b"abaa"),
-        memory._PREFIX.pack(b"FLEXKVD1", 2, memory.xxh3_64_intdigest(b"{}")) + b"{}",
-        memory._PREFIX.pack(b"FLEXKVD1", 2, memory.xxh3_64_intdigest(b"\xff\xff")) + b"\xff\xff",
+        checked_text._PREFIX.pack(b"FLEXKVD1", 2, checked_text.xxh3_64_intdigest(b"{}")) + b"{}",
+        checked_text._PREFIX.pack(b"FLEXKVD1", 2, checked_text.xxh3_64_intdigest(b"\xff\xff"))
+        + b"\xff\xff",
     ]
 
 
