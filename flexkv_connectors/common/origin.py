@@ -6,29 +6,21 @@ from pathlib import Path
 
 from flexkv_core.config import CacheConfig
 from flexkv_core.env import engine_start_s
-from flexkv_core.identity.checkpoint import Checkpoint, find_checkpoint
+from flexkv_core.identity.checkpoint import FROM_THE_CHECKPOINT, Checkpoint, find_checkpoint
 from flexkv_core.identity.identification import Identification
 from flexkv_core.namespace import Namespace
 
-__all__ = ["FROM_THE_CHECKPOINT", "UNSEEN_S", "Origin", "source_of"]
+__all__ = ["UNSEEN_S", "Origin", "source_of", "why_not_read"]
 
 UNSEEN_S = 600.0
 """`Origin.unseen_s` where workers are started by Ray or MPI: longer than that takes."""
 
-FROM_THE_CHECKPOINT = frozenset(
-    {
-        "auto",
-        "fastsafetensors",
-        "hf",
-        "instanttensor",
-        "mistral",
-        "pt",
-        "runai_streamer",
-        "safetensors",
-    }
-)
-"""Load formats that read weights from where the model's configuration is; vLLM and SGLang share
-the names."""
+
+def why_not_read(load_format: str) -> str | None:
+    """Name what keeps weights that have no name from being told apart, if it is how they load."""
+    if load_format in FROM_THE_CHECKPOINT:
+        return None
+    return f"load_format={load_format} does not say which weights: set weight_version"
 
 
 def source_of(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, Origin, source_of
+from flexkv_connectors.common.origin import Origin, source_of, why_not_read
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.settings import EngineSettings
 from flexkv_core.config import CacheConfig
@@ -25,11 +25,7 @@ _ADAPTER = "adapter:"
 
 def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None:
     """Name what keeps blocks from being recognised after a restart, if anything does."""
-    if weight_version:
-        return None
-    if settings.load_format not in FROM_THE_CHECKPOINT:
-        return f"load_format={settings.load_format} does not say which weights: set weight_version"
-    return None
+    return None if weight_version else why_not_read(settings.load_format)
 
 
 def origin_of(settings: EngineSettings, deployment: Deployment) -> Origin:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
 from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, UNSEEN_S, Origin, source_of
+from flexkv_connectors.common.origin import UNSEEN_S, Origin, source_of, why_not_read
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.namespace import Namespace, settings_digest
@@ -17,11 +17,7 @@ __all__ = ["namespace_of", "origin_of", "why_no_identity"]
 
 def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None:
     """Name what keeps blocks from being recognised after a restart, if anything does."""
-    if weight_version:
-        return None
-    if settings.load_format not in FROM_THE_CHECKPOINT:
-        return f"load_format={settings.load_format} does not say which weights: set weight_version"
-    return None
+    return None if weight_version else why_not_read(settings.load_format)
 
 
 def origin_of(settings: EngineSettings, deployment: Deployment) -> Origin:

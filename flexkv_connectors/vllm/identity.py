@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.origin import FROM_THE_CHECKPOINT, UNSEEN_S, Origin, source_of
+from flexkv_connectors.common.origin import UNSEEN_S, Origin, source_of, why_not_read
 from flexkv_connectors.vllm.deployment import Deployment, draft_of
 from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
@@ -196,8 +196,8 @@ def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
     """Name weights that nothing tells apart from others, if there are any."""
     draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
     for load in (vllm_config.load_config, draft_load):
-        if load is not None and load.load_format not in FROM_THE_CHECKPOINT:
-            return f"load_format={load.load_format} does not say which weights: set weight_version"
+        if load is not None and (reason := why_not_read(str(load.load_format))):
+            return reason
     for model in (vllm_config.model_config, draft_of(vllm_config)):
         if model is not None and model.model_weights:
             return f"the weights at {model.model_weights} have no version: set weight_version"

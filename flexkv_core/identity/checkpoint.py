@@ -17,6 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 __all__ = [
+    "FROM_THE_CHECKPOINT",
     "Checkpoint",
     "adapter_files",
     "find_checkpoint",
@@ -34,6 +35,9 @@ _READ_AS_AUTO = frozenset(
 )
 _CHOICES = {"gguf": "*.gguf", "mistral": "consolidated*.safetensors", "pt": "*.pt"}
 """Load formats with a choice of their own."""
+
+FROM_THE_CHECKPOINT = _READ_AS_AUTO | _CHOICES.keys()
+"""Load formats that read all of a model from where its configuration is."""
 
 _INSTEAD_OF_SAFETENSORS = ("*.bin", "*.pt", "*.pth", "*.gguf")
 _LEFT_BY_TRAINING = (
@@ -170,7 +174,7 @@ def why_elsewhere(path: Path, checkpoint: Checkpoint) -> str | None:
         OSError: A configuration cannot be read.
     """
     load_format, weights = checkpoint.load_format, checkpoint.weights
-    if weights and load_format not in _READ_AS_AUTO and load_format not in _CHOICES:
+    if weights and load_format not in FROM_THE_CHECKPOINT:
         return f"load_format={load_format} does not say which weights are read: set weight_version"
     if not path.is_dir():
         return None
