@@ -15,6 +15,7 @@ SGLANG_PYTHON = rows.ROOT / ".venv-sglang/bin/python"
 QUICK: dict[str, tuple[str, ...]] = {
     "control_plane": ("--rounds", "2", "--tree", "10000"),
     "copy_lane": ("--rounds", "2"),
+    "identity": ("--rounds", "1", "--mib", "10"),
     "sglang_restart": ("--quick",),
     "sglang_storage": ("--rounds", "1"),
     "ssd_lane": ("--rounds", "1"),
