@@ -95,10 +95,14 @@ def deployment_of(config: VllmConfig, num_draft_layers: int = 0, **options: Any)
     return translate(config, declared_cache(config, num_draft_layers), parse_config(options))
 
 
+def origin_of_blocks(config: VllmConfig, **options: Any) -> Origin:
+    """Return what decides the bytes of blocks with our `options`."""
+    return origin_of(config, declared_cache(config), deployment_of(config, **options))
+
+
 def identify(config: VllmConfig, **options: Any) -> Namespace | None:
     """Return the namespace with our `options`; None if files do not say of what."""
-    deployment = deployment_of(config, **options)
-    return find(origin_of(config, declared_cache(config), deployment), deployment.cache)
+    return find(origin_of_blocks(config, **options), parse_config(options))
 
 
 def find(found: Origin, cache: CacheConfig) -> Namespace | None:

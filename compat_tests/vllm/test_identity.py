@@ -269,6 +269,24 @@ def test_degrees_up_to_max_tp_share_blocks(identity, config_of):
     assert len(set(alone)) == 3
 
 
+@pytest.mark.parametrize("trusts", [False, True])
+def test_code_of_the_model_counts_where_vllm_may_run_it(identity, config_of, trusts):
+    assert (
+        identity.origin_of_blocks(config_of(trust_remote_code=trusts)).sources["model"].runs_code
+        is trusts
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "knows_its_start"), [("mp", True), ("uni", True), (None, True), ("ray", False)]
+)
+def test_workers_that_ray_starts_do_not_know_when_the_engine_began(
+    identity, config_of, backend, knows_its_start
+):
+    config = identity.changed(config_of(), "parallel_config", distributed_executor_backend=backend)
+    assert (identity.origin_of_blocks(config).unseen_s == 0) is knows_its_start
+
+
 def test_processes_with_other_hash_seeds_agree(plain, model):
     script = Path(__file__).with_name("identity_rig.py")
     digests = [

@@ -171,3 +171,9 @@ def test_a_model_that_is_not_there_needs_a_version(identify, tmp_path, caplog):
     assert identify(**elsewhere) is None
     assert "set weight_version" in caplog.text
     assert identify({"weight_version": "1"}, **elsewhere).model.startswith("named:")
+
+
+@pytest.mark.parametrize("trusts", [False, True])
+def test_code_of_the_model_counts_where_sglang_may_run_it(trusts):
+    engine = settings(runs_code=trusts)
+    assert origin_of(engine, deployment(engine=engine)).sources["model"].runs_code is trusts
