@@ -150,7 +150,7 @@ def _in_bytes(size_gb: float | None) -> int | None:
 
 _YES_OR_NO = "true or false"
 _SIZE = f"a size in GiB above 0 and up to {_MAX_GB}"
-_TEXT = f"text of {_MAX_NAME} letters at most (in quotes if it looks like a number)"
+_TEXT = f"text of {_MAX_NAME} characters at most (in quotes if it looks like a number)"
 _EXPECTED: Mapping[str, str] = {
     "cpu_cache_gb": f"{_SIZE}, such as 16 or 0.5",
     "ssd_cache_gb": f"{_SIZE}, such as 500; or 0 for no SSD tier",

@@ -15,7 +15,7 @@ _MAX_BITS = 256
 
 
 def excerpt(value: object) -> str:
-    """Return how Python writes the beginning of a JSON-like `value`: 80 letters at most.
+    """Return how Python writes the beginning of a JSON-like `value`: 80 characters at most.
 
     Cost: that of the letters, whatever the size or depth of `value`.
     """
@@ -28,7 +28,7 @@ def excerpt(value: object) -> str:
 
 
 def clipped(text: str) -> str:
-    """Return the beginning of `text`, 240 letters at most, with all but printable ASCII escaped."""
+    """Return the first 240 characters of `text`, with all but printable ASCII escaped."""
     written = "".join(
         letter if " " <= letter <= "~" else ascii(letter)[1:-1]
         for letter in text[: _TEXT_LETTERS + 1]

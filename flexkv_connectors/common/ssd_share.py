@@ -60,7 +60,7 @@ class SsdShare:
         """The last that the tier has begun."""
 
         self._told: tuple[object, ...] = ()
-        """What of the last report need not be said again."""
+        """Capacity, end of the search and generation, as they were last reported."""
 
         self._lanes: Mapping[Route, Lane] = {}
         self._tier: SsdTier | None = None
@@ -87,12 +87,23 @@ class SsdShare:
     def take_report(self) -> TierReport | None:
         """Return what the scheduler half has not heard yet, or None."""
         tier = self._current_tier()
-        report = self._report_of_none() if tier is None else self._report_of(tier)
-        told = report.capacity_blocks, report.is_recovered, report.generation
-        if told == self._told and not (report.counts or report.recovered):
+        counts = {} if tier is None else tier.take_counts()
+        recovered = [] if tier is None else tier.take_recovered(_RECOVERED_A_REPORT)
+        is_over = self._identification.is_unknown if tier is None else tier.is_recovered
+        capacity_blocks = self._promised_blocks() if tier is None else tier.capacity_blocks
+        told = capacity_blocks, is_over, self._generation
+        if told == self._told and not (counts or recovered):
             return None
         self._told = told
-        return report
+        return TierReport(
+            tier="ssd",
+            rank=self._deployment.rank,
+            generation=self._generation,
+            capacity_blocks=capacity_blocks,
+            recovered=recovered,
+            is_recovered=is_over,
+            counts=counts,
+        )
 
     def stop(self) -> None:
         """Open no files any more; lanes that were not taken are closed."""
@@ -148,26 +159,10 @@ class SsdShare:
             self._begun = self._generation
         return tier
 
-    def _report_of(self, tier: SsdTier) -> TierReport:
-        return TierReport(
-            tier="ssd",
-            rank=self._deployment.rank,
-            generation=self._begun,
-            capacity_blocks=tier.capacity_blocks,
-            recovered=tier.take_recovered(_RECOVERED_A_REPORT),
-            is_recovered=tier.is_recovered,
-            counts=tier.take_counts(),
-        )
-
-    def _report_of_none(self) -> TierReport:
-        """Return what there will be room for, or that there will be nothing."""
-        deployment, is_off = self._deployment, self._identification.is_unknown
+    def _promised_blocks(self) -> int:
+        """Return what there will be room for; nothing, if the files are never opened."""
+        if self._identification.is_unknown:
+            return 0
+        deployment = self._deployment
         cell_bytes = deployment.block_format.cell_bytes
-        num_blocks = nominal_blocks(self._options, len(deployment.columns), cell_bytes)
-        return TierReport(
-            tier="ssd",
-            rank=deployment.rank,
-            generation=self._generation,
-            capacity_blocks=0 if is_off else num_blocks,
-            is_recovered=is_off,
-        )
+        return nominal_blocks(self._options, len(deployment.columns), cell_bytes)

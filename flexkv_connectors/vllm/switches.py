@@ -65,7 +65,7 @@ class SwitchReader:
             self._has_warned = True
             logger.warning(
                 "request.switches_refused value=%s: expected an object of load and save, which are "
-                "true or false, and namespace, a text of %d letters at most; it is not cached; "
+                "true or false, and namespace, a text of %d characters at most; it is not cached; "
                 "more of them are counted in switches_refused, and not logged",
                 excerpt(ours),
                 _MAX_NAMESPACE,

@@ -114,7 +114,8 @@ def test_the_first_refusal_is_logged_and_all_are_counted(reading):
     (line,) = reading.lines
     assert line == (
         "request.switches_refused value={'load': 'no 0'}: expected an object of load and save, "
-        "which are true or false, and namespace, a text of 256 letters at most; it is not cached; "
+        "which are true or false, and namespace, a text of 256 characters at most; "
+        "it is not cached; "
         "more of them are counted in switches_refused, and not logged"
     )
     assert reading.counters.drain() == {"switches_refused": 1000}
