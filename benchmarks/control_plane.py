@@ -21,13 +21,13 @@ from typing import TypeVar
 
 from benchmarks import rows
 from benchmarks.rows import Row
-from flexkv_core.index.radix import Refusal
-from flexkv_core.keys import KeyChain
-from flexkv_core.lease import Lease, Reservation
-from flexkv_core.manager import CacheManager, TierSpec
+from flexkv_core.block.keys import KeyChain
+from flexkv_core.block.types import BlockKey, RequestId
+from flexkv_core.control.index.radix import Refusal
+from flexkv_core.control.lease import Lease, Reservation
+from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, Status, TransferPlan, TransferResult
-from flexkv_core.types import BlockKey, RequestId
 
 PROMPT_BLOCKS = (16, 64, 128, 512, 2048, 8192)
 EVICTED_BLOCKS = (64, 1024, 16384)

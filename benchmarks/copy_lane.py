@@ -20,12 +20,12 @@ import numpy as np
 
 from benchmarks import rows
 from benchmarks.rows import Row
-from flexkv_core.layout import BlockFormat
+from flexkv_core.block.layout import BlockFormat
+from flexkv_core.block.types import JobId
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
 from flexkv_core.testing.geometry import make_pages
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.cpu_lane import CpuLane
-from flexkv_core.types import JobId
 
 BLOCK_TOKENS = 64
 PAYLOAD_BYTES = 256 << 20

@@ -28,15 +28,15 @@ import numpy as np
 
 from benchmarks import rows
 from benchmarks.rows import Row
-from flexkv_core.layout import Column
+from flexkv_core.block.layout import Column
+from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.data.tiers.base import TierBlock
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.data.tiers.ssd.tier import SsdTier
+from flexkv_core.data.transfer.tier_lane import TierLane
 from flexkv_core.plan import HostSlots, Status, StoredBlocks, TransferPlan
 from flexkv_core.testing.namespaces import make_namespace
-from flexkv_core.tiers.base import TierBlock
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.ssd.options import SsdOptions
-from flexkv_core.tiers.ssd.tier import SsdTier
-from flexkv_core.transfer.tier_lane import TierLane
-from flexkv_core.types import BlockKey, JobId
 
 PAYLOAD_BYTES = 512 << 20
 FIO_SECONDS = 0.7

@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks import rows
 from benchmarks.rows import Row
 from benchmarks.ssd_lane import PAYLOAD_BYTES, Drive
-from flexkv_core.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, slot_bytes
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, slot_bytes
 
 try:
     import torch

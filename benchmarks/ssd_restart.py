@@ -20,23 +20,23 @@ from pathlib import Path
 
 from benchmarks import rows
 from benchmarks.rows import Row
-from flexkv_core.hierarchy.lower_tier import LowerTier
-from flexkv_core.layout import Column
-from flexkv_core.manager import CacheManager, TierSpec
-from flexkv_core.metrics import Counters
-from flexkv_core.plan import TierReport
-from flexkv_core.testing.namespaces import make_namespace
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.ssd.format import (
+from flexkv_core.block.layout import Column
+from flexkv_core.block.types import BlockKey
+from flexkv_core.control.hierarchy.lower_tier import LowerTier
+from flexkv_core.control.manager import CacheManager, TierSpec
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     CellHeader,
     Superblock,
     column_identity,
     slot_bytes,
 )
-from flexkv_core.tiers.ssd.options import SsdOptions
-from flexkv_core.tiers.ssd.tier import SsdTier
-from flexkv_core.types import BlockKey
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.data.tiers.ssd.tier import SsdTier
+from flexkv_core.metrics import Counters
+from flexkv_core.plan import TierReport
+from flexkv_core.testing.namespaces import make_namespace
 
 CELL_KIB = (64, 1024)
 COLUMN = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)

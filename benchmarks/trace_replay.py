@@ -6,7 +6,7 @@ Run from the root of the checkout:
 Nothing is timed and no bytes move: the requests of a trace ask the real control plane one after
 the other, each a full prompt; what a rule wants of it is written at once. Hits are the leading
 blocks that are there. Rules: write everything, as a plain LRU tier does; write what was seen among
-the last 4 x capacity blocks (second touch); `flexkv_core.hierarchy.admission`. All evict by LRU.
+the last 4 x capacity blocks (second touch); `control.hierarchy.admission`. All evict by LRU.
 
 The traces are those of Mooncake (FAST 2025, Apache-2.0), blocks of 512 tokens. They are not part
 of this project: put them into `.work/traces`, or name their folder.
@@ -23,12 +23,12 @@ from typing import NamedTuple, Protocol
 
 from benchmarks import rows
 from benchmarks.rows import Row
-from flexkv_core.hierarchy.admission import Admission
-from flexkv_core.lease import Reservation
-from flexkv_core.manager import CacheManager, TierSpec
+from flexkv_core.block.types import BlockKey, RequestId
+from flexkv_core.control.hierarchy.admission import Admission
+from flexkv_core.control.lease import Reservation
+from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, Status, TransferResult
-from flexkv_core.types import BlockKey, RequestId
 
 CAPACITY_BLOCKS = (1000, 3000, 5000, 10_000, 20_000, 30_000, 50_000)
 FOLDER = rows.ROOT / ".work/traces"

@@ -20,7 +20,7 @@ from compat_tests.contract.library import Library
 from compat_tests.contract.needs import needs_of
 from compat_tests.contract.records import order
 from compat_tests.contract.sources import CannotCheckError, find_sources
-from flexkv_connectors.common.versions import SUPPORTED
+from flexkv_connectors.versions import SUPPORTED
 
 Row = dict[str, Any]
 

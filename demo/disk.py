@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from demo.server import DemoError, uninterrupted
-from flexkv_core.tiers.ssd.format import (
+from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     SLAB_SUFFIX,
     CellHeader,

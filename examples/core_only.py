@@ -6,15 +6,15 @@ here both are in this process, and the engine's KV pages are an array.
 
 import numpy as np
 
-from flexkv_core.keys import KeyChain
-from flexkv_core.layout import BlockFormat, LayerRun, PagePool
-from flexkv_core.manager import CacheManager, TierSpec
+from flexkv_core.block.keys import KeyChain
+from flexkv_core.block.layout import BlockFormat, LayerRun, PagePool
+from flexkv_core.block.types import RequestId
+from flexkv_core.control.manager import CacheManager, TierSpec
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.transfer.cpu_lane import CpuLane
+from flexkv_core.data.worker import HOST, PAGES, CacheWorker, Route
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, TransferPlan
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.cpu_lane import CpuLane
-from flexkv_core.types import RequestId
-from flexkv_core.worker import HOST, PAGES, CacheWorker, Route
 
 LAYERS, PAGES_IN_POOL, HEADS, PAGE_TOKENS, CONTENT = 4, 8, 2, 16, 64
 SLOTS = 32

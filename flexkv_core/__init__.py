@@ -1,6 +1,6 @@
 """A tiered cache for the KV of large language models; knows no engine.
 
-Import from the modules: `flexkv_core.manager` is the control plane, `flexkv_core.worker` the data
-plane, `flexkv_core.plan` what the two say to each other, `flexkv_core.testing` the contracts that
-a new tier, lane or policy has to keep. This package itself loads none of them.
+Import from the modules: `control` decides what moves, `data` moves it, `plan` is what they say to
+each other, `block_store` serves engines that own their host memory, and `testing` holds the
+contracts that a new tier, lane or policy has to keep. This package itself loads none of them.
 """

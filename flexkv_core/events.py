@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from flexkv_core.types import BlockKey, JobId
+from flexkv_core.block.types import BlockKey, JobId
 
 __all__ = ["BlocksRemoved", "BlocksStored", "CacheCleared", "CacheEvent", "EventLog"]
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from flexkv_core.types import BlockKey, JobId
+from flexkv_core.block.types import BlockKey, JobId
 
 __all__ = [
+    "SLOT_BYTES",
     "EnginePages",
     "HostSlots",
     "Place",
@@ -23,6 +24,10 @@ __all__ = [
     "TransferPlan",
     "TransferResult",
 ]
+
+
+SLOT_BYTES = 8
+"""Size of one slot number: slots travel as packed native int64 and never become Python ints."""
 
 
 class EnginePages(msgspec.Struct, frozen=True, tag="pages", array_like=True):
@@ -43,7 +48,7 @@ class HostSlots(msgspec.Struct, frozen=True, tag="host", array_like=True):
     """Blocks in the host tier, one slot each, in chain order."""
 
     slots: bytes
-    """Packed native int64, 8 bytes a block: `numpy.frombuffer(slots, numpy.int64)`."""
+    """`SLOT_BYTES` a block: `numpy.frombuffer(slots, numpy.int64)`."""
 
 
 class StoredBlocks(msgspec.Struct, frozen=True, tag="stored", array_like=True):
@@ -60,7 +65,7 @@ Place = EnginePages | HostSlots | StoredBlocks
 
 
 class TransferPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Copy `num_blocks` blocks of one cache group from `source` to `target`.
+    """Copy `num_blocks` blocks from `source` to `target`.
 
     A worker never reads a block that the same plan writes, and plans that touch the same block are
     never in flight together: leases and reservations see to it.
@@ -70,17 +75,11 @@ class TransferPlan(msgspec.Struct, frozen=True, kw_only=True):
     source: Place
     target: Place
     num_blocks: int
-    group: int = 0
-    """Cache group: 0 is full attention."""
-
     epoch: int = 0
     """Resets of the manager before this plan; results of an older epoch are ignored."""
 
     deadline_s: float | None = None
     """`time.monotonic()` on the worker's machine after which the copy is not worth finishing."""
-
-    layers: tuple[int, int] | None = None
-    """Half-open layer range, or None for all: layer-wise engines load a block in parts."""
 
 
 class Status(enum.IntEnum):

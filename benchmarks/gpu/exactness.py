@@ -15,8 +15,8 @@ from benchmarks.gpu.lane_rig import LaneRig
 from benchmarks.gpu.machine import on_device, synchronize
 from benchmarks.gpu.shapes import LAYOUTS, Model
 from benchmarks.rows import Row
+from flexkv_core.block.types import JobId
 from flexkv_core.plan import EnginePages, HostSlots, Status, TransferPlan
-from flexkv_core.types import JobId
 
 if TYPE_CHECKING:
     import torch

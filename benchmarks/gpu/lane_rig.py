@@ -3,12 +3,12 @@
 import numpy as np
 
 from benchmarks.gpu.shapes import Model, block_format, make_slabs
+from flexkv_core.block.types import JobId
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.pinning import PinnedPool, find_cuda_runtime
+from flexkv_core.data.transfer.gpu_lane import GpuLane
+from flexkv_core.data.transfer.segments import Limits
 from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.pinning import PinnedPool, find_cuda_runtime
-from flexkv_core.transfer.gpu_lane import GpuLane
-from flexkv_core.transfer.segments import Limits
-from flexkv_core.types import JobId
 
 
 class LaneRig:
@@ -17,7 +17,7 @@ class LaneRig:
     def __init__(
         self, model: Model, axes: str, block_tokens: int, page_tokens: int, num_blocks: int
     ) -> None:
-        from flexkv_core.transfer.cuda_device import CudaDevice  # noqa: PLC0415 imports torch
+        from flexkv_core.data.transfer.cuda_device import CudaDevice  # noqa: PLC0415 imports torch
 
         per_block = block_tokens // page_tokens
         num_pages = 2 * num_blocks * per_block
@@ -32,7 +32,7 @@ class LaneRig:
         self.lane = GpuLane(
             0,
             device,
-            Limits(num_pages, model.num_layers, per_block),
+            Limits(num_pages, per_block),
             num_host_slots=2 * num_blocks,
             block_bytes=fmt.block_bytes,
             load_places=load_places,

@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.gpu.budget import compare
 from benchmarks.gpu.machine import on_device, pinned, seconds
 from benchmarks.rows import Row, spread
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.pinning import CudaRuntime, PinnedPool, find_cuda_runtime
 from flexkv_core.errors import TierError
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.pinning import CudaRuntime, PinnedPool, find_cuda_runtime
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def compare_row_copies(target: "torch.Tensor", source: "torch.Tensor", rounds: i
     """Compare one copy of everything with copies of shuffled rows."""
     import torch  # noqa: PLC0415 not there everywhere
 
-    from flexkv_core.transfer.row_copies import copy_one_by_one, find_row_copy  # noqa: PLC0415
+    from flexkv_core.data.transfer.row_copies import copy_one_by_one, find_row_copy  # noqa: PLC0415
 
     stream = torch.cuda.Stream()
     ids = np.random.default_rng(0).permutation(len(source)), np.arange(len(source))

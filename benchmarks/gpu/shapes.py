@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.gpu.machine import on_device
-from flexkv_core.layout import BlockFormat
+from flexkv_core.block.layout import BlockFormat
 
 if TYPE_CHECKING:
     import torch

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
-from flexkv_connectors.common.cells import columns_of
-from flexkv_core.keys import KeyChain
-from flexkv_core.namespace import Namespace
+from flexkv_core.block.cells import columns_of
+from flexkv_core.block.keys import KeyChain
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.block.types import BlockKey
+from flexkv_core.data.tiers.base import TierBlock
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, Superblock
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.plan import Status
-from flexkv_core.tiers.base import TierBlock
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.ssd.format import PAGE_BYTES, Superblock
-from flexkv_core.tiers.ssd.options import SsdOptions
-from flexkv_core.tiers.ssd.tier import SsdTier
-from flexkv_core.types import BlockKey
 
 ROOM_BYTES = 1 << 30
 

@@ -15,9 +15,9 @@ from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_context, get_parallel
 
-from flexkv_connectors.common import origin
 from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.storage import FlexKVHiCacheStorage
+from flexkv_core.identity import origin
 
 LAYERS, HEADS, SIZE, TOKENS = 5, 2, 64, 16
 """Of the model `oracle`, in pages of 16 tokens."""

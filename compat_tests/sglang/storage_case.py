@@ -8,7 +8,7 @@ import torch
 from controller_rig import ControllerRig
 from typing_extensions import override
 
-from flexkv_connectors.sglang.storage_contract import StorageCase
+from flexkv_connectors.testing.hicache_storage import StorageCase
 
 __all__ = ["OurCase"]
 

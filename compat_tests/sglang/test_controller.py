@@ -18,7 +18,7 @@ from flexkv_connectors.sglang import settings as settings_module
 from flexkv_connectors.sglang import storage as storage_module
 from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang.settings import keeps_released_weights, read_settings
-from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, extra_of
+from flexkv_connectors.testing.hicache_storage import HiCacheStorageContract, extra_of
 from flexkv_core.errors import ConfigError
 
 LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]

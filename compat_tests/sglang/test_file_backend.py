@@ -10,8 +10,8 @@ import torch
 from controller_rig import ControllerRig
 from sglang.srt.mem_cache.hicache_storage import PoolName
 
-from flexkv_connectors.sglang.sidecar_contract import SidecarCase, SidecarContract
-from flexkv_connectors.sglang.storage_contract import GenericStorageCase, HiCacheStorageContract
+from flexkv_connectors.testing.hicache_pools import SidecarCase, SidecarContract
+from flexkv_connectors.testing.hicache_storage import GenericStorageCase, HiCacheStorageContract
 
 
 class FileCase(GenericStorageCase):

@@ -8,7 +8,7 @@ from sglang_process import flexkv
 from storage_case import OurCase
 
 from flexkv_connectors.sglang.page_memory import page_memory_of
-from flexkv_connectors.sglang.storage_contract import HiCacheStorageContract, chain_of, extra_of
+from flexkv_connectors.testing.hicache_storage import HiCacheStorageContract, chain_of, extra_of
 
 PROMPT = list(range(8 * TOKENS))
 LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]

@@ -15,8 +15,8 @@ from storage_case import OurCase
 
 from flexkv_connectors.sglang import direction, weight_updates
 from flexkv_connectors.sglang import storage as storage_module
-from flexkv_connectors.sglang.sidecar_contract import SidecarCase, SidecarContract
-from flexkv_connectors.sglang.storage_contract import extra_of
+from flexkv_connectors.testing.hicache_pools import SidecarCase, SidecarContract
+from flexkv_connectors.testing.hicache_storage import extra_of
 from flexkv_core.errors import ConfigError, LayoutError
 
 PROMPT = list(range(8 * TOKENS))

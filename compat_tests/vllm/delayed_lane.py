@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from flexkv_core.layout import BlockFormat, PagePool
+from flexkv_core.block.layout import BlockFormat, PagePool
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.transfer.cpu_lane import CpuLane
+from flexkv_core.data.transfer.lane import Lane
 from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan, TransferResult
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.cpu_lane import CpuLane
-from flexkv_core.transfer.lane import Lane
 
 
 @dataclass

@@ -23,12 +23,12 @@ from vllm.v1.kv_cache_interface import (
     MLAAttentionSpec,
 )
 
-from flexkv_connectors.common import origin
-from flexkv_connectors.common.origin import Origin
 from flexkv_connectors.vllm.deployment import Deployment, translate
 from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
+from flexkv_core.block.namespace import Namespace
 from flexkv_core.config import CacheConfig, parse_config
-from flexkv_core.namespace import Namespace
+from flexkv_core.identity import origin
+from flexkv_core.identity.origin import Origin
 
 PAGE_TOKENS = 32
 

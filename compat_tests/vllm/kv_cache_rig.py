@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
 
-from flexkv_connectors.common.deployment import PageShape
+from flexkv_connectors.session.deployment import PageShape
 from flexkv_connectors.vllm.cpu_pages import PLAIN
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.ledger import LoadLedger

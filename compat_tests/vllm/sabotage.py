@@ -11,11 +11,11 @@ import msgspec
 from glass_connector import GlassConnector
 from typing_extensions import override
 
-from flexkv_connectors.common import rank_share
+from flexkv_connectors.session import rank_share
 from flexkv_connectors.vllm.metadata import StepOrders
+from flexkv_core.data.transfer.cpu_lane import CpuLane
+from flexkv_core.data.transfer.results import done, refused
 from flexkv_core.plan import EnginePages, HostSlots, Status, TransferPlan, TransferResult
-from flexkv_core.transfer.cpu_lane import CpuLane
-from flexkv_core.transfer.results import done, refused
 
 Fate = Literal["copy", "fail", "skip", "hold"]
 

@@ -14,15 +14,15 @@ from fakes import device_config
 from typing_extensions import override
 from vllm.config import VllmConfig
 
-from flexkv_connectors.common import gpu_share, rank_share
-from flexkv_connectors.common.deployment import PageShape
-from flexkv_connectors.common.gpu_share import Places
+from flexkv_connectors.session import gpu_share, rank_share
+from flexkv_connectors.session.deployment import PageShape
+from flexkv_connectors.session.gpu_share import Places
 from flexkv_connectors.vllm.kv_caches import page_pool
-from flexkv_core.layout import BlockFormat
+from flexkv_core.block.layout import BlockFormat
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.transfer.device import Event, Ids, Stream
 from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.testing.device import SimulatedDevice, SimulatedEvent
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.device import Event, Ids, Stream
 
 
 def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> FakeCuda:

@@ -20,7 +20,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, create_kv_cache_views
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
-from flexkv_connectors.common import origin
+from flexkv_core.identity import origin
 
 PAGE_TOKENS = 4
 DISK_S = 30.0

@@ -16,13 +16,13 @@ from sabotage import SabotagedConnector
 from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
-from flexkv_connectors.common.patience import Patience
-from flexkv_connectors.common.prefill_speed import PrefillSpeed
 from flexkv_connectors.vllm import scheduler
+from flexkv_connectors.vllm.patience import Patience
+from flexkv_connectors.vllm.prefill_speed import PrefillSpeed
+from flexkv_core.data.tiers.ssd import slab
+from flexkv_core.data.tiers.ssd.files import SlabFile
 from flexkv_core.identity import identification
 from flexkv_core.identity.hashing import Digests, FileHasher
-from flexkv_core.tiers.ssd import slab
-from flexkv_core.tiers.ssd.files import SlabFile
 
 Fate = Literal["work", "fail", "hang"]
 
@@ -91,14 +91,13 @@ class SsdGlassConnector(SabotagedConnector):
         manager = self._scheduler.manager
         if manager is None:
             return []
-        shelf = manager._shelves.get((tier, 0))
-        if shelf is None:
+        if tier not in manager._tiers:
             return []
         nodes = [manager._index.root]
         keys = []
         for node in nodes:
             nodes += node.children.values()
-            held = node.residencies[shelf.index]
+            held = node.entries[manager._tiers[tier].index]
             keys += node.keys[: held.num_ready] if held is not None else []
         return [key.hex() for key in keys]
 

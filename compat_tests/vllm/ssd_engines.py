@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from engine_checks import NO_LOAD, PAGE_TOKENS
 from engine_process import Ask, EngineProcess
 
-from flexkv_core.keys import KeyChain
-from flexkv_core.tiers.ssd.format import PAGE_BYTES as HEADER_BYTES
+from flexkv_core.block.keys import KeyChain
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES as HEADER_BYTES
 
 PATIENCE_S = 60.0
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from vllm import _custom_ops as ops
 
-from flexkv_connectors.common.deployment import PageShape
+from flexkv_connectors.session.deployment import PageShape
 from flexkv_connectors.vllm.cpu_pages import split_vec
 from flexkv_connectors.vllm.kv_caches import page_pool
 from flexkv_core.testing.geometry import read_block

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from environment import safe_environment
 
+from flexkv_core.block.namespace import Namespace
 from flexkv_core.errors import ConfigError
-from flexkv_core.namespace import Namespace
 
 LONG_ROPE = {
     "rope_parameters": {

@@ -21,7 +21,7 @@ def base(model):
 
 @pytest.fixture
 def weather(monkeypatch):
-    from flexkv_connectors.common import rank_share
+    from flexkv_connectors.session import rank_share
 
     weather = Weather(random.Random(0))
 

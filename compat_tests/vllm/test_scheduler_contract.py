@@ -45,7 +45,7 @@ def bases(model):
 
 @pytest.fixture
 def weather(monkeypatch):
-    from flexkv_connectors.common import rank_share
+    from flexkv_connectors.session import rank_share
 
     weather = Weather(random.Random(0))
 

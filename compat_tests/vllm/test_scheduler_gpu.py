@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 from test_scheduler_contract import CONNECTOR, INTERESTING, play
 
-from flexkv_connectors.common.prefill_speed import PrefillSpeed
+from flexkv_connectors.vllm.prefill_speed import PrefillSpeed
+from flexkv_core.data.transfer.gpu_lane import GpuLane
 from flexkv_core.metrics import Counters
-from flexkv_core.transfer.gpu_lane import GpuLane
 
 PROMPT = [token % 50 for token in range(7, 7 + 43)]
 OPTIONS = {"enable_gpu": True}
@@ -80,7 +80,7 @@ def test_a_prompt_comes_back_from_the_host_tier(engine):
 
 
 def test_staging_is_sized_for_what_a_step_computes_or_as_asked(engine, gpus, monkeypatch):
-    from flexkv_connectors.common import gpu_share
+    from flexkv_connectors.session import gpu_share
 
     seen = []
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_a_sleep_amid_copies_costs_hits_and_nothing_else(engine, gpus):
 
 
 def test_a_rank_that_never_reports_makes_nothing_findable(engine, gpus, monkeypatch):
-    from flexkv_connectors.common.patience import Patience
+    from flexkv_connectors.vllm.patience import Patience
 
     engine = engine(tensor_parallel=2)
     engine.scheduler.connector._scheduler._patience = Patience(limit_s=0.0)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from flexkv_connectors.common.deployment import PageShape
+from flexkv_connectors.session.deployment import PageShape
 from flexkv_connectors.vllm.cpu_pages import PLAIN
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_core.config import parse_config
+from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.identity.as_read import Judge, Mounts
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import Status, StoredBlocks, StoredKey, TierReport, TransferResult
-from flexkv_core.tiers.host import PoolAddress
 
 KEY = sha256(b"block").digest()
 BLOCK_TOKENS = 64
@@ -164,7 +164,7 @@ def test_what_a_rank_has_found_counts_although_another_reports_later(half):
     for rank in range(2):
         half.digest(report_of(rank, [StoredKey(KEY, None)]))
     half._ssd.take_orders(0.0)
-    assert half.manager.look([KEY], tier="ssd").num_ready == 1
+    assert half.manager.lookup([KEY], tier="ssd").num_ready == 1
 
 
 @pytest.mark.parametrize(

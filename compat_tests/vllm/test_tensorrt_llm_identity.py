@@ -63,7 +63,7 @@ def test_a_rank_has_the_columns_of_a_rank_of_vllm(model):
 
 
 def test_keys_are_equal_for_equal_prompts_and_salts():
-    from flexkv_core.keys import KeyChain, salt_seed
+    from flexkv_core.block.keys import KeyChain, salt_seed
 
     request = SimpleNamespace(cache_salt="tenant")
     chain = chain_of(request, 16)

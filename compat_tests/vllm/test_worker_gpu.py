@@ -2,8 +2,8 @@
 
 import pytest
 
+from flexkv_core.data.tiers import pinning
 from flexkv_core.errors import LayoutError, TierError
-from flexkv_core.tiers import pinning
 
 SLOTS_IN_A_PIECE = 3
 
@@ -81,7 +81,7 @@ def test_shutdown_leaves_a_stuck_device_its_memory_after_a_time(gpus, rig, waits
 def test_pages_that_keep_k_and_v_apart_are_refused(rig):
     from dataclasses import replace
 
-    from flexkv_connectors.common.gpu_share import GpuShare
+    from flexkv_connectors.session.gpu_share import GpuShare
 
     worker = rig.worker
     apart = replace(worker._pages, behind=worker._pages)
@@ -93,7 +93,7 @@ def test_pages_of_fewer_layers_than_the_model_has_are_refused(rig):
     """Layers that share their KV count once."""
     from dataclasses import replace
 
-    from flexkv_connectors.common.gpu_share import GpuShare
+    from flexkv_connectors.session.gpu_share import GpuShare
 
     worker = rig.worker
     run, *_ = worker._pages.runs

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from flexkv_core.types import BlockKey
+from flexkv_core.block.types import BlockKey
 
 if TYPE_CHECKING:
     import torch

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of, columns_of
 from flexkv_connectors.sglang.engine_name import engine_name
 from flexkv_connectors.sglang.host_pages import page_pool_of
 from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
 from flexkv_connectors.sglang.settings import EngineSettings
+from flexkv_core.block.cells import BLOCK_FORMAT, cell_heads_of, columns_of
+from flexkv_core.block.layout import BlockFormat, Column, PagePool
 from flexkv_core.config import CacheConfig, parse_config
+from flexkv_core.data.tiers.memory import PageMemory
 from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
-from flexkv_core.layout import BlockFormat, Column, PagePool
-from flexkv_core.tiers.memory import PageMemory
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig

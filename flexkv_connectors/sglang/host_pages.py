@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from flexkv_core.block.layout import LayerRun, PagePool
 from flexkv_core.errors import LayoutError
-from flexkv_core.layout import LayerRun, PagePool
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host import HostKVCache

@@ -7,14 +7,14 @@ gets a name of its own, so that it keeps engines apart.
 from collections.abc import Mapping
 from pathlib import Path
 
-from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.origin import Origin, source_of, why_not_read
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.settings import EngineSettings
+from flexkv_core.block.cells import BLOCK_FORMAT_VERSION
+from flexkv_core.block.namespace import Namespace, canonical_dtype, settings_digest
 from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.identity.checkpoint import Checkpoint
-from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
+from flexkv_core.identity.origin import Origin, source_of, why_not_read
 
 __all__ = ["namespace_of", "origin_of", "why_no_identity"]
 

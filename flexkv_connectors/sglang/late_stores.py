@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from flexkv_connectors.common.origin import Origin
-from flexkv_connectors.common.ssd_files import record_reset, ssd_options
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.sidecars import SidecarPool
 from flexkv_connectors.sglang.stores import Stores
-from flexkv_core.namespace import Namespace
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.data.tiers.ssd.from_config import record_reset, ssd_options
+from flexkv_core.identity.origin import Origin
 
 __all__ = ["LateStores"]
 

@@ -3,19 +3,19 @@
 from collections.abc import Callable
 from contextlib import closing
 
-from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
-from flexkv_connectors.sglang.chain_store import ChainAccess, ChainFollower, ChainStore
 from flexkv_connectors.sglang.deployment import Deployment
-from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.base import Tier
-from flexkv_core.tiers.host import HostPool, slot_stride
-from flexkv_core.tiers.memory import BlockMemory, PageMemory
-from flexkv_core.tiers.ssd.follower import Follower
-from flexkv_core.transfer.cpu_lane import CpuLane
-from flexkv_core.transfer.direct_lane import DirectLane
-from flexkv_core.transfer.lane import Lane
-from flexkv_core.transfer.staged_lane import StagedLane
-from flexkv_core.transfer.tier_lane import TierLane
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.block_store.chain_store import ChainAccess, ChainFollower, ChainStore
+from flexkv_core.data.tiers.base import Tier
+from flexkv_core.data.tiers.host import HostPool, slot_stride
+from flexkv_core.data.tiers.memory import BlockMemory, PageMemory
+from flexkv_core.data.tiers.ssd.follower import Follower
+from flexkv_core.data.tiers.ssd.from_config import open_ssd_tier, ssd_options
+from flexkv_core.data.transfer.cpu_lane import CpuLane
+from flexkv_core.data.transfer.direct_lane import DirectLane
+from flexkv_core.data.transfer.lane import Lane
+from flexkv_core.data.transfer.staged_lane import StagedLane
+from flexkv_core.data.transfer.tier_lane import TierLane
 
 __all__ = ["open_store"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from flexkv_connectors.sglang.host_pages import is_of_special_format
+from flexkv_core.data.tiers.memory import PageMemory, PagePiece
 from flexkv_core.errors import LayoutError
-from flexkv_core.tiers.memory import PageMemory, PagePiece
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host import HostKVCache

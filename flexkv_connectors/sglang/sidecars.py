@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-from flexkv_connectors.common.ssd_files import open_ssd_tier, ssd_options
 from flexkv_connectors.sglang.calls import keys_of, page_ids_of
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
-from flexkv_connectors.sglang.page_store import PageAccess, PageFollower, PageStore
-from flexkv_core.layout import Column
-from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.base import Tier
-from flexkv_core.tiers.memory import PageMemory
-from flexkv_core.tiers.ssd.follower import Follower
-from flexkv_core.tiers.ssd.format import slot_bytes
-from flexkv_core.transfer.direct_lane import DirectLane
-from flexkv_core.transfer.tier_lane import TierLane
-from flexkv_core.types import BlockKey
+from flexkv_core.block.layout import Column
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.block.types import BlockKey
+from flexkv_core.block_store.page_store import PageAccess, PageFollower, PageStore
+from flexkv_core.data.tiers.base import Tier
+from flexkv_core.data.tiers.memory import PageMemory
+from flexkv_core.data.tiers.ssd.follower import Follower
+from flexkv_core.data.tiers.ssd.format import slot_bytes
+from flexkv_core.data.tiers.ssd.from_config import open_ssd_tier, ssd_options
+from flexkv_core.data.transfer.direct_lane import DirectLane
+from flexkv_core.data.transfer.tier_lane import TierLane
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, PoolTransfer

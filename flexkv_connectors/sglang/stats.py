@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
-from flexkv_connectors.common.prometheus import MetricFamilies
-from flexkv_connectors.sglang.block_store import Copies, Copy
+from flexkv_connectors.prometheus import MetricFamilies
 from flexkv_connectors.sglang.stores import Activity
+from flexkv_core.block_store.block_store import Copies, Copy
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig

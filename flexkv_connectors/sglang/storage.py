@@ -9,11 +9,8 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferRes
 from sglang.srt.observability.metrics_collector import StorageMetrics
 from typing_extensions import override
 
-from flexkv_connectors.common.fault_barrier import FaultBarrier, nothing
-from flexkv_connectors.common.ssd_files import require_directory, ssd_options
-from flexkv_connectors.common.versions import require_supported
+from flexkv_connectors.fault_barrier import FaultBarrier, nothing
 from flexkv_connectors.sglang.calls import keys_of, page_ids_of
-from flexkv_connectors.sglang.chain_store import ChainAccess
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import origin_of, why_no_identity
 from flexkv_connectors.sglang.late_stores import LateStores
@@ -23,8 +20,11 @@ from flexkv_connectors.sglang.sidecars import Sidecar, describe, why_not_sidecar
 from flexkv_connectors.sglang.stats import StorageStats
 from flexkv_connectors.sglang.stores import KV, Activity, Stores
 from flexkv_connectors.sglang.weight_updates import is_settled, listen, why_unheard
+from flexkv_connectors.versions import require_supported
+from flexkv_core.block.types import BlockKey
+from flexkv_core.block_store.chain_store import ChainAccess
+from flexkv_core.data.tiers.ssd.from_config import require_directory, ssd_options
 from flexkv_core.errors import ConfigError
-from flexkv_core.types import BlockKey
 
 if TYPE_CHECKING:
     import torch

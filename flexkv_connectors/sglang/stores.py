@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from flexkv_connectors.sglang.block_store import BlockStore, Copies
 from flexkv_connectors.sglang.deployment import Deployment
 from flexkv_connectors.sglang.opening import open_store
 from flexkv_connectors.sglang.sidecars import Sidecar, SidecarPool, open_sidecar
-from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.ssd.format import slot_bytes
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.block_store.block_store import BlockStore, Copies
+from flexkv_core.data.tiers.ssd.format import slot_bytes
 
 __all__ = ["KV", "Activity", "Stores"]
 

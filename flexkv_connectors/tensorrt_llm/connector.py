@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from typing_extensions import override
 
-from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.fault_barrier import (
+from flexkv_connectors.fault_barrier import (
     FaultBarrier,
     nothing,
     refusals_in_one_line,
 )
-from flexkv_connectors.common.origin import Origin
-from flexkv_connectors.common.rank_share import are_on_gpu
+from flexkv_connectors.session.deployment import Deployment
+from flexkv_connectors.session.rank_share import are_on_gpu
 from flexkv_connectors.tensorrt_llm.deployment import read_cache_config, translate
 from flexkv_connectors.tensorrt_llm.exchange import Exchange
 from flexkv_connectors.tensorrt_llm.identity import origin_of, why_no_identity
@@ -31,6 +30,7 @@ from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings, read_settings
 from flexkv_connectors.tensorrt_llm.worker import WorkerHalf
 from flexkv_core.errors import BrokenPromiseError, ConfigError, FlexKVError
+from flexkv_core.identity.origin import Origin
 
 if TYPE_CHECKING:
     import torch

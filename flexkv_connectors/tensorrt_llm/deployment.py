@@ -2,14 +2,14 @@
 
 import os
 
-from flexkv_connectors.common.cells import cell_heads_of
-from flexkv_connectors.common.deployment import (
+from flexkv_connectors.session.deployment import (
     Deployment,
     PageShape,
     block_tokens_of,
     require_cells,
 )
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings
+from flexkv_core.block.cells import cell_heads_of
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError

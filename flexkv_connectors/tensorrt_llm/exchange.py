@@ -8,7 +8,7 @@ called while nothing is under way.
 from collections.abc import Callable, Collection
 
 from flexkv_connectors.tensorrt_llm.messages import StepOrders, StepReport
-from flexkv_core.types import JobId
+from flexkv_core.block.types import JobId
 
 __all__ = ["Exchange"]
 

@@ -5,12 +5,12 @@ Fields and names of `overrides` are those of `flexkv_connectors.vllm.identity`.
 
 from collections.abc import Mapping
 
-from flexkv_connectors.common.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.origin import UNSEEN_S, Origin, source_of, why_not_read
+from flexkv_connectors.session.deployment import Deployment
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings
+from flexkv_core.block.cells import BLOCK_FORMAT, BLOCK_FORMAT_VERSION
+from flexkv_core.block.namespace import Namespace, settings_digest
 from flexkv_core.env import hub_cache_folder
-from flexkv_core.namespace import Namespace, settings_digest
+from flexkv_core.identity.origin import UNSEEN_S, Origin, source_of, why_not_read
 
 __all__ = ["namespace_of", "origin_of", "why_no_identity"]
 

@@ -7,8 +7,8 @@ import importlib
 from types import ModuleType
 from typing import Any, cast
 
-from flexkv_connectors.common.versions import require_supported
 from flexkv_connectors.tensorrt_llm.messages import StepReport
+from flexkv_connectors.versions import require_supported
 from flexkv_core.errors import UnsupportedEngineError
 
 __all__ = ["connector_interface", "gather_reports", "own_rank", "require_engine"]

@@ -6,8 +6,8 @@ other way; the engine has no message for them, see `exchange`.
 
 import msgspec
 
+from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.plan import TierOrders, TierReport, TransferPlan, TransferResult
-from flexkv_core.tiers.host import PoolAddress
 
 __all__ = ["Load", "StepOrders", "StepReport"]
 

@@ -9,9 +9,9 @@ in some versions, so no other backend is served (`settings`).
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flexkv_connectors.common.deployment import PageShape
+from flexkv_connectors.session.deployment import PageShape
+from flexkv_core.block.layout import PagePool, layer_runs
 from flexkv_core.errors import LayoutError
-from flexkv_core.layout import PagePool, layer_runs
 
 if TYPE_CHECKING:
     import torch

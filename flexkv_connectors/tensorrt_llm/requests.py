@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from flexkv_connectors.common.tier_use import TierUse
+from flexkv_connectors.session.tier_use import TierUse
+from flexkv_core.block.keys import MAX_NAME_LETTERS, KeyChain, chain_seed
+from flexkv_core.block.types import BlockKey, RequestId
+from flexkv_core.control.lease import Lease
 from flexkv_core.errors import TokenError
-from flexkv_core.keys import MAX_NAME_LETTERS, KeyChain, chain_seed
-from flexkv_core.lease import Lease
-from flexkv_core.types import BlockKey, RequestId
 
 __all__ = ["RequestState", "chain_of", "may_skip"]
 

@@ -5,22 +5,22 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.staging_room import StagingRoom
-from flexkv_connectors.common.stores import open_stores, record_use
-from flexkv_connectors.common.tier_use import TierUse
-from flexkv_connectors.common.transfer_record import record_transfer
+from flexkv_connectors.session.deployment import Deployment
+from flexkv_connectors.session.staging_room import StagingRoom
+from flexkv_connectors.session.stores import open_stores, record_use
+from flexkv_connectors.session.tier_use import TierUse
+from flexkv_connectors.session.transfer_record import record_transfer
 from flexkv_connectors.tensorrt_llm.mailbox import Mailbox
 from flexkv_connectors.tensorrt_llm.messages import Load, StepOrders, StepReport
 from flexkv_connectors.tensorrt_llm.requests import RequestState, chain_of, may_skip
+from flexkv_core.block.types import JobId
+from flexkv_core.control.hierarchy.lower_tier import LowerTier
+from flexkv_core.control.index.radix import Refusal
+from flexkv_core.control.job import Completion, JobKind
+from flexkv_core.control.manager import CacheManager
 from flexkv_core.errors import BrokenPromiseError
-from flexkv_core.hierarchy.lower_tier import LowerTier
-from flexkv_core.index.radix import Refusal
-from flexkv_core.job import Completion, JobKind
-from flexkv_core.manager import CacheManager
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, Status, TierOrders, TransferPlan
-from flexkv_core.types import JobId
 
 __all__ = ["SchedulerHalf"]
 
@@ -214,7 +214,7 @@ class SchedulerHalf:
     def _use_of_ssd(self, state: RequestState) -> TierUse | None:
         if state.ssd_use is None and self._manager is not None and self._ssd is not None:
             keys = state.keys()
-            num_host_blocks = self._manager.look(keys, tier="host").num_ready
+            num_host_blocks = self._manager.lookup(keys, tier="host").num_ready
             state.ssd_use = TierUse(self._ssd, state.request_id, keys, num_host_blocks)
         return state.ssd_use
 
@@ -267,7 +267,7 @@ class SchedulerHalf:
         if (use := self._use_of_ssd(state)) is not None:
             use.touch(state.keys())
         state.num_tried_blocks = self._staging.clip(
-            len(keys), lambda: manager.look(keys, tier="host").num_known
+            len(keys), lambda: manager.lookup(keys, tier="host").num_known
         )
         reservation = manager.reserve(state.request_id, keys[: state.num_tried_blocks])
         if isinstance(reservation, Refusal):

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from flexkv_core.block.namespace import canonical_dtype
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.errors import ConfigError
 from flexkv_core.identity.checkpoint import find_checkpoint
-from flexkv_core.namespace import canonical_dtype
 
 __all__ = ["EngineSettings", "read_settings"]
 

@@ -3,22 +3,22 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.common.deployment import Deployment
-from flexkv_connectors.common.host_pool import host_budget_bytes, open_host_pool
-from flexkv_connectors.common.origin import Origin
-from flexkv_connectors.common.rank_share import RankShare
-from flexkv_connectors.common.ssd_share import SsdShare
+from flexkv_connectors.session.deployment import Deployment
+from flexkv_connectors.session.host_pool import host_budget_bytes, open_host_pool
+from flexkv_connectors.session.rank_share import RankShare
+from flexkv_connectors.session.ssd_share import SsdShare
 from flexkv_connectors.tensorrt_llm.messages import StepOrders, StepReport
+from flexkv_core.block.types import JobId
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.transfer.results import refused
 from flexkv_core.errors import BrokenPromiseError
+from flexkv_core.identity.origin import Origin
 from flexkv_core.plan import Status, TransferPlan, TransferResult
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.results import refused
-from flexkv_core.types import JobId
 
 if TYPE_CHECKING:
     import torch
 
-    from flexkv_core.layout import PagePool
+    from flexkv_core.block.layout import PagePool
 
 __all__ = ["WorkerHalf"]
 

@@ -9,11 +9,11 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from flexkv_connectors.common.fault_barrier import FaultBarrier, nothing
+from flexkv_connectors.fault_barrier import FaultBarrier, nothing
 from flexkv_connectors.vllm.adapters import Adapters
+from flexkv_core.block.namespace import canonical_dtype, settings_digest
 from flexkv_core.env import engine_start_s, hub_cache_folder
 from flexkv_core.identity.as_read import Judge, Mounts
-from flexkv_core.namespace import canonical_dtype, settings_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

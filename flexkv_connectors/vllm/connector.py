@@ -13,12 +13,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from flexkv_connectors.common.fault_barrier import (
+from flexkv_connectors.fault_barrier import (
     FaultBarrier,
     nothing,
     refusals_in_one_line,
 )
-from flexkv_connectors.common.versions import require_supported
+from flexkv_connectors.versions import require_supported
 from flexkv_connectors.vllm.adapter_loads import follow_adapters
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.vllm.identity import origin_of, why_no_ssd

@@ -7,8 +7,8 @@ page of a head is K, then V. In the order "vec", K is `[C, N]` and V is `[N, C]`
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from flexkv_core.block.layout import LayerRun, PagePool
 from flexkv_core.errors import LayoutError
-from flexkv_core.layout import LayerRun, PagePool
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

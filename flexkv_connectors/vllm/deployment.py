@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexkv_connectors.common import deployment as common
-from flexkv_connectors.common.cells import BLOCK_FORMAT, cell_heads_of
-from flexkv_connectors.common.deployment import PageShape, block_tokens_of, require_cells
+from flexkv_connectors.session import deployment as common
+from flexkv_connectors.session.deployment import PageShape, block_tokens_of, require_cells
 from flexkv_connectors.vllm.cpu_pages import PLAIN, VEC, page_order
 from flexkv_connectors.vllm.support import (
     why_not_device,
@@ -19,6 +18,7 @@ from flexkv_connectors.vllm.support import (
     why_not_parallel,
     why_not_reuse,
 )
+from flexkv_core.block.cells import BLOCK_FORMAT, cell_heads_of
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
 

@@ -9,8 +9,8 @@ has the same name in every tier.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheEvent, EventLog
-from flexkv_core.types import BlockKey, JobId
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent

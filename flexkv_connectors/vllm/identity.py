@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.common.cells import BLOCK_FORMAT_VERSION
-from flexkv_connectors.common.origin import UNSEEN_S, Origin, source_of, why_not_read
 from flexkv_connectors.vllm.deployment import Deployment, draft_of
+from flexkv_core.block.cells import BLOCK_FORMAT_VERSION
+from flexkv_core.block.namespace import Namespace, canonical_dtype, settings_digest
 from flexkv_core.config import CacheConfig
 from flexkv_core.env import hub_cache_folder
 from flexkv_core.identity.checkpoint import Checkpoint
-from flexkv_core.namespace import Namespace, canonical_dtype, settings_digest
+from flexkv_core.identity.origin import UNSEEN_S, Origin, source_of, why_not_read
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

@@ -9,9 +9,9 @@ Source: `create_kv_cache_views` in vllm/v1/kv_cache_interface.py @ 0.32.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.common.deployment import PageShape
+from flexkv_connectors.session.deployment import PageShape
+from flexkv_core.block.layout import PagePool, layer_runs
 from flexkv_core.errors import LayoutError
-from flexkv_core.layout import PagePool, layer_runs
 
 if TYPE_CHECKING:
     import torch

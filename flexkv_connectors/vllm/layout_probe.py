@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from flexkv_core.block.layout import PagePool
 from flexkv_core.errors import LayoutError
-from flexkv_core.layout import PagePool
 
 __all__ = ["probe"]
 

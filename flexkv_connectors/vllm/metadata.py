@@ -14,8 +14,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.plan import TierOrders, TierReport, TransferPlan, TransferResult
-from flexkv_core.tiers.host import PoolAddress
 
 __all__ = ["Load", "StepOrders", "StepReport"]
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from flexkv_connectors.vllm.adapters import Adapter
 from flexkv_connectors.vllm.support import why_not_request
-from flexkv_core.keys import KeyChain, MediaSpan, chain_seed
-from flexkv_core.types import BlockKey
+from flexkv_core.block.keys import KeyChain, MediaSpan, chain_seed
+from flexkv_core.block.types import BlockKey
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

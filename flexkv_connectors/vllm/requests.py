@@ -4,15 +4,15 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.common.tier_use import TierUse
+from flexkv_connectors.session.tier_use import TierUse
 from flexkv_connectors.vllm.adapters import Adapters
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.request_keys import RequestKeys, num_text_blocks
 from flexkv_connectors.vllm.switches import Switches
+from flexkv_core.block.types import BlockKey, RequestId
+from flexkv_core.control.lease import Lease
 from flexkv_core.errors import TokenError
 from flexkv_core.excerpt import clipped
-from flexkv_core.lease import Lease
-from flexkv_core.types import BlockKey, RequestId
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

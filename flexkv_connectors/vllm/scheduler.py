@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from flexkv_connectors.common.patience import Patience
-from flexkv_connectors.common.prefill_speed import PrefillSpeed
-from flexkv_connectors.common.replicas import ReplicaPools
-from flexkv_connectors.common.staging_room import StagingRoom
-from flexkv_connectors.common.stores import open_stores, record_use
-from flexkv_connectors.common.tier_use import TierUse
-from flexkv_connectors.common.transfer_record import record_transfer
+from flexkv_connectors.session.staging_room import StagingRoom
+from flexkv_connectors.session.stores import open_stores, record_use
+from flexkv_connectors.session.tier_use import TierUse
+from flexkv_connectors.session.transfer_record import record_transfer
 from flexkv_connectors.vllm.adapters import Adapters
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.events import EventFeed
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
+from flexkv_connectors.vllm.patience import Patience
+from flexkv_connectors.vllm.prefill_speed import PrefillSpeed
+from flexkv_connectors.vllm.replicas import ReplicaPools
 from flexkv_connectors.vllm.requests import RequestState, follow
 from flexkv_connectors.vllm.support import why_not_skip
 from flexkv_connectors.vllm.switches import SwitchReader
-from flexkv_core.hierarchy.lower_tier import LowerTier
-from flexkv_core.index.radix import Refusal
-from flexkv_core.job import Completion, JobKind
-from flexkv_core.manager import CacheManager
+from flexkv_core.block.types import JobId
+from flexkv_core.control.hierarchy.lower_tier import LowerTier
+from flexkv_core.control.index.radix import Refusal
+from flexkv_core.control.job import Completion, JobKind
+from flexkv_core.control.manager import CacheManager
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import (
     EnginePages,
@@ -34,7 +35,6 @@ from flexkv_core.plan import (
     TransferPlan,
     TransferResult,
 )
-from flexkv_core.types import JobId
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -287,7 +287,7 @@ class SchedulerHalf:
     def _use_of_ssd(self, state: RequestState) -> TierUse | None:
         if state.ssd_use is None and self._manager is not None and self._ssd is not None:
             keys = state.keys()
-            num_host_blocks = self._manager.look(keys, tier="host").num_ready
+            num_host_blocks = self._manager.lookup(keys, tier="host").num_ready
             lasting = state.num_lasting_blocks
             state.ssd_use = TierUse(self._ssd, state.request_id, keys, num_host_blocks, lasting)
         return state.ssd_use
@@ -341,7 +341,7 @@ class SchedulerHalf:
         if (use := self._use_of_ssd(state)) is not None:
             use.touch(keys)
         num_blocks = self._staging.clip(
-            num_blocks, lambda: manager.look(keys, tier="host").num_known
+            num_blocks, lambda: manager.lookup(keys, tier="host").num_known
         )
         state.num_tried_blocks = num_blocks
         reservation = manager.reserve(state.request_id, keys[:num_blocks])

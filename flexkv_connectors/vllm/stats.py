@@ -9,7 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorStats,
 )
 
-from flexkv_connectors.common.prometheus import MetricFamilies
+from flexkv_connectors.prometheus import MetricFamilies
 from flexkv_core.metrics import METRICS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ connector in every version, so nothing here counts on that. What was read for it
 
 from typing import TYPE_CHECKING, Any
 
-from flexkv_core.keys import MAX_NAME_LETTERS
+from flexkv_core.block.keys import MAX_NAME_LETTERS
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

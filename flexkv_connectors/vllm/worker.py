@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from flexkv_connectors.common.host_pool import host_budget_bytes, open_host_pool
-from flexkv_connectors.common.origin import Origin
-from flexkv_connectors.common.rank_share import RankShare
+from flexkv_connectors.session.host_pool import host_budget_bytes, open_host_pool
+from flexkv_connectors.session.rank_share import RankShare
 from flexkv_connectors.vllm.cpu_pages import VEC, split_vec
 from flexkv_connectors.vllm.deployment import Deployment
 from flexkv_connectors.vllm.kv_caches import layers_of, page_pool
 from flexkv_connectors.vllm.layout_probe import probe
 from flexkv_connectors.vllm.ledger import LoadLedger
 from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
-from flexkv_core.layout import PagePool
+from flexkv_core.block.layout import PagePool
+from flexkv_core.block.types import JobId
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.identity.origin import Origin
 from flexkv_core.plan import EnginePages, Place, TransferPlan, TransferResult
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.types import JobId
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from xxhash import xxh3_64
 
 from flexkv_core.cli.folders import is_locked
 from flexkv_core.cli.slab_reader import EMPTY_PAGE, Slab, read_at, slot_offset
-from flexkv_core.tiers.ssd.format import (
+from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     CellHeader,
     Superblock,

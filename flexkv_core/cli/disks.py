@@ -10,7 +10,7 @@ import msgspec
 from flexkv_core.cli.folders import find_slabs
 from flexkv_core.cli.text import bytes_text
 from flexkv_core.config import CacheConfig
-from flexkv_core.tiers.ssd.files import SlabFile, available_bytes
+from flexkv_core.data.tiers.ssd.files import SlabFile, available_bytes
 
 __all__ = ["Disk", "disk_notes", "disk_problems", "find_disk"]
 

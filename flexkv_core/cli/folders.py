@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexkv_core.tiers.ssd.format import SLAB_SUFFIX
+from flexkv_core.data.tiers.ssd.format import SLAB_SUFFIX
 
 __all__ = [
     "Oddity",

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from flexkv_core.block.types import BlockKey
 from flexkv_core.cli.folders import Oddity, SlabPath, find_slabs, reason_of
 from flexkv_core.cli.repair import repair_slab
 from flexkv_core.cli.report import SlabReport
 from flexkv_core.cli.text import Progress, bytes_text, counted, printable, write_json
 from flexkv_core.cli.verify import verify_slab
+from flexkv_core.data.tiers.ssd.format import CellHeader
 from flexkv_core.errors import ConfigError
-from flexkv_core.tiers.ssd.format import CellHeader
-from flexkv_core.types import BlockKey
 
 __all__ = ["SCHEMA_VERSION", "check_directories"]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.block.types import BlockKey
 from flexkv_core.cli.cells import Verdict, filled_slots, read_header
 from flexkv_core.cli.folders import Oddity, SlabPath, find_slabs, is_locked, open_slab, reason_of
 from flexkv_core.cli.slab_reader import Slab, read_slab
@@ -20,10 +22,8 @@ from flexkv_core.cli.text import (
     time_text,
     write_json,
 )
-from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.ssd.format import PAGE_BYTES, CellHeader, Superblock, slot_bytes
-from flexkv_core.tiers.ssd.generations import is_outdated
-from flexkv_core.types import BlockKey
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, CellHeader, Superblock, slot_bytes
+from flexkv_core.data.tiers.ssd.generations import is_outdated
 
 __all__ = ["SCHEMA_VERSION", "list_directories"]
 

@@ -9,8 +9,8 @@ import msgspec
 
 from flexkv_core.cli.text import bytes_text
 from flexkv_core.config import CacheConfig
+from flexkv_core.data.host_memory import check_host_bytes, default_cache_bytes, host_memory
 from flexkv_core.errors import ConfigError
-from flexkv_core.host_memory import check_host_bytes, default_cache_bytes, host_memory
 
 __all__ = ["Machine", "find_machine", "machine_problems"]
 

@@ -6,7 +6,7 @@ from flexkv_core.cli.cells import read_cell
 from flexkv_core.cli.folders import SlabPath, lock, make_private, open_folder, open_slab, reason_of
 from flexkv_core.cli.report import Kind, SlabReport
 from flexkv_core.cli.slab_reader import EMPTY_PAGE, Damage, Slab, read_slab, slot_offset
-from flexkv_core.tiers.ssd.format import Superblock
+from flexkv_core.data.tiers.ssd.format import Superblock
 
 __all__ = ["repair_slab"]
 

@@ -6,9 +6,9 @@ import struct
 from dataclasses import dataclass
 from enum import Enum
 
+from flexkv_core.block.layout import Column
 from flexkv_core.cli.folders import SlabPath, is_private
-from flexkv_core.layout import Column
-from flexkv_core.tiers.ssd.format import (
+from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     Superblock,
     checksum,

@@ -7,7 +7,7 @@ from flexkv_core.cli.folders import SlabPath, is_locked, open_slab
 from flexkv_core.cli.report import Kind, Problem, SlabReport
 from flexkv_core.cli.slab_reader import Damage, Slab, read_slab
 from flexkv_core.cli.text import Progress
-from flexkv_core.tiers.ssd.format import CellHeader, slot_bytes
+from flexkv_core.data.tiers.ssd.format import CellHeader, slot_bytes
 
 __all__ = ["verify_slab"]
 

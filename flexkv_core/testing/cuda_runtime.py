@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from flexkv_core.tiers.pinning import CudaRuntime
+from flexkv_core.data.tiers.pinning import CudaRuntime
 
 __all__ = ["FakeCuda"]
 

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from typing_extensions import override
 
-from flexkv_core.layout import BlockFormat, PagePool
+from flexkv_core.block.layout import BlockFormat, PagePool
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.transfer.device import Device, Event, Ids, Stream
 from flexkv_core.testing.geometry import POISON, Bytes, read_block, write_page
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.device import Device, Event, Ids, Stream
 
 __all__ = ["SimulatedDevice", "SimulatedEvent"]
 
@@ -151,5 +151,4 @@ class SimulatedDevice(Device):
 
     def _scatter(self, part: int, page: int) -> None:
         place, position = divmod(part, self.pages_per_block)
-        layers = range(self._pages.num_layers)
-        write_page(self._pages, page, position, self._staging[place], layers)
+        write_page(self._pages, page, position, self._staging[place])

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
+from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.data.tiers.base import Capabilities, Tier, TierBlock
+from flexkv_core.data.tiers.memory import BlockMemory
+from flexkv_core.data.transfer.lane import Lane
 from flexkv_core.plan import Status, TransferPlan, TransferResult
-from flexkv_core.tiers.base import Capabilities, Tier, TierBlock
-from flexkv_core.tiers.memory import BlockMemory
-from flexkv_core.transfer.lane import Lane
-from flexkv_core.types import BlockKey, JobId
 
 __all__ = [
     "CountingTier",

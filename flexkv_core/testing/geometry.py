@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flexkv_core.layout import LayerRun, PagePool
+from flexkv_core.block.layout import LayerRun, PagePool
 
 __all__ = ["POISON", "Bytes", "make_pages", "read_block", "write_page"]
 
@@ -77,7 +77,7 @@ def read_block(pool: PagePool, page_ids: Iterable[int]) -> bytes:
     )
 
 
-def write_page(pool: PagePool, page: int, position: int, block: Bytes, layers: range) -> None:
+def write_page(pool: PagePool, page: int, position: int, block: Bytes) -> None:
     """Write one page from a stored block, one plane at a time.
 
     Args:
@@ -85,12 +85,11 @@ def write_page(pool: PagePool, page: int, position: int, block: Bytes, layers: r
         page: Id of the page.
         position: Which page of the block it is.
         block: `[H, L, N, C]` bytes, in any shape with that order.
-        layers: Layers to write.
     """
     cells = block.reshape(pool.num_heads, pool.num_layers, -1)
     page_bytes = pool.page_tokens * pool.token_bytes
     for head in range(pool.num_heads):
-        for layer in layers:
+        for layer in range(pool.num_layers):
             content = cells[head, layer, position * page_bytes :].tobytes()
             for address, num_bytes in _planes(pool, layer, page, head):
                 ctypes.memmove(address, content, num_bytes)

@@ -50,7 +50,7 @@ def use_instant_streams(
     """
     import torch  # noqa: PLC0415 not there where only the control plane is tested
 
-    from flexkv_core.transfer import cuda_device  # noqa: PLC0415 the same
+    from flexkv_core.data.transfer import cuda_device  # noqa: PLC0415 the same
 
     compute = InstantStream()
     monkeypatch.setattr(cuda_device, "copy_pages", copy_pages)

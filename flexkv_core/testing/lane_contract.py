@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 import msgspec
 import pytest
 
+from flexkv_core.data.transfer.lane import Lane
 from flexkv_core.plan import Place, Status, TransferPlan, TransferResult
-from flexkv_core.transfer.lane import Lane
 
 __all__ = ["LaneCase", "LaneContract"]
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from flexkv_core.namespace import Namespace
+from flexkv_core.block.namespace import Namespace
 
 __all__ = ["make_namespace"]
 

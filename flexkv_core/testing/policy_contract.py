@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 import pytest
 
-from flexkv_core.eviction.base import EvictionPolicy
+from flexkv_core.control.eviction.base import EvictionPolicy
 
 __all__ = ["CAPACITY_BLOCKS", "EvictionPolicyContract", "PolicyItem", "take_all"]
 

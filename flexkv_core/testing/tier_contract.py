@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flexkv_core.block.types import BlockKey
+from flexkv_core.data.tiers.base import Tier, TierBlock
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.memory import BlockMemory, SlotMemory
 from flexkv_core.plan import Status
 from flexkv_core.testing.geometry import POISON
-from flexkv_core.tiers.base import Tier, TierBlock
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.tiers.memory import BlockMemory, SlotMemory
-from flexkv_core.types import BlockKey
 
 __all__ = ["TierCase", "TierContract"]
 

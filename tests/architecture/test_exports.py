@@ -28,9 +28,15 @@ def reexported_by(node):
     return [alias.asname or alias.name for alias in node.names] if own else []
 
 
+def is_another_place_of(body):
+    """Whether a module is only the name under which users write what lies elsewhere."""
+    own = [node for node in body[1:] if not isinstance(node, ast.ImportFrom)]
+    return [name for node in own for name in bound_by(node)] == ["__all__"]
+
+
 def defined_in(path, body):
     names = {name for node in body for name in bound_by(node)}
-    if path.endswith("__init__.py"):
+    if path.endswith("__init__.py") or is_another_place_of(body):
         names |= {name for node in body for name in reexported_by(node)}
     return names
 

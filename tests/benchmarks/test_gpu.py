@@ -11,10 +11,10 @@ from benchmarks.gpu import __main__ as plan
 from benchmarks.gpu import exactness, interference, kernel, lane_rig, limits, machine, paths
 from benchmarks.gpu.budget import Budget, compare
 from benchmarks.gpu.shapes import LAYOUTS, MODELS
+from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.errors import TierError
 from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.testing.doubles import ManualClock
-from flexkv_core.tiers.host import HostPool
 
 MIB = 1 << 20
 needs_torch = pytest.mark.skipif(

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from engine_values import deployment, keys_and_values, settings
 
-from flexkv_connectors.common import origin
 from flexkv_connectors.sglang.identity import origin_of, why_no_identity
-from flexkv_core.namespace import Namespace
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.identity import origin
 
 DIGEST = "03ec3bc13a9a32de5380a3c1fcb661c215ed085e1f019dbea34705a1d8a681f5"
 """Of the model below: with another one, what is on disk would miss, and vLLM's blocks as well."""

@@ -3,9 +3,9 @@
 import pytest
 from engine_values import PAGES, deployment, keys_and_values, storage
 
-from flexkv_connectors.sglang import direction
 from flexkv_connectors.sglang.sidecars import describe
 from flexkv_connectors.sglang.stores import Stores
+from flexkv_core.block_store import direction
 from flexkv_core.errors import TierError
 from flexkv_core.testing.namespaces import make_namespace
 

@@ -3,9 +3,9 @@
 import pytest
 from engine_double import PAGE, Engine, Request
 
+from flexkv_core.data.transfer.results import refused
 from flexkv_core.errors import BrokenPromiseError, ConfigError, TierError
 from flexkv_core.plan import HostSlots, Status
-from flexkv_core.transfer.results import refused
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from engine_double import PAGE, Engine, Request
 
-from flexkv_core.layout import BlockFormat
+from flexkv_core.block.layout import BlockFormat
+from flexkv_core.data.transfer.gpu_lane import GpuLane
 from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.testing.device import SimulatedDevice
-from flexkv_core.transfer.gpu_lane import GpuLane
 
 SAVE_PLACES = 3
 
@@ -24,7 +24,7 @@ class PromptDevice(SimulatedDevice):
 @pytest.fixture
 def cuda(monkeypatch):
     """Make every tensor seem to be on a GPU; returns what pins host memory."""
-    from flexkv_connectors.common import gpu_share, rank_share
+    from flexkv_connectors.session import gpu_share, rank_share
     from flexkv_connectors.tensorrt_llm import connector, pages
 
     fake = FakeCuda()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flexkv_connectors.common.deployment import PageShape
+from flexkv_connectors.session.deployment import PageShape
 from flexkv_connectors.tensorrt_llm.pages import page_pool_of, slabs_of_layout, slabs_of_pool
 from flexkv_core.errors import LayoutError
 from flexkv_core.testing.geometry import read_block

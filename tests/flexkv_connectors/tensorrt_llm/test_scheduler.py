@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from flexkv_connectors.common.deployment import Deployment, PageShape
+from flexkv_connectors.session.deployment import Deployment, PageShape
 from flexkv_connectors.tensorrt_llm import scheduler
 from flexkv_connectors.tensorrt_llm.mailbox import mailbox_of
 from flexkv_connectors.tensorrt_llm.messages import StepReport
 from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_core.config import parse_config
+from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.plan import Status, TransferResult
-from flexkv_core.tiers.host import PoolAddress
 
 ARGUMENTS = SimpleNamespace()
 

@@ -5,7 +5,7 @@ import time
 import pytest
 from engine_double import PAGE, Engine, Request
 
-from flexkv_connectors.common import origin
+from flexkv_core.identity import origin
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from flexkv_connectors.common.fault_barrier import FaultBarrier
+from flexkv_connectors.fault_barrier import FaultBarrier
 from flexkv_connectors.vllm import adapter_loads
 from flexkv_connectors.vllm.adapter_loads import hear_loads
 from tests.flexkv_connectors.vllm.conftest import lora, write_adapter

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from flexkv_connectors.vllm.cpu_pages import split_vec
+from flexkv_core.block.layout import BlockFormat
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.errors import LayoutError
-from flexkv_core.layout import BlockFormat
 from flexkv_core.plan import EnginePages, HostSlots, Status, TransferPlan
 from flexkv_core.testing.geometry import make_pages, read_block
-from flexkv_core.tiers.host import HostPool
-from flexkv_core.transfer.cpu_lane import CpuLane
 
 ELEMENT_BYTES, HEAD_SIZE, TOKENS = 4, 3, 8
 

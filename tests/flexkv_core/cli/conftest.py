@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from flexkv_core.block.layout import Column
+from flexkv_core.block.namespace import Namespace
 from flexkv_core.cli import ls, slab_reader, verify
 from flexkv_core.cli.main import main
-from flexkv_core.layout import Column
-from flexkv_core.namespace import Namespace
-from flexkv_core.tiers.ssd.format import (
+from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     CellHeader,
     Superblock,

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from flexkv_core.tiers.ssd.format import LOG_SUFFIX
+from flexkv_core.data.tiers.ssd.format import LOG_SUFFIX
 
 LINKED = ("slab", "column", "namespace")
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from flexkv_core.cli import cells
-from flexkv_core.tiers.ssd.format import PAGE_BYTES, checksum
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, checksum
 
 NUM_FLIPS = 100
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexkv_core.cli.main import main
-from flexkv_core.tiers.ssd.format import PAGE_BYTES, checksum
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, checksum
 
 mutations = st.lists(
     st.tuples(st.integers(0, 20 * PAGE_BYTES), st.binary(min_size=1, max_size=40)), max_size=6

@@ -2,11 +2,11 @@ import os
 
 import pytest
 
+from flexkv_core.block.layout import Column
 from flexkv_core.cli import ls
-from flexkv_core.layout import Column
-from flexkv_core.tiers.ssd.directory import Directory
-from flexkv_core.tiers.ssd.format import PAGE_BYTES
-from flexkv_core.tiers.ssd.generations import Generations
+from flexkv_core.data.tiers.ssd.directory import Directory
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES
+from flexkv_core.data.tiers.ssd.generations import Generations
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from flexkv_core.cli import repair
-from flexkv_core.tiers.ssd.format import PAGE_BYTES
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES
 
 
 @pytest.fixture

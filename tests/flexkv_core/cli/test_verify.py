@@ -3,7 +3,7 @@
 import pytest
 
 from flexkv_core.cli import cells, slab_reader, verify
-from flexkv_core.tiers.ssd.format import PAGE_BYTES
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES
 
 
 def test_a_slab_that_is_being_created_is_no_problem(make_slab, problems):

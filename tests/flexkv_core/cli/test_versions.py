@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flexkv_connectors.common.versions import SUPPORTED
+from flexkv_connectors.versions import SUPPORTED
 from flexkv_core.cli.versions import Installed, find_installed, version_problems
 
 ROOT = Path(__file__).parents[3]

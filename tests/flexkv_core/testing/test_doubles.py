@@ -4,6 +4,9 @@ import threading
 
 import pytest
 
+from flexkv_core.data.tiers.base import Capabilities, TierBlock
+from flexkv_core.data.tiers.memory import SlotMemory
+from flexkv_core.data.transfer.lane import Lane
 from flexkv_core.plan import Status, TransferResult
 from flexkv_core.testing.doubles import (
     CountingTier,
@@ -15,9 +18,6 @@ from flexkv_core.testing.doubles import (
     TierWrapper,
 )
 from flexkv_core.testing.tier_contract import TierCase, TierContract
-from flexkv_core.tiers.base import Capabilities, TierBlock
-from flexkv_core.tiers.memory import SlotMemory
-from flexkv_core.transfer.lane import Lane
 
 WAIT_S = 30
 

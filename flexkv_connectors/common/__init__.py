@@ -1,1 +1,0 @@
-"""What all engines' adapters share."""

@@ -1,0 +1,168 @@
+"""One rank's share of the SSD tier: its files, the lanes to them, and what it has to say."""
+
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from flexkv_connectors.session.deployment import Deployment
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.from_config import (
+    nominal_blocks,
+    open_ssd_tier,
+    record_reset,
+    require_directory,
+    ssd_options,
+)
+from flexkv_core.data.tiers.ssd.tier import SsdTier
+from flexkv_core.data.transfer.tier_lane import TierLane
+from flexkv_core.data.worker import HOST, Route
+from flexkv_core.identity.origin import Origin
+from flexkv_core.plan import TierOrders, TierReport
+
+if TYPE_CHECKING:
+    from flexkv_core.data.transfer.lane import Lane
+
+__all__ = ["SsdShare"]
+
+_RECOVERED_A_REPORT = 2048
+"""Keys of 64 bytes with their parents: 130 KB in one of the engine's messages."""
+
+
+class SsdShare:
+    """What an owner does for the SSD tier.
+
+    The files are opened once it is known what they are files of. Until then the share says how
+    much it will hold, and the scheduler's side orders nothing.
+
+    Thread: the worker's. Files are opened by the thread that identifies the model, and read and
+    written by the threads of two lanes, so that loads never queue behind saves.
+    """
+
+    def __init__(
+        self, deployment: Deployment, origin: Origin, pool: HostPool, quota_bytes: int
+    ) -> None:
+        """Find out what the blocks are blocks of, and then what earlier processes left of them.
+
+        Raises:
+            ConfigError: None of the directories can be used.
+        """
+        self._deployment = deployment
+        self._pool = pool
+        self._origin = origin
+        self._options = ssd_options(deployment.cache, quota_bytes)
+        require_directory(self._options)
+        self._generation = ""
+        """The last that was ordered."""
+
+        self._begun = ""
+        """The last that the tier has begun."""
+
+        self._told: tuple[object, ...] = ()
+        """Capacity, end of the search and generation, as they were last reported."""
+
+        self._lanes: Mapping[Route, Lane] = {}
+        self._tier: SsdTier | None = None
+        self._is_closed = False
+        self._opening = threading.Lock()
+        self._identification = origin.find(deployment.cache, self._open)
+
+    def take_lanes(self) -> Mapping[Route, "Lane"]:
+        """Return the lanes between files and host memory, once, when the files are open."""
+        if self._tier is None:
+            return {}
+        lanes, self._lanes = self._lanes, {}
+        return lanes
+
+    def prepare(self, orders: TierOrders) -> None:
+        """Do what has to be done before the plans of `orders` begin."""
+        if orders.generation:
+            self._generation = orders.generation
+            self._record_reset()
+        tier = self._current_tier()
+        if tier is not None:
+            tier.delete(orders.gone)
+
+    def take_report(self) -> TierReport | None:
+        """Return what the scheduler half has not heard yet, or None."""
+        tier = self._current_tier()
+        counts = {} if tier is None else tier.take_counts()
+        recovered = [] if tier is None else tier.take_recovered(_RECOVERED_A_REPORT)
+        is_over = self._identification.is_unknown if tier is None else tier.is_recovered
+        capacity_blocks = self._promised_blocks() if tier is None else tier.capacity_blocks
+        told = capacity_blocks, is_over, self._generation
+        if told == self._told and not (counts or recovered):
+            return None
+        self._told = told
+        return TierReport(
+            tier="ssd",
+            rank=self._deployment.rank,
+            generation=self._generation,
+            capacity_blocks=capacity_blocks,
+            recovered=recovered,
+            is_recovered=is_over,
+            counts=counts,
+        )
+
+    def stop(self) -> None:
+        """Open no files any more; lanes that were not taken are closed."""
+        self._identification.close()
+        with self._opening:
+            self._is_closed = True
+            for lane in self._lanes.values():
+                lane.close()
+
+    def close(self) -> None:
+        """Let go of the files, after `stop`; nothing may be under way any more."""
+        if self._tier is not None:
+            self._tier.close()
+
+    def _open(self, namespace: Namespace) -> None:
+        """Open the files of `namespace`, and begin to look for what earlier processes left.
+
+        Raises:
+            ConfigError: None of the directories can be used any more.
+        """
+        deployment, memory = self._deployment, self._pool.memory
+        with self._opening, ExitStack() as undo:
+            if self._is_closed:
+                return
+            tier = open_ssd_tier(
+                self._options,
+                namespace,
+                deployment.columns,
+                deployment.block_format.cell_bytes,
+                memory,
+                deployment.engine_id,
+            )
+            undo.callback(tier.close)
+            load_lane = TierLane(deployment.rank, tier, memory)
+            undo.callback(load_lane.close)
+            save_lane = TierLane(deployment.rank, tier, memory)
+            undo.pop_all()
+            self._lanes = {Route("ssd", HOST): load_lane, Route(HOST, "ssd"): save_lane}
+            self._tier = tier  # last: from here on the worker's thread uses all of it
+
+    def _record_reset(self) -> None:
+        """See to it that a reset outlives this process, whether it will open the files or not."""
+        if self._tier is None:
+            columns = self._deployment.columns
+            record_reset(self._options, self._origin.blank, columns, self._generation)
+
+    def _current_tier(self) -> SsdTier | None:
+        """Return the tier, in the generation that was ordered; None while it is not open."""
+        tier = self._tier
+        if tier is not None and self._begun != self._generation:
+            keeps_name = bool(self._deployment.cache.weight_version)
+            tier.begin_generation(self._generation, keeps_name=keeps_name)
+            self._begun = self._generation
+        return tier
+
+    def _promised_blocks(self) -> int:
+        """Return what there will be room for; nothing, if the files are never opened."""
+        if self._identification.is_unknown:
+            return 0
+        deployment = self._deployment
+        cell_bytes = deployment.block_format.cell_bytes
+        return nominal_blocks(self._options, len(deployment.columns), cell_bytes)

@@ -1,0 +1,70 @@
+"""The control plane of one engine's tiers."""
+
+import logging
+from typing import NamedTuple
+
+from flexkv_connectors.session.deployment import Deployment
+from flexkv_core.control.hierarchy.lower_tier import LowerTier
+from flexkv_core.control.manager import CacheManager, TierSpec
+from flexkv_core.events import EventLog
+from flexkv_core.metrics import Recorder
+
+__all__ = ["Stores", "open_stores", "record_use"]
+
+logger = logging.getLogger(__name__)
+
+
+class Stores(NamedTuple):
+    """All tiers, and the part of them below host memory, if there is one."""
+
+    manager: CacheManager
+    ssd: LowerTier | None
+
+
+def open_stores(
+    deployment: Deployment,
+    num_host_blocks: int,
+    num_ssd_blocks: int,
+    recorder: Recorder,
+    events: EventLog | None,
+) -> Stores:
+    """Begin with empty tiers of the sizes that every owner has; 0 for no SSD tier."""
+    policy = deployment.cache.eviction_policy
+    tiers = [TierSpec("host", num_host_blocks, policy)]
+    if num_ssd_blocks:
+        tiers.append(TierSpec("ssd", num_ssd_blocks, policy, addressed_by="key"))
+    recorder.set("host_capacity_blocks", num_host_blocks)
+    logger.info(
+        "connector.ready host_blocks=%d ssd_blocks=%d block_tokens=%d ranks=%d",
+        num_host_blocks,
+        num_ssd_blocks,
+        deployment.block_tokens,
+        deployment.num_ranks,
+    )
+    manager = CacheManager(
+        tiers,
+        ranks=deployment.num_ranks,
+        owners=deployment.owners,
+        recorder=recorder,
+        events=events,
+    )
+    if not num_ssd_blocks:
+        return Stores(manager, None)
+    ssd = LowerTier(
+        manager,
+        "ssd",
+        owners=deployment.owners,
+        block_bytes=deployment.block_format.block_bytes,
+        timeout_s=deployment.cache.promotion_timeout_s,
+        recorder=recorder,
+    )
+    return Stores(manager, ssd)
+
+
+def record_use(manager: CacheManager, ssd: LowerTier | None, recorder: Recorder) -> None:
+    """Set the gauges that say how full the tiers are."""
+    recorder.set("host_used_blocks", manager.num_used_blocks("host"))
+    if ssd is not None:
+        recorder.set("ssd_used_blocks", manager.num_used_blocks("ssd"))
+        recorder.set("ssd_capacity_blocks", ssd.capacity_blocks)
+        recorder.set("ssd_off", ssd.is_off)

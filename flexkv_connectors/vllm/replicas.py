@@ -1,0 +1,46 @@
+"""Which ranks own host pools, and which ranks read another rank's.
+
+Where ranks hold identical KV (MLA latents, fewer KV heads than ranks), one of them owns the host
+copy and the others map it, so that the bytes exist once per node.
+"""
+
+from collections.abc import Collection, Mapping
+
+from flexkv_core.data.tiers.host import PoolAddress
+
+__all__ = ["ReplicaPools"]
+
+
+class ReplicaPools:
+    """Follows the host pools of one engine from their opening until every rank can read one.
+
+    Thread: the scheduler's.
+    """
+
+    def __init__(self, owners: Collection[int], replicas: Collection[int]) -> None:
+        self._missing_owners = set(owners)
+        self._missing_replicas = set(replicas)
+        self._pools: dict[int, PoolAddress] = {}
+
+    def note(self, pools: Mapping[int, PoolAddress], attached: Collection[int]) -> None:
+        """Take in which owners have opened a pool and which replicas have mapped theirs."""
+        self._pools.update(pools)
+        self._missing_owners.difference_update(pools)
+        self._missing_replicas.difference_update(attached)
+
+    @property
+    def num_slots(self) -> int | None:
+        """Slots that every owner has, or None until all of them have opened their pool."""
+        if self._missing_owners:
+            return None
+        return min(pool.num_slots for pool in self._pools.values())
+
+    @property
+    def waiting_pools(self) -> Mapping[int, PoolAddress]:
+        """Pools that replicas still have to map, by owner; empty when `ready`."""
+        return self._pools if self._missing_replicas else {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether every rank can read the blocks that its owner has written."""
+        return not (self._missing_owners or self._missing_replicas)

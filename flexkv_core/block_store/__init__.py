@@ -1,0 +1,1 @@
+"""Blocks below the host memory of an engine that has a host tier of its own."""

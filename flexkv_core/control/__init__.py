@@ -1,0 +1,1 @@
+"""The control plane: decides what moves. No tensor, no thread, no clock."""

@@ -1,0 +1,144 @@
+"""Blocks of host memory are copied to a lower tier when they are used, not when they leave."""
+
+from collections.abc import Sequence
+
+from flexkv_core.block.types import BlockKey, RequestId
+from flexkv_core.control.hierarchy.admission import Admission
+from flexkv_core.control.hierarchy.health import Health
+from flexkv_core.control.hierarchy.in_flight import CopiesInFlight
+from flexkv_core.control.job import Completion
+from flexkv_core.control.manager import CacheManager
+from flexkv_core.metrics import Recorder
+from flexkv_core.plan import Status, TransferPlan
+
+__all__ = ["Demoter"]
+
+_MAX_WAITING = 1024
+
+_SILENCE_S = 60.0
+"""A tier from which nothing has come back for so long is stuck: the slowest disk that is of any use
+writes a plan in half of that."""
+
+
+class Demoter:
+    """Decides what a tier should hold, and copies it there as fast as the tier takes it.
+
+    What is under way keeps its place in host memory, so at most a quarter of that tier is; the
+    rest waits, and is copied if it is still there then. Where too many chains wait the oldest is
+    given up. A tier that fails, or says nothing for a minute, is left alone, except on trial.
+
+    Thread: scheduler thread only.
+    """
+
+    def __init__(
+        self,
+        manager: CacheManager,
+        tier: str,
+        *,
+        capacity_blocks: int,
+        block_bytes: int,
+        host_blocks: int,
+        recorder: Recorder,
+    ) -> None:
+        self._manager = manager
+        self._tier = tier
+        self._recorder = recorder
+        self._admission = Admission(capacity_blocks)
+        self._in_flight = CopiesInFlight(
+            manager, "host", tier, block_bytes=block_bytes, max_blocks=max(1, host_blocks // 4)
+        )
+        self._health = Health(f"writing to tier {tier}")
+        self._waiting: dict[RequestId, tuple[Sequence[BlockKey], int]] = {}
+        """Chains with something to copy, oldest first, and how far."""
+
+        self._heard_s = 0.0
+        """When the last copy ended, or the first began after a time without any."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the tier is left alone because it fails."""
+        return self._health.is_off
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something waits to be copied."""
+        return bool(self._waiting)
+
+    def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int) -> int:
+        """Note that a request uses a chain; return how many leading blocks the tier should hold.
+
+        Args:
+            keys: Its full blocks.
+            num_touched: Length of `keys` in the last call for the same request, 0 in the first.
+            num_admitted: What that call returned, 0 in the first: on its way, if not there yet.
+        """
+        if not num_touched:
+            self._use(keys)
+        num_known = self._manager.lookup(keys, tier=self._tier).num_known
+        num_held = max(num_known, num_admitted)
+        num_wanted = self._admission.touch(
+            keys,
+            num_held=num_held,
+            num_free=self._manager.num_free_blocks(self._tier),
+            num_touched=num_touched,
+        )
+        self._recorder.add("admitted_blocks", num_wanted - num_held)
+        self._recorder.add("declined_blocks", len(keys) - max(num_wanted, num_touched))
+        return num_wanted
+
+    def offer(self, request_id: RequestId, keys: Sequence[BlockKey], num_wanted: int) -> None:
+        """Copy what host memory has and the tier lacks of the first `num_wanted` blocks, soon."""
+        num_wanted = min(num_wanted, self._manager.lookup(keys, tier="host").num_ready)
+        if self._manager.lookup(keys, tier=self._tier).num_known < num_wanted:
+            self._waiting[request_id] = keys, num_wanted
+            if len(self._waiting) > _MAX_WAITING:
+                self._give_up(next(iter(self._waiting)))
+
+    def take_plans(self, now_s: float) -> list[TransferPlan]:
+        """Return copies that may begin now."""
+        plans: list[TransferPlan] = []
+        self._listen(now_s)
+        while self._waiting and self._in_flight.num_more and self._health.allows(now_s):
+            request_id, (keys, num_wanted) = next(iter(self._waiting.items()))
+            started = self._in_flight.start(request_id, keys, num_wanted)
+            if started:
+                self._health.begin(now_s)
+                plans += started
+            if self._in_flight.num_more:
+                self._give_up(request_id)  # of what there is now, nothing more can be copied
+        if self._health.is_off:
+            for request_id in tuple(self._waiting):
+                self._give_up(request_id)
+        return plans
+
+    def conclude(self, completion: Completion, now_s: float) -> bool:
+        """Learn from a copy that has ended; False if it was not made here."""
+        if self._in_flight.end(completion.job_id) is None:
+            return False
+        self._heard_s = now_s
+        self._health.note(ok=completion.status is Status.OK, now_s=now_s)
+        self._recorder.add("demoted_blocks", completion.num_published)
+        self._recorder.add("demotion_skipped_blocks", completion.num_lost)
+        return True
+
+    def clear(self) -> None:
+        """Forget what waits: its bytes are not wanted any more."""
+        self._waiting.clear()
+
+    def _listen(self, now_s: float) -> None:
+        """Leave the tier alone if it has taken copies and says nothing any more."""
+        if not self._in_flight.num_blocks:
+            self._heard_s = now_s
+        elif now_s > self._heard_s + _SILENCE_S:
+            self._health.switch_off("does not answer", now_s)
+
+    def _give_up(self, request_id: RequestId) -> None:
+        keys, num_wanted = self._waiting.pop(request_id)
+        num_held = self._manager.lookup(keys, tier=self._tier).num_known
+        self._recorder.add("demotion_skipped_blocks", max(0, num_wanted - num_held))
+
+    def _use(self, keys: Sequence[BlockKey]) -> None:
+        """Count a use of what the tier holds, whoever serves it: it is worth its room."""
+        lease = self._manager.hold(RequestId("admission"), keys, tier=self._tier)
+        if lease is not None:
+            self._manager.release(lease)

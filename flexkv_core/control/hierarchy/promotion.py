@@ -1,0 +1,182 @@
+"""Blocks of a lower tier are brought into host memory before they are offered to an engine."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flexkv_core.block.types import BlockKey, RequestId
+from flexkv_core.control.hierarchy.health import Health
+from flexkv_core.control.hierarchy.in_flight import CopiesInFlight
+from flexkv_core.control.hierarchy.rate import Rate
+from flexkv_core.control.index.radix import Presence
+from flexkv_core.control.job import Completion
+from flexkv_core.control.manager import CacheManager
+from flexkv_core.metrics import Recorder
+from flexkv_core.plan import Status, TransferPlan
+
+__all__ = ["Promoter"]
+
+
+@dataclass(slots=True)
+class _Wait:
+    """What one request waits for."""
+
+    end_block: int
+    since_s: float
+    deadline_s: float
+    is_over: bool = False
+    """The request has taken its chance; it does not wait again."""
+
+
+class Promoter:
+    """Decides which requests wait for a tier, how long, and when what came is good enough.
+
+    A request waits once, until its blocks are there or its deadline has passed: half the time that
+    computing them would take, and never longer than `timeout_s`. It is given what has come by then.
+    Only so many blocks are asked for as the tier has lately been fast enough to bring in that
+    time, and none where it is slower than computing. Blocks that are on their way for another
+    request are waited for and not asked for again. Together they take half the host tier at most.
+    A tier that fails, or does not answer by the deadline, is not waited for, except on trial.
+
+    Thread: scheduler thread only.
+    """
+
+    def __init__(
+        self,
+        manager: CacheManager,
+        tier: str,
+        *,
+        block_bytes: int,
+        host_blocks: int,
+        timeout_s: float,
+        recorder: Recorder,
+    ) -> None:
+        self._manager = manager
+        self._tier = tier
+        self._timeout_s = timeout_s
+        self._recorder = recorder
+        self._in_flight = CopiesInFlight(
+            manager, tier, "host", block_bytes=block_bytes, max_blocks=max(1, host_blocks // 2)
+        )
+        self._speed = Rate()
+        self._health = Health(f"reading from tier {tier}")
+        self._waits: dict[RequestId, _Wait] = {}
+        self._plans: list[TransferPlan] = []
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the tier is left alone because it fails."""
+        return self._health.is_off
+
+    def must_wait(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        now_s: float,
+        block_compute_s: float | None,
+    ) -> bool:
+        """Return whether a request whose chain is `keys` should be asked about again later.
+
+        Args:
+            request_id: The first call for it may start copies; see `take_plans`.
+            keys: Its full blocks.
+            now_s: `time.monotonic()`.
+            block_compute_s: Seconds that computing one block takes, None if that is unknown.
+        """
+        wait = self._waits.get(request_id)
+        if wait is None:
+            wait = self._begin(request_id, keys, now_s, block_compute_s)
+            self._waits[request_id] = wait
+        elif not wait.is_over:
+            self._look_again(wait, keys, now_s)
+        return not wait.is_over
+
+    def forget(self, request_id: RequestId) -> None:
+        """Forget a request that has ended; what is under way for it goes on."""
+        self._waits.pop(request_id, None)
+
+    def take_plans(self) -> list[TransferPlan]:
+        """Return the plans that were made since the last call."""
+        plans, self._plans = self._plans, []
+        return plans
+
+    def conclude(self, completion: Completion, now_s: float) -> bool:
+        """Learn from a copy that has ended; False if it was not made here.
+
+        A block that cannot be read is dropped from its tier, with all behind it.
+        """
+        copy = self._in_flight.end(completion.job_id)
+        if copy is None:
+            return False
+        if completion.status in (Status.OK, Status.TIMEOUT):
+            self._speed.note(completion.num_blocks, completion.seconds, now_s)
+        if completion.status is not Status.TIMEOUT:
+            self._health.note(ok=completion.status is not Status.ERROR, now_s=now_s)
+            if completion.num_lost:
+                bad_block = copy.first_block + completion.num_blocks
+                self._manager.drop_from(copy.keys[: bad_block + 1], tier=self._tier)
+        self._recorder.add("promoted_blocks", completion.num_published)
+        return True
+
+    def reset(self) -> None:
+        """Forget what is read, after the manager was reset."""
+        self._in_flight.disown()
+
+    def _begin(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        now_s: float,
+        block_compute_s: float | None,
+    ) -> _Wait:
+        """Start copying what is worth it; the wait is over at once if nothing is."""
+        host = self._manager.lookup(keys, tier="host")
+        num_blocks = self._manager.lookup(keys, tier=self._tier).num_ready - host.num_ready
+        patience_s = self._timeout_s
+        if block_compute_s is not None:
+            patience_s = min(patience_s, num_blocks * block_compute_s / 2)
+        wait = _Wait(host.num_ready, now_s, now_s + patience_s)
+        if num_blocks > 0 and patience_s > 0:
+            num_in_time = self._num_in_time(host, patience_s, now_s, block_compute_s)
+            num_worth = min(num_blocks, num_in_time)
+            self._recorder.add("promotion_slow_blocks", num_blocks - num_worth)
+            if self._ask(request_id, keys, host.num_ready + num_worth, wait):
+                wait.end_block += num_worth
+        self._look_again(wait, keys, now_s)
+        return wait
+
+    def _num_in_time(
+        self, host: Presence, patience_s: float, now_s: float, block_compute_s: float | None
+    ) -> int:
+        """Return how many blocks behind the ready ones of `host` are expected in `patience_s`."""
+        block_s = self._speed.seconds_for(1, now_s)
+        if not block_s:
+            return sys.maxsize
+        if block_compute_s is not None and block_s >= block_compute_s:
+            return 0
+        num_under_way = host.num_known - host.num_ready
+        num_of_others = max(0, self._in_flight.num_blocks - num_under_way)
+        return max(0, int(patience_s / block_s) - num_of_others)
+
+    def _ask(
+        self, request_id: RequestId, keys: Sequence[BlockKey], end_block: int, wait: _Wait
+    ) -> bool:
+        """Start copies up to `end_block`; return whether it makes sense to wait for it."""
+        if self._in_flight.find_silence(wait.since_s):
+            self._health.switch_off("does not answer", wait.since_s)
+        if not self._health.allows(wait.since_s):
+            return False
+        started = self._in_flight.start(request_id, keys, end_block, wait.deadline_s)
+        if started:
+            self._health.begin(wait.since_s)
+            self._plans += started
+        return bool(started) or not self._health.is_off
+
+    def _look_again(self, wait: _Wait, keys: Sequence[BlockKey], now_s: float) -> None:
+        """End `wait` if its blocks are there, if no more of them come, or if it is too late."""
+        host = self._manager.lookup(keys, tier="host")
+        is_late = now_s >= wait.deadline_s
+        if host.num_ready >= wait.end_block or host.num_known == host.num_ready or is_late:
+            wait.is_over = True
+            self._recorder.add("promotion_wait_seconds", now_s - wait.since_s)
+            self._recorder.add("promotion_timeouts", is_late and host.num_ready < wait.end_block)

@@ -1,0 +1,60 @@
+"""The index takes in what earlier processes left in a tier, in bounded steps."""
+
+from collections.abc import Collection
+
+from flexkv_core.block.types import BlockKey
+from flexkv_core.control.hierarchy.found_chains import FoundChain, FoundChains
+from flexkv_core.control.manager import CacheManager
+from flexkv_core.metrics import Recorder
+from flexkv_core.plan import TierReport
+
+__all__ = ["Restorer"]
+
+_BLOCKS_A_STEP = 4096
+"""The index takes in 4096 blocks in about 1 ms, which a step can spare."""
+
+_BLOCKS_A_CHAIN = 64
+"""A chain of one new block takes the index as long as 64 blocks."""
+
+
+class Restorer:
+    """Waits until every owner has told what it found, then gives it to the index.
+
+    Thread: scheduler thread only.
+    """
+
+    def __init__(
+        self, manager: CacheManager, tier: str, owners: Collection[int], recorder: Recorder
+    ) -> None:
+        self._manager = manager
+        self._tier = tier
+        self._recorder = recorder
+        self._found = FoundChains(owners)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything that was found has been taken in, or been found useless."""
+        return self._found.is_over
+
+    def note(self, report: TierReport) -> None:
+        """Take in what one owner has found since its last report."""
+        self._found.note(report)
+
+    def step(self) -> list[BlockKey]:
+        """Let the index take in a part; return blocks that are of no use."""
+        num_blocks = 0
+        useless: list[BlockKey] = []
+        while num_blocks < _BLOCKS_A_STEP and (chain := self._found.next_chain()):
+            num_blocks += len(chain.keys) - chain.num_given + _BLOCKS_A_CHAIN
+            useless += self._restore(chain)
+        if num_blocks < _BLOCKS_A_STEP:
+            useless += self._found.take_useless(_BLOCKS_A_STEP)
+        return useless
+
+    def _restore(self, chain: FoundChain) -> list[BlockKey]:
+        """Let the index take in what is new of `chain`, unless blocks before that have left it."""
+        keys, num_known = chain
+        if self._manager.lookup(keys, tier=self._tier).num_known >= num_known:
+            num_known = self._manager.restore(keys, tier=self._tier)
+        self._recorder.add("restored_blocks", num_known - chain.num_given)
+        return keys[num_known:]

@@ -1,0 +1,362 @@
+"""The prefix index: which leading blocks of a chain are in which tier."""
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.control.index.node import Entry, Node, TierState, Write
+from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
+from flexkv_core.metrics import Recorder
+from flexkv_core.plan import SLOT_BYTES
+
+__all__ = ["Match", "PrefixIndex", "Presence", "Refusal"]
+
+
+class Match(NamedTuple):
+    """A pinned prefix: the deepest entry that holds part of it, and its length."""
+
+    entry: Entry
+    num_blocks: int
+
+
+class Refusal(enum.Enum):
+    """Why a reservation was not made."""
+
+    NOTHING_MISSING = enum.auto()
+    """Every block is in the tier or being written."""
+
+    NO_ROOM = enum.auto()
+    """Everything in the tier is in use."""
+
+    STILL_LEAVING = enum.auto()
+    """One of the blocks was dropped while somebody read or wrote it, and that has not ended."""
+
+
+class Presence(NamedTuple):
+    """How much of a chain a tier holds."""
+
+    num_ready: int
+    """Leading blocks that a match would find."""
+
+    num_known: int
+    """Leading blocks that are ready or being written."""
+
+
+class PrefixIndex:
+    """One radix tree of key runs, and what each tier holds of each run.
+
+    A run is extended in place while it is a leaf, so the nodes on a path are the points where
+    chains really part: a walk costs one look-up and one comparison a node, and a binary search in
+    the last.
+
+    Thread: scheduler thread only. Cost: O(nodes on the path); nothing is done per block, except
+    copying new keys and slots, 8 bytes each.
+    """
+
+    def __init__(
+        self, tiers: Sequence[TierState], recorder: Recorder, events: EventLog | None
+    ) -> None:
+        self.tiers = tuple(tiers)
+        self.root = Node(0, [], None, [])
+        self.root.entries.extend(Entry(tier, self.root, None, 0) for tier in tiers)
+        self._recorder = recorder
+        self._events = events
+        self._clock = 0
+
+    def match(self, tier: TierState, keys: Sequence[BlockKey]) -> Match | None:
+        """Pin the longest ready prefix of `keys` on `tier`, until `unpin`.
+
+        A run of which only a part is shared is split, so that the rest neither counts as used nor
+        is pinned. Chains mostly part there anyway, as soon as the new one is saved.
+        """
+        node, shared_end = self._walk(keys)
+        if shared_end < node.end:
+            node = node.split(shared_end)
+        entry = self._deepest(node, tier)
+        while not entry.num_ready:
+            if entry.parent is None:
+                return None
+            entry = entry.parent
+        self._clock += 1
+        entry.last_use = self._clock
+        entry.num_uses += 1
+        entry.num_pins += 1
+        return Match(entry, entry.ready_end)
+
+    def lookup(self, tier: TierState, keys: Sequence[BlockKey]) -> Presence:
+        """Return how much of `keys` is on `tier`, without using or pinning it."""
+        node, shared_end = self._walk(keys)
+        entry = self._deepest(node, tier)
+        num_known = min(entry.end, shared_end)
+        while not entry.num_ready and entry.parent is not None:
+            entry = entry.parent
+        return Presence(min(entry.ready_end, shared_end), num_known)
+
+    def unpin(self, entry: Entry) -> None:
+        """Undo the pin of one match."""
+        entry.num_pins -= 1
+        self._settle(entry)
+
+    def reserve(self, tier: TierState, keys: Sequence[BlockKey]) -> Write | Refusal:
+        """Make room for the blocks of `keys` that `tier` lacks, or for as many as fit."""
+        node, shared_end = self._walk(keys)
+        entry = self._deepest(node, tier)
+        known_end = min(entry.end, shared_end)
+        num_missing = len(keys) - known_end
+        if not num_missing:
+            return Refusal.NOTHING_MISSING
+        if _are_leaving(tier, keys, known_end):
+            return Refusal.STILL_LEAVING
+        num_blocks = self._make_room(entry, num_missing)
+        self._recorder.add("save_no_room_blocks", num_missing - num_blocks)
+        if not num_blocks:
+            return Refusal.NO_ROOM
+        end = known_end + num_blocks
+        if end > shared_end:
+            node = self._add_keys(node, shared_end, keys[shared_end:end])
+        return self._claim(tier, node, known_end, end)
+
+    def finish(self, write: Write, num_good: int, job_id: JobId | None) -> int:
+        """End `write`, of which plan `job_id` wrote the first `num_good` blocks, and publish.
+
+        A bad block, and everything behind it on this tier, is dropped.
+
+        Returns:
+            Blocks that became ready, including those of writes that had to wait for this one.
+        """
+        write.is_written, write.job_id = True, job_id
+        bad_block = write.first_block + num_good
+        if bad_block < write.end_block:
+            *_, entry = write.entry.up_to(bad_block)
+            if entry.is_alive:
+                self._drop(entry, bad_block)
+        path = list(write.entry.up_to(write.first_block))
+        for entry in path:
+            self._settle(entry)
+        return self._publish(path[-1])
+
+    def drop_from(self, tier: TierState, keys: Sequence[BlockKey]) -> None:
+        """Drop the last block of `keys`, and everything behind it, from `tier`."""
+        node, shared_end = self._walk(keys)
+        bad_block = len(keys) - 1
+        entry = node.entries[tier.index]
+        if shared_end < len(keys) or entry is None:
+            return
+        if 0 <= bad_block < entry.end:
+            self._drop(entry, bad_block)
+
+    def clear(self) -> None:
+        """Drop everything from every tier. Cost: O(nodes).
+
+        No key is reported as gone: whoever clears the index clears the stores as a whole.
+        """
+        for tier in self.tiers:
+            self._bury(self._deepest(self.root, tier).subtree()[1:])
+            tier.gone = []
+        if self._events is not None:
+            self._events.append(CacheCleared())
+
+    def _walk(self, keys: Sequence[BlockKey]) -> tuple[Node, int]:
+        """Return the deepest node that shares a key with `keys`, and where sharing ends."""
+        node, position, num_keys = self.root, 0, len(keys)
+        while position < num_keys:
+            child = node.children.get(keys[position])
+            if child is None:
+                break
+            end = position + len(child.keys)
+            if end > num_keys or child.keys[-1] != keys[end - 1]:
+                return child, child.shared_end(keys)
+            node, position = child, end
+        return node, position
+
+    @staticmethod
+    def _deepest(node: Node, tier: TierState) -> Entry:
+        """Return what `tier` holds of `node` or of its nearest ancestor, the root at last."""
+        while (entry := node.entries[tier.index]) is None:
+            assert node.parent is not None
+            node = node.parent
+        return entry
+
+    def _make_room(self, path_end: Entry, num_blocks: int) -> int:
+        """Evict until `num_blocks` slots are free, sparing the path to `path_end`.
+
+        Returns:
+            How many of them there are.
+        """
+        tier = path_end.tier
+        num_lacking = num_blocks - tier.pool.num_free
+        if num_lacking > 0:
+            path_end.num_pins += 1
+            self.evict(tier, num_lacking)
+            self.unpin(path_end)
+        return min(num_blocks, tier.pool.num_free)
+
+    def evict(self, tier: TierState, num_blocks: int) -> int:
+        """Free `num_blocks` slots, or as many as nobody needs, worst leaf first, tail first.
+
+        Returns:
+            Slots freed.
+        """
+        num_freed = 0
+        while num_freed < num_blocks and (leaf := tier.policy.take()) is not None:
+            if leaf.is_evictable:
+                num_freed += self._evict_tail(leaf, num_blocks - num_freed)
+        self._recorder.add("evicted_blocks", num_freed)
+        return num_freed
+
+    def _evict_tail(self, leaf: Entry, num_wanted: int) -> int:
+        """Free up to `num_wanted` slots of `leaf`, which its policy has just given."""
+        num_blocks = min(num_wanted, leaf.num_blocks)
+        policy, num_kept = leaf.tier.policy, leaf.num_blocks - num_blocks
+        policy.record_eviction(leaf, num_blocks)
+        self._tell_removed(leaf, num_kept)
+        if not num_kept:
+            self._bury([leaf])
+        else:
+            leaf.tier.gone += leaf.tier.keys_of(leaf, num_kept)
+            leaf.tier.pool.give(leaf.slots[num_kept * SLOT_BYTES :])
+            del leaf.slots[num_kept * SLOT_BYTES :]
+            leaf.num_ready = num_kept
+            policy.restore(leaf)
+            leaf.node.trim()
+        return num_blocks
+
+    def _add_keys(self, node: Node, shared_end: int, keys: Sequence[BlockKey]) -> Node:
+        """Continue the chain, in `node` up to `shared_end`, by `keys`; return its last node."""
+        if shared_end < node.end:
+            node = node.split(shared_end)
+        if node.children or node.parent is None:
+            child = Node(shared_end, list(keys), node, [None] * len(self.tiers))
+            node.children[keys[0]] = child
+            return child
+        node.keys += keys
+        return node
+
+    def _claim(self, tier: TierState, node: Node, first_block: int, end_block: int) -> Write:
+        """Hold the blocks from `first_block` to `end_block` of the chain to `node`, unwritten."""
+        self._clock += 1
+        while node.start >= end_block:
+            assert node.parent is not None
+            node = node.parent
+        entry = self._deepest(node, tier)
+        below = []
+        while node is not entry.node:
+            below.append(node)
+            assert node.parent is not None
+            node = node.parent
+        write = Write(first_block, end_block, entry)
+        slots = tier.pool.take(end_block - first_block)
+        slots = self._extend(write, slots)
+        for child in reversed(below):
+            write.entry.num_children += 1
+            write.entry = Entry(tier, child, write.entry, child.start)
+            child.entries[tier.index] = write.entry
+            slots = self._extend(write, slots)
+        write.entry.last_use = self._clock
+        return write
+
+    @staticmethod
+    def _extend(write: Write, slots: bytes) -> bytes:
+        """Give the deepest entry of `write` as many `slots` as it lacks; return the rest."""
+        entry = write.entry
+        num_bytes = (entry.node.end - entry.end) * SLOT_BYTES
+        if num_bytes:
+            entry.slots += slots[:num_bytes]
+            entry.writes.append(write)
+        return slots[num_bytes:]
+
+    def _drop(self, entry: Entry, bad_block: int) -> None:
+        """Drop the blocks from `bad_block` on, which lies in `entry`, and all behind them."""
+        if bad_block > entry.start:
+            entry.node.split(bad_block)
+        for write in entry.writes:
+            write.end_block = min(write.end_block, bad_block)
+        subtree = entry.subtree()
+        for dropped in subtree:
+            self._tell_removed(dropped, 0)
+        self._bury(subtree)
+
+    def _bury(self, entries: Sequence[Entry]) -> None:
+        """Make `entries`, a whole subtree with parents first, unfindable."""
+        for entry in reversed(entries):
+            tier = entry.tier
+            entry.is_alive = False
+            entry.node.entries[tier.index] = None
+            tier.policy.discard(entry)
+            tier.dead[entry] = tier.keys_of(entry)
+            entry.node.trim()
+        for entry in reversed(entries):
+            self._settle(entry)
+
+    @staticmethod
+    def _settle(entry: Entry) -> None:
+        """See what is possible now that `entry` may have lost its last user."""
+        while entry.is_freeable:
+            tier = entry.tier
+            tier.gone += tier.dead.pop(entry)
+            tier.pool.give(entry.slots)
+            parent = entry.parent
+            assert parent is not None
+            parent.num_children -= 1
+            parent.num_uses += entry.num_uses
+            parent.last_use = max(parent.last_use, entry.last_use)
+            entry = parent
+        if entry.is_evictable:
+            entry.tier.policy.add(entry)
+
+    def _publish(self, entry: Entry) -> int:
+        """Make ready what is written and has nothing unready before it, from `entry` down.
+
+        Returns:
+            How many blocks became ready.
+        """
+        assert entry.parent is not None
+        if not entry.is_alive or entry.parent.ready_end != entry.start:
+            return 0
+        num_published = 0
+        waiting = [entry]
+        for advanced in waiting:
+            num_published += self._advance(advanced)
+            self._settle(advanced)
+            if advanced.num_ready == len(advanced.node.keys):
+                waiting += [child for child in advanced.children() if child.writes]
+        return num_published
+
+    def _advance(self, entry: Entry) -> int:
+        """Make the leading written blocks of `entry` ready; return how many."""
+        num_ready = entry.num_ready
+        while entry.writes and entry.writes[0].is_written:
+            write = entry.writes.pop(0)
+            ready_end = min(write.end_block, entry.end)
+            self._tell_stored(entry, ready_end, write)
+            entry.num_ready = ready_end - entry.start
+        return entry.num_ready - num_ready
+
+    def _tell_removed(self, entry: Entry, num_kept: int) -> None:
+        """Record that only the first `num_kept` blocks of `entry` stay findable."""
+        if self._events is not None and num_kept < entry.num_ready:
+            keys = entry.node.keys[num_kept : entry.num_ready]
+            self._events.append(BlocksRemoved(entry.tier.name, keys))
+
+    def _tell_stored(self, entry: Entry, ready_end: int, write: Write) -> None:
+        """Record that `entry` becomes findable up to `ready_end`, thanks to `write`."""
+        if self._events is None or write.job_id is None:
+            return  # nobody listens, or nobody knows the tokens of what was found on a disk
+        tier, node, first = entry.tier, entry.node, entry.num_ready
+        assert node.parent is not None
+        before = node.keys[first - 1 : first] if first else node.parent.keys[-1:]
+        stored = BlocksStored(
+            tier=tier.name,
+            keys=node.keys[first : ready_end - entry.start],
+            parent=before[0] if before else None,
+            job_id=write.job_id,
+            first_block=entry.ready_end,
+        )
+        self._events.append(stored)
+
+
+def _are_leaving(tier: TierState, keys: Sequence[BlockKey], first: int) -> bool:
+    """Tell whether one of `keys` from `first` on is dead on `tier`; hardly ever is anything."""
+    leaving = {key for keys_of_one in tier.dead.values() for key in keys_of_one}
+    return bool(leaving) and not leaving.isdisjoint(keys[first:])

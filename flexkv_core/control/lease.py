@@ -1,0 +1,88 @@
+"""What the manager promises to a request: blocks that stay, or room that is kept.
+
+Either is ended exactly once: by its request while nothing is planned, else by the last report on
+its plan.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from typing_extensions import override
+
+from flexkv_core.block.types import JobId, RequestId
+from flexkv_core.control.index.node import Entry, Write
+from flexkv_core.control.index.radix import PrefixIndex
+from flexkv_core.errors import LeaseError
+
+__all__ = ["Claim", "ClaimState", "Lease", "Reservation"]
+
+
+class ClaimState(enum.Enum):
+    """How far a claim has come; it only goes forward."""
+
+    OPEN = "open"
+    PLANNED = "planned"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Claim(ABC):
+    """One request's hold on a run of blocks of one tier."""
+
+    request_id: RequestId
+    first_block: int
+    num_blocks: int
+    state: ClaimState = field(default=ClaimState.OPEN, kw_only=True)
+
+    @property
+    def end_block(self) -> int:
+        """Position behind the last block."""
+        return self.first_block + self.num_blocks
+
+    def expect_open(self) -> None:
+        """Refuse a second plan and a second end.
+
+        Raises:
+            LeaseError: This is planned or ended.
+        """
+        if self.state is not ClaimState.OPEN:
+            msg = (
+                f"{type(self).__name__} of request {self.request_id!r} is {self.state.value}, "
+                "expected open: plan it once or end it once, and then forget it"
+            )
+            raise LeaseError(msg)
+
+    @abstractmethod
+    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
+        """Let go of the blocks, of which plan `job_id`, if any, copied the first `num_good`.
+
+        Returns:
+            Blocks that became ready.
+        """
+
+
+@dataclass(slots=True, eq=False)
+class Lease(Claim):
+    """Ready blocks, from the first of the chain on, that stay as they are while this is held."""
+
+    entry: Entry
+    """The deepest, which is pinned."""
+
+    @override
+    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
+        self.state = ClaimState.ENDED
+        index.unpin(self.entry)
+        return 0
+
+
+@dataclass(slots=True, eq=False)
+class Reservation(Claim):
+    """Room for blocks that nobody had and nobody else writes; invisible until written."""
+
+    write: Write
+
+    @override
+    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
+        self.state = ClaimState.ENDED
+        return index.finish(self.write, num_good, job_id)

@@ -1,0 +1,194 @@
+"""One directory of slabs, shared with other ranks, engines and namespaces.
+
+    <directory>/.lock                          held while slabs are added, adopted or deleted
+    <directory>/<namespace>/<column>/*.slab
+    <directory>/.*.keys                        logs of who has followers: `key_log`
+    <directory>/.*.generation                  what counts under a name: `generations`
+
+A slab that its owner has locked is never touched. One that nobody has locked is a *leftover*:
+whoever can use it adopts it; whoever needs its room deletes it, oldest first. A log that nobody
+has locked is of no use.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexkv_core.data.tiers.ssd.files import (
+    SlabFile,
+    available_bytes,
+    folder_lock,
+    make_folder,
+    replacing,
+)
+from flexkv_core.data.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.data.tiers.ssd.slab import read_superblock
+from flexkv_core.errors import TierError
+
+__all__ = ["Directory", "directories_of", "open_directories"]
+
+logger = logging.getLogger(__name__)
+
+_ALL_SLABS = "[0-9a-f]" * 16 + "/heads-*.layers-*/*" + SLAB_SUFFIX
+_ALL_LOGS = f".*{LOG_SUFFIX}*"
+
+
+@dataclass(frozen=True, slots=True)
+class _Leftover:
+    path: Path
+    file: SlabFile
+    size: int
+    modified_s: float
+    is_useless: bool
+    """Temporary, or without a superblock: nobody will adopt it."""
+
+
+class Directory:
+    """Room for slabs. Thread: any; what changes slabs is done within `locked`."""
+
+    def __init__(self, path: Path, cap_bytes: int | None, leftover_bytes: int) -> None:
+        """See `SsdOptions` for the limits; nothing is touched yet."""
+        self.path = path
+        self._cap_bytes = cap_bytes
+        self._leftover_bytes = leftover_bytes
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep everybody else from adding, adopting and deleting slabs.
+
+        Raises:
+            OSError: The directory cannot be made or written to.
+        """
+        make_folder(self.path)
+        with folder_lock(self.path):
+            yield
+
+    def folder(self, superblock: Superblock) -> Path:
+        """Return where the slabs of a column lie."""
+        return self.path / superblock.namespace.short / superblock.column
+
+    def make_folder(self, superblock: Superblock) -> Path:
+        """Make `folder`; within `locked`."""
+        folder = self.folder(superblock)
+        make_folder(folder.parent)
+        make_folder(folder)
+        return folder
+
+    def make_room(self, wanted_bytes: int) -> int:
+        """Delete leftovers until slabs may grow by `wanted_bytes`; within `locked`.
+
+        Returns:
+            By how much they may grow: `wanted_bytes`, or less if there is no more to delete.
+        """
+        self._delete_logs()
+        with ExitStack() as unlocking:
+            used_bytes, leftovers = self._survey(unlocking)
+            kept_bytes = sum(leftover.size for leftover in leftovers)
+            for leftover in leftovers:
+                room = self._room(used_bytes)
+                is_enough = room >= wanted_bytes and self._may_stay(kept_bytes)
+                if is_enough and not leftover.is_useless:
+                    break
+                self._delete(leftover)
+                used_bytes -= leftover.size
+                kept_bytes -= leftover.size
+        return max(0, min(wanted_bytes, self._room(used_bytes)))
+
+    def make_log(self, name: str, content: bytes) -> tuple[Path, SlabFile]:
+        """Make a log, which takes the place of one that has its name; not within `locked`.
+
+        Raises:
+            OSError: There is no room.
+        """
+        path = self.path / name
+        with self.locked(), replacing(path) as file:
+            file.write([memoryview(content)], 0)
+        return path, file
+
+    def _delete_logs(self) -> None:
+        """Delete the logs of processes that have ended."""
+        for path in self.path.glob(_ALL_LOGS):
+            if file := SlabFile.take(path):
+                file.unlink(path)
+                file.close()
+
+    def _survey(self, unlocking: ExitStack) -> tuple[int, list[_Leftover]]:
+        """Return the bytes of all slabs, and the leftovers in the order in which they go.
+
+        They stay locked until `unlocking` ends.
+        """
+        used_bytes = 0
+        leftovers = []
+        for path in self.path.glob(_ALL_SLABS):
+            file = SlabFile.take(path)
+            if file is None:
+                used_bytes += _size_of(path)
+                continue
+            unlocking.callback(file.close)
+            leftovers.append(_describe(path, file))
+            used_bytes += leftovers[-1].size
+        return used_bytes, sorted(
+            leftovers, key=lambda slab: (not slab.is_useless, slab.modified_s)
+        )
+
+    def _room(self, used_bytes: int) -> int:
+        available = available_bytes(self.path)
+        return (
+            available if self._cap_bytes is None else min(available, self._cap_bytes - used_bytes)
+        )
+
+    def _may_stay(self, kept_bytes: int) -> bool:
+        return self._cap_bytes is not None or kept_bytes <= self._leftover_bytes
+
+    def _delete(self, leftover: _Leftover) -> None:
+        logger.info("ssd.leftover_deleted path=%s bytes=%d", leftover.path, leftover.size)
+        leftover.file.unlink(leftover.path)
+        for folder in (leftover.path.parent, leftover.path.parent.parent):
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def directories_of(options: SsdOptions) -> list[Directory]:
+    """Return the directories of a tier, whether they can be used or not."""
+    return [
+        Directory(path, options.directory_cap_bytes, options.leftover_bytes)
+        for path in options.directories
+    ]
+
+
+def open_directories(options: SsdOptions) -> list[Directory]:
+    """Return the directories of a tier, and say which cannot be used now.
+
+    Raises:
+        TierError: None of them can.
+    """
+    directories = directories_of(options)
+    reasons = []
+    for directory in directories:
+        try:
+            with directory.locked():
+                continue
+        except OSError as error:
+            reasons.append(f"{directory.path}: {error.strerror}")
+    if len(reasons) == len(directories):
+        msg = f"no directory can be written to ({'; '.join(reasons)}); check ssd_cache_dir"
+        raise TierError("ssd", msg)
+    if reasons:
+        logger.warning("ssd.directories_unusable %s", "; ".join(reasons))
+    return directories
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _describe(path: Path, file: SlabFile) -> _Leftover:
+    superblock = read_superblock(file)
+    is_useless = superblock is None or superblock.is_temporary
+    return _Leftover(path, file, file.size, file.modified_s, is_useless)

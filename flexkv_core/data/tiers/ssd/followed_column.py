@@ -1,0 +1,192 @@
+"""One column that another process of the engine writes: its log followed, its cells read."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from flexkv_core.block.types import BlockKey
+from flexkv_core.data.tiers.ssd.counts import Counts
+from flexkv_core.data.tiers.ssd.files import OpenFile, SharedFile
+from flexkv_core.data.tiers.ssd.format import Superblock
+from flexkv_core.data.tiers.ssd.key_log import RECORD_BYTES, KeyRecord, LogHeader, unpack_records
+from flexkv_core.data.tiers.ssd.runs import Place, RunReader, runs_of
+from flexkv_core.data.tiers.ssd.slab import Cell, SlabView
+from flexkv_core.plan import Status
+
+__all__ = ["FollowedColumn"]
+
+_MAX_HEADER_BYTES = 1 << 20
+_STEP_BYTES = (1 << 20) // RECORD_BYTES * RECORD_BYTES
+"""Of a log, read at once."""
+
+
+class FollowedColumn:
+    """Cells by key, where their writer says that they lie.
+
+    A cell is believed for its own header and checksum. One that turns out to be something else was
+    most likely overwritten: a miss. It stays known and is not erased, since the slot is its
+    writer's, who reads the same bytes, erases what is corrupt, and says what becomes of it.
+
+    Thread: any. `_lock` guards what is known; it is held while a log is read, not while cells are.
+    """
+
+    def __init__(
+        self,
+        log_paths: Sequence[Path],
+        header: LogHeader,
+        counts: Counts,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        is_aligned: bool,
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            log_paths: Where the log may lie.
+            header: What it is to say of itself, slabs aside, and what only the writer knows: the
+                name of a generation, and whether it is temporary.
+            counts: Where to count.
+            clock: What deadlines are compared with.
+            is_aligned: Whether pieces of cells begin and end on memory pages.
+        """
+        self._log_paths = log_paths
+        self._header = header
+        self._is_aligned = is_aligned
+        self._reader = RunReader(counts, clock)
+        self._lock = threading.Lock()
+        self._log: _OpenLog | None = None
+        self._slabs: list[SlabView | None] = []
+        self._places: dict[BlockKey, tuple[SlabView, int]] = {}
+
+    def count_leading(self, keys: Sequence[BlockKey]) -> int:
+        """Return how many of `keys` are there before the first that is not, as of now."""
+        with self._lock:
+            self._catch_up()
+            known = self._places
+            return next((at for at, key in enumerate(keys) if key not in known), len(keys))
+
+    def read(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
+        """Fill the cells; MISS where a key is unknown, or its place has other bytes by now."""
+        with self._lock:
+            places = [
+                Place(*self._places[cell.key], position)
+                for position, cell in enumerate(cells)
+                if cell.key in self._places
+            ]
+        statuses = [Status.MISS] * len(cells)
+        for run in runs_of(places, cells):
+            results = self._reader.read(run, deadline_s)
+            for position, status in zip(run.positions, results, strict=True):
+                statuses[position] = Status.MISS if status is Status.CORRUPT else status
+        return statuses
+
+    def _catch_up(self) -> None:
+        """Take in what the writer has said since the last time; under the lock."""
+        if self._log is None or not self._log.is_current:
+            self._open()
+        if self._log is not None:
+            self._drop_lost()
+            for record in self._log.new_records():
+                self._take_in(record)
+
+    def _open(self) -> None:
+        """Begin with the log that there is now, and forget all others."""
+        logs = filter(None, map(_OpenLog.open, self._log_paths))
+        self._log = next((log for log in logs if self._is_followed(log.header)), None)
+        self._places = {}
+        self._slabs = [] if self._log is None else self._log.open_slabs(is_aligned=self._is_aligned)
+
+    def _is_followed(self, found: LogHeader) -> bool:
+        """Tell whether a log is of our writer, and of the weights of now."""
+        expected = msgspec.structs.replace(
+            self._header.superblock,
+            identity=found.superblock.identity,
+            is_temporary=found.superblock.is_temporary,
+            generation=found.superblock.generation,
+        )
+        return found == msgspec.structs.replace(
+            self._header, superblock=expected, slabs=found.slabs
+        )
+
+    def _take_in(self, record: KeyRecord) -> None:
+        number = record.slab
+        slab = None if number is None or number >= len(self._slabs) else self._slabs[number]
+        if slab is None:
+            self._places.pop(record.key, None)
+        else:
+            self._places[record.key] = slab, record.slot
+
+    def _drop_lost(self) -> None:
+        """Let go of slabs that were deleted: open, they would still take room on the disk."""
+        lost = [slab for slab in self._slabs if slab is not None and slab.is_lost]
+        if lost:
+            self._slabs = [None if slab in lost else slab for slab in self._slabs]
+            self._places = {
+                key: place for key, place in self._places.items() if place[0] not in lost
+            }
+
+
+class _OpenLog:
+    """One log, read while it grows."""
+
+    def __init__(self, path: Path, file: SharedFile, header: LogHeader, position: int) -> None:
+        """Go on at `position`, behind the header. Use `open`."""
+        self.header = header
+        self._path = path
+        self._file = file
+        self._position = position
+
+    @classmethod
+    def open(cls, path: Path) -> "_OpenLog | None":
+        """Open a log; None if there is none that can be read."""
+        try:
+            file = SharedFile.open(path)
+            found = LogHeader.unpack(_read(file, 0, min(_MAX_HEADER_BYTES, file.size)))
+        except OSError:
+            return None
+        return cls(path, file, *found) if found else None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no other log has taken its place, and nobody has cut it."""
+        return self._file.is_named(self._path) and self._file.size >= self._position
+
+    def open_slabs(self, *, is_aligned: bool) -> list[SlabView | None]:
+        """Open the slabs that records name; None for one that is gone."""
+        return [
+            _open_slab(Path(path), self.header.superblock, is_aligned=is_aligned)
+            for path in self.header.slabs
+        ]
+
+    def new_records(self) -> Iterator[KeyRecord]:
+        """Yield what has been written since the last call; what cannot be read comes later."""
+        content = self._step()
+        while content:
+            yield from unpack_records(content)
+            content = self._step()
+
+    def _step(self) -> bytes:
+        """Return the next records, as many as are there whole."""
+        try:
+            num_bytes = min(_STEP_BYTES, self._file.size - self._position)
+            content = _read(self._file, self._position, num_bytes)
+        except OSError:
+            return b""
+        content = content[: len(content) // RECORD_BYTES * RECORD_BYTES]
+        self._position += len(content)
+        return content
+
+
+def _open_slab(path: Path, superblock: Superblock, *, is_aligned: bool) -> SlabView | None:
+    try:
+        return SlabView.open(path, superblock, is_aligned=is_aligned)
+    except OSError:
+        return None
+
+
+def _read(file: OpenFile, offset: int, num_bytes: int) -> bytes:
+    buffer = bytearray(num_bytes)
+    return bytes(buffer[: file.read([memoryview(buffer)], offset)])

@@ -1,0 +1,98 @@
+"""The files of one rank's SSD tier, as the options say."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from flexkv_core.block.layout import Column
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.config import CacheConfig
+from flexkv_core.data.tiers.memory import BlockMemory
+from flexkv_core.data.tiers.ssd.directory import directories_of, open_directories
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, slot_bytes
+from flexkv_core.data.tiers.ssd.generations import Generations
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.data.tiers.ssd.tier import SsdTier
+from flexkv_core.errors import ConfigError, TierError
+
+__all__ = ["nominal_blocks", "open_ssd_tier", "record_reset", "require_directory", "ssd_options"]
+
+
+def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = False) -> SsdOptions:
+    """Return what one rank may use of the SSD.
+
+    Args:
+        cache: Has an SSD tier.
+        quota_bytes: This rank's part of the room.
+        has_followers: Whether other ranks read what this one writes.
+    """
+    return SsdOptions(
+        directories=cache.ssd_directories,
+        quota_bytes=quota_bytes,
+        directory_cap_bytes=cache.ssd_directory_cap_bytes,
+        has_followers=has_followers,
+        leftover_bytes=cache.ssd_cache_bytes or 0,
+    )
+
+
+def require_directory(options: SsdOptions) -> None:
+    """Refuse directories of which none can be used, before anything is known of their content.
+
+    Raises:
+        ConfigError: None of them can be written to.
+    """
+    with _as_refusal():
+        open_directories(options)
+
+
+def nominal_blocks(options: SsdOptions, num_columns: int, cell_bytes: int) -> int:
+    """Return how many blocks a rank will have room for, if its disks have it."""
+    slab_bytes = len(options.directories) * PAGE_BYTES
+    return max(0, (options.quota_bytes // num_columns - slab_bytes) // slot_bytes(cell_bytes))
+
+
+def record_reset(
+    options: SsdOptions, blank: Namespace, columns: Sequence[Column], name: str
+) -> None:
+    """Let nothing be found that was stored before a reset, though no file is open yet.
+
+    Args:
+        options: Where the blocks are.
+        blank: `Origin.blank`. Without a name for the weights there is nothing to record.
+        columns: This rank's.
+        name: What nothing else was ever called.
+    """
+    Generations(directories_of(options), blank, columns).begin(name)
+
+
+def open_ssd_tier(
+    options: SsdOptions,
+    namespace: Namespace,
+    columns: Sequence[Column],
+    cell_bytes: int,
+    memory: BlockMemory,
+    engine_id: str,
+) -> SsdTier:
+    """Open one rank's files, and begin to look for what earlier processes left.
+
+    Args:
+        options: `ssd_options`.
+        namespace: What the blocks are blocks of.
+        columns: This rank's.
+        cell_bytes: Size of each cell.
+        memory: What blocks are read to and written from.
+        engine_id: The same on all ranks of the engine, and its own.
+
+    Raises:
+        ConfigError: None of the directories can be used.
+    """
+    with _as_refusal():
+        return SsdTier(memory, namespace, columns, cell_bytes, options, engine_id)
+
+
+@contextmanager
+def _as_refusal() -> Iterator[None]:
+    try:
+        yield
+    except TierError as error:
+        msg = f"ssd_cache_dir cannot be used: {error.reason}; name a directory that can be"
+        raise ConfigError(msg) from error

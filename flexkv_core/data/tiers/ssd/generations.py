@@ -1,0 +1,261 @@
+"""Which generation of blocks counts under a name that the user gave to weights.
+
+    <directory>/.<namespace>.<column>.generation     magic, length, checksum, JSON
+
+Such a name stays when the weights change in place. So what is stored says by a token of which
+generation it is, and a record in every directory says which token is the newest: whatever file or
+folder of before comes back, nothing in it is of that generation. The highest count wins. Where
+there is no record, or one that cannot be read, nobody knows what has changed meanwhile, and a new
+generation begins.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flexkv_core.block.layout import Column
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.checked_text import pack_text, unpack_text
+from flexkv_core.data.tiers.ssd.files import (
+    SharedFile,
+    empty_durably,
+    remove_durably,
+    write_durably,
+)
+from flexkv_core.data.tiers.ssd.format import (
+    GENERATION_SUFFIX,
+    Superblock,
+)
+
+if TYPE_CHECKING:  # the command asks for records, and loads no numpy
+    from flexkv_core.data.tiers.ssd.directory import Directory
+
+__all__ = ["Generation", "Generations", "is_outdated"]
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"FLEXKVG1"
+_MAX_BYTES = 4096
+
+
+class Generation(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
+    """What a record says."""
+
+    count: int
+    """One more than the highest count that was known when this generation began."""
+
+    token: str
+    """`Superblock.generation`."""
+
+    def followed_by(self, token: str) -> "Generation":
+        """Return the next one."""
+        return Generation(self.count + 1, token)
+
+    def pack(self) -> bytes:
+        """Return the content of a record."""
+        return pack_text(_MAGIC, self)
+
+    @classmethod
+    def unpack(cls, content: bytes) -> "Generation | None":
+        """Read what `pack` wrote; None for anything else."""
+        found = unpack_text(_MAGIC, content, cls)
+        return found[0] if found else None
+
+
+_NONE = Generation(0, "")
+_Resolve = Callable[[Generation, Generation], Generation]
+"""From our own generation, and one that another process has recorded since, to ours from now on."""
+
+
+class Generations:
+    """The generation of each of a rank's columns.
+
+    Where the user gave no name, nothing is recorded, and all tokens are empty.
+
+    Thread: one at a time.
+    """
+
+    def __init__(
+        self, directories: Sequence["Directory"], namespace: Namespace, columns: Sequence[Column]
+    ) -> None:
+        """Read and write nothing yet."""
+        self._directories = directories
+        self._has_name = bool(namespace.weight_version)
+        folders = [directory.path for directory in directories]
+        self._records = [
+            _Record(folders, _record_name(namespace, column.name)) for column in columns
+        ]
+
+    def resume(self, token: str) -> list[str] | None:
+        """Go on with the newest generations that are known.
+
+        Args:
+            token: Of a new one, where none is known; nothing else was ever called so.
+
+        Returns:
+            The token of each column; None if no directory keeps a record: what is stored could
+            not be told from what comes after.
+        """
+        for record in self._records:
+            record.resume(token)
+        return self._settle(_adopt)
+
+    def begin(self, token: str) -> list[str] | None:
+        """Let the generation `token` be newer than all others; otherwise like `resume`."""
+        for record in self._records:
+            record.begin(token)
+        tokens = self._settle(_supersede)
+        if tokens is None:
+            self._spoil()
+        return tokens
+
+    def _settle(self, resolve: _Resolve) -> list[str] | None:
+        if not self._has_name:
+            return [""] * len(self._records)
+        failures = [self._write(directory, resolve) for directory in self._directories]
+        if None not in failures:
+            logger.warning("ssd.generation_not_recorded: blocks are kept until the engine ends")
+            return None
+        for directory, failure in zip(self._directories, failures, strict=True):
+            if failure is not None:
+                self._remove_older(directory, failure)
+        return [record.generation.token for record in self._records]
+
+    def _write(self, directory: "Directory", resolve: _Resolve) -> OSError | None:
+        """Let `directory` say what was chosen; return why it does not."""
+        try:
+            with directory.locked():
+                for record in self._records:
+                    record.write(directory.path, resolve)
+        except OSError as error:
+            return error
+        return None
+
+    def _remove_older(self, directory: "Directory", reason: OSError) -> None:
+        """Delete records that could not be replaced: where there is none, the others count."""
+        outcomes = [record.remove_older(directory.path) for record in self._records]
+        if False in outcomes:
+            logger.warning(
+                "ssd.generation_not_recorded directory=%s: %s; blocks from before the reset are"
+                " found again if all other directories of ssd_cache_dir are gone or rolled back at"
+                " a later start",
+                directory.path,
+                reason.strerror,
+            )
+
+    def _spoil(self) -> None:
+        """Empty all records, as none could be replaced: then the next start begins anew."""
+        outcomes = [record.spoil() for record in self._records]
+        if False in outcomes:
+            logger.warning(
+                "ssd.generation_not_recorded directories=%s: blocks from before the reset may be"
+                " found again: delete .*%s there before the next start",
+                [str(directory.path) for directory in self._directories],
+                GENERATION_SUFFIX,
+            )
+
+
+def is_outdated(superblock: Superblock, folders: Sequence[Path]) -> bool:
+    """Tell whether an engine that starts on `folders` now would not read such slabs.
+
+    That is so after a reset, and for temporary slabs.
+    """
+    namespace = superblock.namespace
+    if not namespace.weight_version:
+        return superblock.is_temporary
+    record = _Record(folders, _record_name(namespace, superblock.column))
+    record.resume("")
+    return superblock.is_temporary or superblock.generation != record.generation.token
+
+
+class _Record:
+    """What the directories say of one column."""
+
+    def __init__(self, folders: Sequence[Path], name: str) -> None:
+        self.generation = _NONE
+        self._folders = folders
+        self._name = name
+
+    def resume(self, token: str) -> None:
+        """Choose the newest generation, or a new one if there may be one that is not known."""
+        newest = _newest(self._found())
+        self.generation = newest if self.is_known else newest.followed_by(token)
+
+    def begin(self, token: str) -> None:
+        """Choose a new generation."""
+        newest = max(_newest(self._found()), self.generation)
+        self.generation = newest.followed_by(token)
+
+    def write(self, folder: Path, resolve: _Resolve) -> None:
+        """Let `folder` say what was chosen; under its lock.
+
+        Raises:
+            OSError: It may say something else.
+        """
+        newest, own = _newest(self._found()), self.generation
+        if newest.token != own.token and newest.count >= own.count:
+            self.generation = resolve(own, newest)
+        if _read(folder / self._name) != self.generation:
+            write_durably(folder / self._name, self.generation.pack())
+
+    def remove_older(self, folder: Path) -> bool:
+        """Let `folder` say nothing instead of something older; tell whether that is so."""
+        found = _read(folder / self._name)
+        if found == _NONE or (found is not None and found >= self.generation):
+            return True
+        return _try(remove_durably, folder / self._name)
+
+    def spoil(self) -> bool:
+        """Let no folder say anything that can be read; tell whether none is believed now."""
+        for folder in self._folders:
+            _try(empty_durably, folder / self._name)
+        return not self.is_known
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a record, and none that cannot be read: that may be newer."""
+        found = self._found()
+        return None not in found and _newest(found) != _NONE
+
+    def _found(self) -> list[Generation | None]:
+        return [_read(folder / self._name) for folder in self._folders]
+
+
+def _record_name(namespace: Namespace, column: str) -> str:
+    # Weights may be told to have changed before it is known which they were.
+    return f".{namespace.without_content.short}.{column}{GENERATION_SUFFIX}"
+
+
+def _try(change: Callable[[Path], None], path: Path) -> bool:
+    try:
+        change(path)
+    except OSError:
+        return False
+    return True
+
+
+def _adopt(_: Generation, newest: Generation) -> Generation:
+    return newest
+
+
+def _supersede(own: Generation, newest: Generation) -> Generation:
+    return newest.followed_by(own.token)
+
+
+def _newest(found: Sequence[Generation | None]) -> Generation:
+    return max(filter(None, found), default=_NONE)
+
+
+def _read(path: Path) -> Generation | None:
+    """Return what a record says, `_NONE` if there is no record, None if nobody can tell."""
+    content = bytearray(_MAX_BYTES)
+    try:
+        num_bytes = SharedFile.open(path).read([memoryview(content)], 0)
+    except (FileNotFoundError, NotADirectoryError):
+        return _NONE
+    except OSError:
+        return None
+    return Generation.unpack(bytes(content[:num_bytes]))

@@ -1,0 +1,293 @@
+"""The slabs of one column: adopted, made and grown over the directories, within one quota."""
+
+import errno
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from flexkv_core.block.types import BlockKey
+from flexkv_core.data.tiers.ssd.directory import Directory
+from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, Superblock, slot_bytes
+from flexkv_core.data.tiers.ssd.slab import Slab
+
+__all__ = ["Space"]
+
+logger = logging.getLogger(__name__)
+
+_MIN_STEP_BYTES = 64 << 20
+_MAX_STEP_BYTES = 1 << 30
+_NUM_STEPS = 64
+"""A column reaches its quota in about so many steps: the first is quickly made, and room that is
+never used is not taken."""
+
+_RETRY_S = 60.0
+"""A directory that failed or had no room is left alone for so long."""
+
+
+class Space:
+    """Where the slots of one column come from.
+
+    Thread: any. `lock` guards `slabs` and their slot tables and is never held during I/O. A second
+    lock, `_changing`, lets one call at a time make, grow or retire slabs; what waits for it are
+    calls that found no room. Where both are taken, `_changing` comes first.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[Directory],
+        superblock: Superblock,
+        quota_bytes: int,
+        engine_id: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        is_aligned: bool = True,
+    ) -> None:
+        """Begin without slabs.
+
+        Args:
+            directories: Slots are spread over them evenly.
+            superblock: What every slab says of itself.
+            quota_bytes: Size of all slabs together.
+            engine_id: The same on all ranks of an engine: they name and choose slabs alike, so
+                that one engine adopts all cells of a block.
+            clock: By which failed directories are tried again.
+            is_aligned: Whether the memory of cells is, so that files may be read directly.
+        """
+        self.lock = threading.Lock()
+        self.slabs: tuple[Slab, ...] = ()
+        self._superblock = superblock
+        self._slot_bytes = slot_bytes(superblock.cell_bytes)
+        self._quota_bytes = quota_bytes
+        step_bytes = min(max(quota_bytes // _NUM_STEPS, _MIN_STEP_BYTES), _MAX_STEP_BYTES)
+        self._step_slots = max(1, step_bytes // len(directories) // self._slot_bytes)
+        self._engine_id = engine_id
+        self._clock = clock
+        self._is_aligned = is_aligned
+        self._retry_s: dict[Directory, float] = dict.fromkeys(directories, 0.0)
+        self._turn = 0
+        self._is_closed = False
+        self._changing = threading.Lock()
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that there are, and more that may be.
+
+        All that the quota allows; if every directory has failed, one when one is to be tried again:
+        a failure costs whoever relies on this.
+        """
+        with self.lock:
+            num_slots = sum(len(slab.slots) for slab in self.slabs)
+            directories = self._usable()
+            num_new = sum(self._slab_in(directory) is None for directory in directories)
+            num_more = max(0, self._num_slots_in(self._room() - num_new * PAGE_BYTES))
+            has_failed = all(self._retry_s.values())
+            return num_slots + (min(num_more, len(directories[:1])) if has_failed else num_more)
+
+    def adopt(self) -> None:
+        """Take over slabs of earlier processes, in this engine's own order, up to the quota."""
+        for directory, path in self._found():
+            room = self._room()
+            if self._num_slots_in(room - PAGE_BYTES) < 1:
+                return
+            try:
+                with directory.locked():
+                    slab = Slab.adopt(path, self._superblock, room, is_aligned=self._is_aligned)
+            except OSError as error:
+                logger.warning("ssd.not_adopted path=%s: %s", path, error.strerror)
+            else:
+                self._add(slab)
+
+    def find(self, key: BlockKey) -> tuple[Slab, int] | None:
+        """Return where `key` lies; under `lock`."""
+        for slab in self.slabs:
+            slot = slab.slots.find(key)
+            if slot is not None:
+                return slab, slot
+        return None
+
+    def take(self, num_slots: int) -> tuple[Slab, range] | None:
+        """Take and pin up to `num_slots` free slots that lie together, growing if there is none.
+
+        Returns:
+            The slots, which `leave` unpins; None if there is no room.
+        """
+        run = self._take_free(num_slots)
+        if run is not None:
+            return run
+        with self._changing:
+            run = self._take_free(num_slots)  # another call may have made room meanwhile
+            if run is None and self._grow():
+                run = self._take_free(num_slots)
+            return run
+
+    def leave(self, slab: Slab, slots: Iterable[int]) -> None:
+        """Unpin `slots`; the last call on a slab that was retired closes it."""
+        with self.lock:
+            slab.slots.unpin(slots)
+            is_over = slab.is_retired and slab.slots.is_idle
+        if is_over:
+            slab.close()
+
+    def retire(self, slabs: Sequence[Slab]) -> None:
+        """Forget slabs and all keys in them; they stay locked until no call uses them."""
+        with self._changing:
+            self._retire(slabs)
+
+    def drop_lost(self) -> None:
+        """Retire slabs that somebody has deleted."""
+        lost = [slab for slab in self.slabs if slab.is_lost]
+        if lost:
+            logger.warning("ssd.slabs_lost paths=%s", [str(slab.path) for slab in lost])
+            self.retire(lost)
+
+    def resize(self, quota_bytes: int) -> None:
+        """Use no more than `quota_bytes` from here on; the newest slabs are cut first.
+
+        One of which nothing would be left, or whose end is in use, is left to whoever finds it.
+        """
+        with self._changing:
+            self._quota_bytes = quota_bytes
+            while self.slabs and self._room() < 0:
+                if not self._cut(self.slabs[-1]):
+                    self._retire(self.slabs[-1:])
+
+    def unlink(self) -> None:
+        """Delete the files of all slabs: nobody will find their blocks again."""
+        with self._changing:
+            for slab in self.slabs:
+                self._unlink(slab)
+
+    def close(self) -> None:
+        """Retire all slabs and never make another."""
+        with self._changing:
+            self._is_closed = True
+            self._retire(self.slabs)
+
+    @staticmethod
+    def _unlink(slab: Slab) -> None:
+        try:
+            slab.unlink()
+        except OSError as error:
+            logger.warning(
+                "ssd.not_deleted path=%s: %s; it holds blocks from before a reset: delete it before"
+                " the next start",
+                slab.path,
+                error.strerror,
+            )
+
+    def _retire(self, slabs: Sequence[Slab]) -> None:
+        with self.lock:
+            retired = [slab for slab in slabs if not slab.is_retired]
+            self.slabs = tuple(slab for slab in self.slabs if slab not in retired)
+            for slab in retired:
+                slab.is_retired = True
+            idle = [slab for slab in retired if slab.slots.is_idle]
+        for slab in idle:
+            slab.close()
+
+    def _cut(self, slab: Slab) -> bool:
+        """Shorten `slab` by what is used beyond the quota; False if it cannot be."""
+        num_slots = self._num_slots_in(slab.size + self._room() - PAGE_BYTES)
+        with self.lock:
+            is_cut = num_slots > 0 and slab.slots.cut(num_slots)
+        try:
+            if is_cut:
+                slab.resize(num_slots)
+        except OSError as error:
+            logger.warning("ssd.not_cut path=%s: %s", slab.path, error.strerror)
+            return False
+        return is_cut
+
+    def _take_free(self, num_slots: int) -> tuple[Slab, range] | None:
+        """Take slots from the slabs in turn: what is written together is spread over drives."""
+        with self.lock:
+            for offset in range(len(self.slabs)):
+                slab = self.slabs[(self._turn + offset) % len(self.slabs)]
+                if slots := slab.slots.take(num_slots):
+                    self._turn += 1
+                    return slab, slots
+        return None
+
+    def _grow(self) -> bool:
+        """Grow by a step in every directory that may have room; tell whether one had."""
+        directories = [] if self._is_closed else self._usable()
+        return True in [self._grow_in(directory) for directory in directories]
+
+    def _grow_in(self, directory: Directory) -> bool:
+        try:
+            with directory.locked():
+                has_grown = self._extend(directory)
+        except OSError as error:
+            if not self._retry_s[directory]:
+                logger.warning("ssd.no_room directory=%s: %s", directory.path, error.strerror)
+            self._retry_s[directory] = self._clock() + _RETRY_S
+            return False
+        self._retry_s[directory] = 0.0
+        return has_grown
+
+    def _extend(self, directory: Directory) -> bool:
+        """Add a step's slots to this column's slab in `directory`; False if the quota is used."""
+        slab = self._slab_in(directory)
+        own_bytes = 0 if slab else PAGE_BYTES
+        wanted = min(self._step_slots, self._num_slots_in(self._room() - own_bytes))
+        if wanted < 1:
+            return False
+        room = directory.make_room(own_bytes + wanted * self._slot_bytes)
+        num_slots = self._num_slots_in(room - own_bytes)
+        if num_slots < 1:
+            raise OSError(errno.ENOSPC, "no room below directory_cap_bytes or on the file system")
+        if slab is None:
+            slab = self._create(directory)
+        slab.resize(len(slab.slots) + num_slots)
+        with self.lock:
+            slab.slots.grow(num_slots)
+        return True
+
+    def _create(self, directory: Directory) -> Slab:
+        folder = directory.make_folder(self._superblock)
+        stem = sha256(self._engine_id.encode()).hexdigest()[:16]
+        paths = (folder / f"{stem}-{number}{SLAB_SUFFIX}" for number in itertools.count())
+        slabs = (Slab.create(path, self._superblock, is_aligned=self._is_aligned) for path in paths)
+        slab = next(filter(None, slabs))
+        self._add(slab)
+        return slab
+
+    def _add(self, slab: Slab | None) -> None:
+        if slab is not None:
+            with self.lock:
+                self.slabs += (slab,)
+
+    def _found(self) -> list[tuple[Directory, Path]]:
+        """List this column's slabs of all directories in the order of adoption."""
+        found = [(directory, path) for directory in self._retry_s for path in self._list(directory)]
+        return sorted(found, key=lambda place: self._rank(place[1]))
+
+    def _list(self, directory: Directory) -> list[Path]:
+        folder = directory.folder(self._superblock)
+        try:
+            return list(folder.glob("*" + SLAB_SUFFIX))
+        except OSError as error:
+            logger.warning("ssd.not_adopted path=%s: %s", folder, error.strerror)
+            return []
+
+    def _rank(self, path: Path) -> tuple[bytes, str]:
+        return sha256(self._engine_id.encode() + path.name.encode()).digest(), str(path)
+
+    def _slab_in(self, directory: Directory) -> Slab | None:
+        folder = directory.folder(self._superblock)
+        return next((slab for slab in self.slabs if slab.path.parent == folder), None)
+
+    def _usable(self) -> list[Directory]:
+        now = self._clock()
+        return [directory for directory, retry_s in self._retry_s.items() if retry_s <= now]
+
+    def _room(self) -> int:
+        """Return the bytes of the quota that no slab has."""
+        return self._quota_bytes - sum(slab.size for slab in self.slabs)
+
+    def _num_slots_in(self, num_bytes: int) -> int:
+        return num_bytes // self._slot_bytes

@@ -1,0 +1,237 @@
+"""The SSD tier of one rank."""
+
+import copy
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from typing_extensions import override
+
+from flexkv_core.block.layout import Column
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.block.types import BlockKey
+from flexkv_core.data.tiers.base import Capabilities, Tier, TierBlock
+from flexkv_core.data.tiers.memory import NO_MEMORY, BlockMemory
+from flexkv_core.data.tiers.ssd.column import ColumnStore
+from flexkv_core.data.tiers.ssd.counts import Counts
+from flexkv_core.data.tiers.ssd.directory import open_directories
+from flexkv_core.data.tiers.ssd.format import Superblock
+from flexkv_core.data.tiers.ssd.generations import Generations
+from flexkv_core.data.tiers.ssd.key_log import KeyLog, LogHeader, log_name
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.data.tiers.ssd.scan import SlabScan
+from flexkv_core.data.tiers.ssd.slab import cells_of
+from flexkv_core.data.tiers.ssd.space import Space
+from flexkv_core.plan import Status, StoredKey
+
+__all__ = ["SsdTier"]
+
+
+class SsdTier(Tier):
+    """Keeps one rank's blocks in slab files that the next process finds again.
+
+    A block is a cell in each of the rank's columns, stored apart, so that a rank of another
+    parallel degree can read its part. It can be read when all of its cells are there.
+
+    Thread: `read`, `write`, `delete` any, several at once; everything else the worker's. No lock
+    is held during I/O; `_columns` and `_scan` are replaced whole when a generation begins, and
+    a call that is under way then ends on the slabs it began with.
+    """
+
+    name = "ssd"
+    capabilities = Capabilities(durable=True)
+
+    def __init__(
+        self,
+        memory: BlockMemory,
+        namespace: Namespace,
+        columns: Sequence[Column],
+        cell_bytes: int,
+        options: SsdOptions,
+        engine_id: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Adopt what earlier processes left, and begin to look through it.
+
+        Args:
+            memory: Where blocks lie; a block's cells lie one behind the other. Direct I/O needs
+                cells whose pieces begin and end on memory pages.
+            namespace: What the blocks are blocks of.
+            columns: This rank's, in the order of a block's cells.
+            cell_bytes: Size of a cell, the same in all columns.
+            options: Directories and limits.
+            engine_id: The same on all ranks of the engine, and different from every other engine
+                that uses the directories now.
+            clock: What deadlines are compared with.
+
+        Raises:
+            TierError: No directory can be used.
+        """
+        self._memory = memory
+        self._namespace = namespace
+        self._layout = tuple(columns)
+        self._cell_bytes = cell_bytes
+        self._quota_bytes = options.quota_bytes // len(columns)
+        self._engine_id = engine_id
+        self._clock = clock
+        self._counts = Counts()
+        self._directories = open_directories(options)
+        self._has_followers = options.has_followers
+        self._generations = Generations(self._directories, namespace, columns)
+        self._num_resets = 0
+        self._has_lost_name = False
+        name = secrets.token_hex(8)
+        self._name_generation(name, self._generations.resume(name))
+        self._columns = self._new_columns()
+        for column in self._columns:
+            column.space.adopt()
+        self._scan = SlabScan(self._columns, self._counts)
+
+    @override
+    def read(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
+        columns = self._columns
+        if not columns:
+            return [Status.ERROR] * len(blocks)
+        results = [
+            column.read(cells_of(blocks, self._memory, index, self._cell_bytes), deadline_s)
+            for index, column in enumerate(columns)
+        ]
+        by_block = list(zip(*results, strict=True))
+        corrupt = [at for at, statuses in enumerate(by_block) if Status.CORRUPT in statuses]
+        _forget(columns, [blocks[at].key for at in corrupt])
+        self._counts.add("ssd_corrupt_blocks", len(corrupt))
+        worst = [max(statuses) for statuses in by_block]
+        self._counts.add("ssd_verified_blocks", worst.count(Status.OK))
+        return worst
+
+    @override
+    def write(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
+        columns = self._columns
+        if not columns:
+            return [Status.ERROR] * len(blocks)
+        results = [
+            column.write(cells_of(blocks, self._memory, index, self._cell_bytes), deadline_s)
+            for index, column in enumerate(columns)
+        ]
+        worst = [max(statuses) for statuses in zip(*results, strict=True)]
+        failed = [at for at, status in enumerate(worst) if status is not Status.OK]
+        _forget(columns, [blocks[at].key for at in failed])
+        return worst
+
+    @override
+    def snapshot(self) -> "SsdTier":
+        """Return a tier that goes on with the columns of now, whatever begins later."""
+        return copy.copy(self)
+
+    @override
+    def delete(self, keys: Sequence[BlockKey]) -> None:
+        _forget(self._columns, keys)
+
+    @override
+    def close(self) -> None:
+        """Leave the slabs to the next process; calls that are under way still end well.
+
+        Temporary slabs are deleted. A second call does nothing.
+        """
+        self._scan.stop()
+        if self._is_temporary:
+            self._unlink()
+        self._replace_columns(())
+        self._memory = NO_MEMORY
+
+    @property
+    def capacity_blocks(self) -> int:
+        """Blocks there is room for; falls with a disk that is full, rises when it may have more."""
+        return min((column.space.num_slots for column in self._columns), default=0)
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether everything that was found has been taken."""
+        return self._scan.is_over
+
+    def take_recovered(self, limit: int) -> list[StoredKey]:
+        """Return up to `limit` blocks that earlier processes have left whole."""
+        return self._scan.take(limit)
+
+    def wait_recovered(self) -> None:
+        """Wait until all that earlier processes have left has been found."""
+        self._scan.join()
+
+    def resize(self, quota_bytes: int) -> None:
+        """Use no more than `quota_bytes` from here on; blocks that do not fit are forgotten."""
+        self._quota_bytes = quota_bytes // len(self._layout)
+        for column in self._columns:
+            column.space.resize(self._quota_bytes)
+
+    def take_counts(self) -> dict[str, float]:
+        """Return the `ssd_*` rows of `metrics.METRICS` that changed since the last call."""
+        return self._counts.take()
+
+    def begin_generation(self, name: str, *, keeps_name: bool) -> None:
+        """Forget everything: the weights have changed in place.
+
+        Args:
+            name: What nothing else was ever called.
+            keeps_name: The user named the weights, and the name stays: what was stored under it is
+                deleted, and what comes back of it is not found. Otherwise it is left for a process
+                with the old weights, and from here on slabs are temporary.
+        """
+        self._scan.stop()
+        self._num_resets += 1
+        self._has_lost_name = self._has_lost_name or not keeps_name
+        tokens = None if self._has_lost_name else self._generations.begin(name)
+        if keeps_name or self._is_temporary:
+            self._unlink()
+        self._name_generation(name, tokens)
+        self._replace_columns(self._new_columns())
+
+    def _name_generation(self, name: str, tokens: list[str] | None) -> None:
+        """Say what comes is of, by column; None for a generation that nobody will look for."""
+        self._is_temporary = tokens is None
+        self._tokens = dict(zip(self._layout, tokens or [name] * len(self._layout), strict=True))
+
+    def _new_columns(self) -> tuple[ColumnStore, ...]:
+        """Return a store without slabs for each column, in the generation of now."""
+        return tuple(map(self._new_column, self._layout))
+
+    def _new_column(self, column: Column) -> ColumnStore:
+        superblock = Superblock.of(
+            self._namespace,
+            column,
+            self._cell_bytes,
+            generation=self._tokens[column],
+            is_temporary=self._is_temporary,
+        )
+        space = Space(
+            self._directories,
+            superblock,
+            self._quota_bytes,
+            self._engine_id,
+            self._clock,
+            is_aligned=self._memory.is_aligned,
+        )
+        log = self._new_log(space, column, superblock) if self._has_followers else None
+        return ColumnStore(space, self._counts, self._clock, log)
+
+    def _new_log(self, space: Space, column: Column, superblock: Superblock) -> KeyLog:
+        header = LogHeader(
+            engine_id=self._engine_id, generation=self._num_resets, superblock=superblock
+        )
+        name = log_name(self._engine_id, self._namespace, column)
+        return KeyLog(space, self._directories, name, header, self._clock)
+
+    def _replace_columns(self, columns: tuple[ColumnStore, ...]) -> None:
+        """Use `columns` from here on, and leave the slabs of those before."""
+        former, self._columns = self._columns, columns
+        for column in former:
+            column.close()
+
+    def _unlink(self) -> None:
+        for column in self._columns:
+            column.space.unlink()
+
+
+def _forget(columns: Sequence[ColumnStore], keys: Sequence[BlockKey]) -> None:
+    for column in columns:
+        column.forget(keys)

@@ -1,0 +1,91 @@
+"""What a deployment's blocks are blocks of: the engine's settings at once, its files later."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.config import CacheConfig
+from flexkv_core.env import engine_start_s
+from flexkv_core.identity.checkpoint import FROM_THE_CHECKPOINT, Checkpoint, find_checkpoint
+from flexkv_core.identity.identification import Identification
+
+__all__ = ["UNSEEN_S", "Origin", "source_of", "why_not_read"]
+
+UNSEEN_S = 600.0
+"""`Origin.unseen_s` where workers are started by Ray or MPI: longer than that takes."""
+
+
+def why_not_read(load_format: str) -> str | None:
+    """Name what keeps weights that have no name from being told apart, if it is how they load."""
+    if load_format in FROM_THE_CHECKPOINT:
+        return None
+    return f"load_format={load_format} does not say which weights: set weight_version"
+
+
+def source_of(
+    model: str,
+    revision: str | None,
+    *,
+    hub_cache: Path,
+    load_format: str,
+    runs_code: bool,
+    cache: CacheConfig,
+) -> Checkpoint:
+    """Return where `model` is read from, as far as the content of its files is to decide.
+
+    Where the user names the weights, files count only if they are there and hold the weights, and
+    unless he says that the name is enough.
+    """
+    is_named = bool(cache.weight_version)
+    has_files = find_checkpoint(model, revision, hub_cache=hub_cache) is not None
+    holds_weights = load_format in FROM_THE_CHECKPOINT and not cache.trust_weight_version
+    return Checkpoint(
+        model=model,
+        revision=revision,
+        hub_cache=hub_cache,
+        load_format=load_format,
+        runs_code=runs_code,
+        weights=not is_named or (has_files and holds_weights),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """All that decides which bytes the blocks of a deployment hold.
+
+    Raises:
+        ConfigError: A setting has no form that could be compared.
+    """
+
+    sources: Mapping[str, Checkpoint]
+    """By what the engine does with it, such as "model"."""
+
+    describe: Callable[[Mapping[str, str]], Namespace]
+    """Makes the namespace from the identity of each source."""
+
+    unseen_s: float = 0.0
+    """How long before this process its engine may have begun to read, where another program starts
+    the processes of an engine and they do not know when the first one was."""
+
+    def __post_init__(self) -> None:
+        _ = self.blank  # made once now, so that what has no form is refused at the engine's start
+
+    @property
+    def blank(self) -> Namespace:
+        """The namespace with every identity left empty; no block is stored under it."""
+        return self.describe(dict.fromkeys(self.sources, ""))
+
+    def find(self, cache: CacheConfig, then: Callable[[Namespace], None]) -> Identification:
+        """Find the namespace, and call `then` with it: at once, or from a thread, or never.
+
+        Args:
+            cache: Has an SSD tier, which remembers what files hold.
+            then: Called once at most; see `Identification`.
+        """
+        return Identification(
+            self.sources,
+            cache.ssd_directories,
+            engine_start_s() - self.unseen_s,
+            lambda found: then(self.describe(found)),
+        )

@@ -1,0 +1,96 @@
+"""A store over an SSD tier in a temporary directory, and an engine's pages of random bytes."""
+
+import numpy as np
+
+from flexkv_core.block.layout import BlockFormat, Column
+from flexkv_core.block_store.chain_store import ChainStore
+from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.memory import PageMemory, PagePiece
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.data.tiers.ssd.tier import SsdTier
+from flexkv_core.data.transfer.cpu_lane import CpuLane
+from flexkv_core.data.transfer.direct_lane import DirectLane
+from flexkv_core.data.transfer.staged_lane import StagedLane
+from flexkv_core.data.transfer.tier_lane import TierLane
+from flexkv_core.testing.doubles import ManualClock
+from flexkv_core.testing.geometry import make_pages, read_block
+from flexkv_core.testing.namespaces import make_namespace
+
+NUM_PAGES = 32
+STAGING = 4
+
+
+def chain(first, num_keys):
+    return [(first + number + 1).to_bytes(4, "big") * 8 for number in range(num_keys)]
+
+
+class DirectRig:
+    """One process of an engine whose pages are stored as they are, in one piece each."""
+
+    def __init__(
+        self,
+        directory,
+        *,
+        kind=ChainStore,
+        wrap=lambda tier: tier,
+        load_limit_s=30.0,
+        waits=True,
+        quota_bytes=64 << 20,
+    ):
+        self.pages = np.random.default_rng(1).integers(0, 256, (NUM_PAGES, 4096), np.uint8)
+        memory = PageMemory([PagePiece(self.pages.ctypes.data, 4096, 4096)], NUM_PAGES)
+        column = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
+        options = SsdOptions(directories=(directory,), quota_bytes=quota_bytes)
+        clock = ManualClock()  # no deadline passes
+        self.tier = SsdTier(
+            memory, make_namespace(), [column], 4096, options, "engine", clock=clock
+        )
+        seen = wrap(self.tier)
+        self.store = kind(
+            self.tier,
+            *(DirectLane(0, TierLane(0, seen, memory, clock=clock)) for _ in range(2)),
+            eviction_policy="lru",
+            load_limit_s=load_limit_s,
+            clock=clock,
+        )
+        if waits:
+            self.store.wait_restored()
+
+    def close(self):
+        self.store.close()
+
+
+class Rig:
+    """One process of an engine."""
+
+    def __init__(self, directory, *, kind=ChainStore, quota_bytes=64 << 20, wrap=lambda tier: tier):
+        self.memory, self.pages = make_pages("PLBNHC", P=2, L=2, B=NUM_PAGES, N=16, H=2, C=32)
+        self.memory[:] = np.random.default_rng(1).integers(0, 256, self.memory.size, np.uint8)
+        fmt = BlockFormat(num_heads=2, num_layers=2, block_tokens=16, token_bytes=64, cell_heads=1)
+        columns = [
+            Column(first_head=head, num_heads=1, first_layer=0, num_layers=2) for head in range(2)
+        ]
+        self.host = HostPool.create(2 * STAGING, fmt.block_bytes)
+        options = SsdOptions(directories=(directory,), quota_bytes=quota_bytes)
+        namespace = make_namespace(num_layers=2, cell_layers=2)
+        self.tier = SsdTier(self.host.memory, namespace, columns, fmt.cell_bytes, options, "engine")
+        seen = wrap(self.tier)
+        self.store = kind(
+            self.tier,
+            *(self._lane(fmt, seen, first) for first in (0, STAGING)),
+            eviction_policy="lru",
+            load_limit_s=30.0,
+        )
+        self.store.wait_restored()
+
+    def _lane(self, fmt, tier, first_slot):
+        near = CpuLane(0, self.pages, fmt, self.host)
+        far = TierLane(0, tier, self.host.memory, num_threads=1)
+        return StagedLane(0, near, far, range(first_slot, first_slot + STAGING))
+
+    def content(self, page_ids):
+        return [read_block(self.pages, [page]) for page in page_ids]
+
+    def close(self):
+        self.store.close()
+        self.host.close()

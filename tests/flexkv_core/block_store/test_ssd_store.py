@@ -1,0 +1,113 @@
+"""What all stores share: who waits for whom."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from store_rig import DirectRig, chain
+
+from flexkv_core.block_store import direction
+from flexkv_core.block_store.page_store import PageStore
+from flexkv_core.data.tiers.ssd.files import HeaderFile
+from flexkv_core.errors import TierError
+from flexkv_core.plan import Status
+from flexkv_core.testing.doubles import FaultyTier, SlowTier
+
+KEYS = chain(0, 10)
+
+
+@pytest.fixture
+def hanging(tmp_path, monkeypatch):
+    """Yield a store that a load hangs in; it ends when the test does."""
+    monkeypatch.setattr(direction, "_PATIENCE_S", 0.01)
+    gate = threading.Event()
+    gate.set()
+    tiers = []
+
+    def slow(tier):
+        tiers.append(SlowTier(tier, gate))
+        return tiers[0]
+
+    rig = DirectRig(tmp_path, wrap=slow, load_limit_s=0.01)
+    rig.store.save(KEYS, range(10))
+    tiers[0].entered.acquire()
+    gate.clear()
+    with ThreadPoolExecutor(1) as thread:
+        load = thread.submit(rig.store.load, KEYS, range(10))
+        tiers[0].entered.acquire()
+        yield rig.store
+        gate.set()
+        assert load.result() == 10
+    rig.store.close()
+
+
+def test_while_the_disk_hangs_it_is_still_said_what_is_there(hanging):
+    assert hanging.find(KEYS) == 10
+    assert hanging.save(KEYS, range(10)) == 10
+    assert hanging.take_counts()["ssd_used_blocks"] == 10
+
+
+def test_while_the_disk_hangs_nobody_waits_for_it_for_ever(hanging):
+    with pytest.raises(TierError, match="a load does not end, and what is stored stays"):
+        hanging.reset(keeps_name=True)
+    with pytest.raises(TierError, match="a load does not end, and what is stored stays"):
+        hanging.close()
+    assert hanging.find(KEYS) == 10
+
+
+@pytest.fixture
+def start(start):
+    """Start them with pages that are stored as they are, and return their stores."""
+    return lambda **options: start(DirectRig, **options).store
+
+
+def failing(status, numbers):
+    """Return a wrapper under which the accesses of these numbers end so."""
+    return lambda tier: FaultyTier(tier, dict.fromkeys(numbers, status))
+
+
+def test_blocks_that_came_too_late_are_not_forgotten(start):
+    store = start(wrap=failing(Status.TIMEOUT, [13]))
+    store.save(KEYS, range(10))
+    assert store.load(KEYS, range(10)) == 3
+    assert store.find(KEYS) == 10
+
+
+def test_a_disk_that_fails_again_and_again_is_left_alone(start):
+    store, chains = start(wrap=failing(Status.ERROR, [4, 5, 6])), [[key] for key in KEYS[:4]]
+    for keys in chains:
+        store.save(keys, [0])
+    assert [store.load(keys, [0]) for keys in chains[:3]] == [0, 0, 0]
+    assert store.take_counts()["ssd_off"]
+    assert (store.load(chains[3], [0]), store.find(chains[3])) == (0, 1)
+
+
+def test_nothing_is_stored_before_it_is_known_what_is_there(start, monkeypatch):
+    start().save(KEYS, range(10))
+    may_go_on = threading.Event()
+    prefetch = HeaderFile.prefetch
+
+    def wait_first(self, offset):
+        may_go_on.wait()
+        prefetch(self, offset)
+
+    monkeypatch.setattr(HeaderFile, "prefetch", wait_first)
+    store = start(waits=False)
+    assert store.save(chain(20, 10), range(10)) == 0
+    assert "save_failed_blocks" not in store.take_counts()  # or writing would be switched off
+    may_go_on.set()
+    store.wait_restored()
+    assert store.find(KEYS) == store.save(chain(20, 10), range(10)) == 10
+
+
+def test_thousands_of_pages_are_stored_in_one_call(start):
+    store, keys = start(kind=PageStore), chain(0, 3000)
+    assert all(store.save(keys, [number % 32 for number in range(3000)]))
+    assert all(store.find(keys))
+
+
+def test_what_cannot_be_stored_makes_nothing_leave(start):
+    store = start(quota_bytes=4096 + 10 * 8192)
+    assert store.save(KEYS, range(10)) == 10
+    assert store.save(chain(20, 5), range(2)) == 0
+    assert store.find(KEYS) == 10

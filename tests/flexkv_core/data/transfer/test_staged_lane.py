@@ -1,0 +1,177 @@
+"""The lane between pages and a tier of keys: part by part, and nothing bad reaches a page."""
+
+import threading
+import time
+
+import msgspec
+import numpy as np
+import pytest
+from cpu_lane_rig import make_rig, slots_of
+
+from flexkv_core.data.tiers.base import TierBlock
+from flexkv_core.data.transfer.staged_lane import StagedLane
+from flexkv_core.data.transfer.tier_lane import TierLane
+from flexkv_core.plan import EnginePages, Status, StoredBlocks, TransferPlan
+from flexkv_core.testing.doubles import DictTier, FaultyTier, ManualClock, SlowTier, TierWrapper
+from flexkv_core.testing.geometry import read_block, write_page
+from flexkv_core.testing.lane_contract import LaneCase, LaneContract
+
+NUM_SLOTS = 4
+MANY = NUM_SLOTS + 1
+"""Blocks of a plan in three parts: the third has the slots of the first."""
+
+
+class NotingTier(TierWrapper):
+    """Notes the blocks of each call."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.calls = []
+
+    def read(self, blocks, deadline_s):
+        self.calls.append(blocks)
+        return super().read(blocks, deadline_s)
+
+    def write(self, blocks, deadline_s):
+        self.calls.append(blocks)
+        return super().write(blocks, deadline_s)
+
+
+def key(number):
+    return bytes([number]) * 32
+
+
+class Staged(LaneCase):
+    """Pages of random bytes, a few slots, and a dictionary as the tier."""
+
+    def __init__(self, *, saves, wrap=lambda tier: tier, clock=time.monotonic):
+        self.rig = make_rig("PLBNHC", P=2)
+        self.tier = DictTier(self.rig.host.memory)
+        self.wrapped = wrap(self.tier)
+        far = TierLane(7, self.wrapped, self.rig.host.memory, num_threads=1, clock=clock)
+        self.lane = StagedLane(7, self.rig.lane, far, range(NUM_SLOTS), clock=clock)
+        self.rank, self.clock_s = 7, clock()
+        self.foreign = slots_of(0, 1)
+        self.saves = saves
+        self.expected = {number: read_block(self.rig.pages, [number]) for number in range(12)}
+
+    def plan(self, job_id, num_blocks, **changes):
+        page_ids = [3 * job_id - page for page in (1, 3, 2, -7, -8)][:num_blocks]
+        pages = EnginePages(page_ids)
+        stored = StoredBlocks("dict", [key(10 * job_id + at) for at in range(num_blocks)])
+        if not self.saves:
+            for at, stored_key in enumerate(stored.keys):
+                self.store(stored_key, at)
+        ends = (pages, stored) if self.saves else (stored, pages)
+        plan = TransferPlan(job_id=job_id, source=ends[0], target=ends[1], num_blocks=num_blocks)
+        return msgspec.structs.replace(plan, **changes)
+
+    def run_without_waiting(self, plan):
+        self.lane.submit(plan)
+        return self.lane.poll()
+
+    def store(self, stored_key, number):
+        """Put what page `number` held in the beginning into the tier, behind the lane's back."""
+        host = np.frombuffer(self.rig.host.buffer, np.uint8)
+        before, content = host.copy(), np.frombuffer(self.expected[number], np.uint8)
+        host[: content.size] = content
+        self.tier.write([TierBlock(stored_key, None, 0)], None)
+        host[:] = before
+
+    def broken_plan(self, job_id):
+        plan = self.plan(job_id, 2)
+        pages = EnginePages([0, 12])
+        if self.saves:
+            return msgspec.structs.replace(plan, source=pages)
+        return msgspec.structs.replace(plan, target=pages)
+
+    def target(self):
+        if self.saves:
+            return b"".join(key + value[:-4] for key, value in sorted(self.tier.stored.items()))
+        return self.rig.memory.tobytes()
+
+    def target_after(self, plan):
+        if self.saves:
+            pairs = zip(plan.target.keys, plan.source.page_ids, strict=True)
+            return b"".join(key + self.expected[page] for key, page in sorted(pairs))
+        before = self.rig.memory.copy()
+        for at, page in enumerate(plan.target.page_ids):
+            content = np.frombuffer(self.expected[at], np.uint8)
+            write_page(self.rig.pages, page, 0, content)
+        after = self.rig.memory.tobytes()
+        self.rig.memory[:] = before
+        return after
+
+
+class TestSaving(LaneContract):
+    @pytest.fixture
+    def case(self):
+        return Staged(saves=True)
+
+
+class TestLoading(LaneContract):
+    @pytest.fixture
+    def case(self):
+        return Staged(saves=False)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_plan_of_more_blocks_than_slots_goes_part_by_part(saves):
+    case = Staged(saves=saves)
+    plan = case.plan(1, MANY)
+    expected = case.target_after(plan)
+    (result,) = case.run(plan)
+    assert (result.status, result.num_blocks) == (Status.OK, MANY)
+    assert result.num_bytes >= MANY * case.rig.fmt.block_bytes
+    assert case.target() == expected
+
+
+@pytest.mark.parametrize("saves", [True, False])
+@pytest.mark.parametrize("bad_block", range(MANY))
+def test_the_leading_good_blocks_are_copied_and_no_page_behind_them(saves, bad_block):
+    case = Staged(saves=saves, wrap=lambda tier: FaultyTier(tier, {bad_block: Status.CORRUPT}))
+    plan = case.plan(1, MANY)
+    if not saves:
+        good = EnginePages(plan.target.page_ids[:bad_block])
+        expected = case.target_after(msgspec.structs.replace(plan, target=good))
+    (result,) = case.run(plan)
+    assert (result.status, result.num_blocks) == (Status.CORRUPT, bad_block)
+    if not saves:
+        assert case.target() == expected
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_parts_beside_each_other_have_other_slots_and_the_blocks_stay_one_chain(saves):
+    case = Staged(saves=saves, wrap=NotingTier)
+    plan = case.plan(1, MANY)
+    case.run(plan)
+    first, second, third = case.wrapped.calls
+    places = [{block.slot for block in part} for part in (first, second, third)]
+    assert places[0].isdisjoint(places[1])
+    assert places[1].isdisjoint(places[2])
+    keys = (plan.target if saves else plan.source).keys
+    assert [(block.parent, block.key) for block in (*first, *second, *third)] == [
+        *zip([None, *keys], keys, strict=False)
+    ]
+
+
+def test_behind_a_part_that_failed_nothing_is_read():
+    case = Staged(saves=False, wrap=lambda tier: NotingTier(FaultyTier(tier, {0: Status.CORRUPT})))
+    case.run(case.plan(1, MANY))
+    assert case.lane.drain(30.0)
+    assert len(case.wrapped.calls) == 1
+
+
+def test_a_tier_that_hangs_costs_one_deadline_and_never_writes_a_page_later():
+    gate, clock = threading.Event(), ManualClock(100.0)
+    case = Staged(saves=False, wrap=lambda tier: SlowTier(tier, gate), clock=clock)
+    before = case.target()
+    late = case.plan(1, 1, deadline_s=100.0 + 1e-3)
+    (first,) = case.run_without_waiting(late)
+    (second,) = case.run_without_waiting(case.plan(2, 1))
+    assert [first.status, second.status] == [Status.TIMEOUT, Status.TIMEOUT]
+    gate.set()
+    assert case.lane.drain(30.0)
+    assert case.target() == before
+    (third,) = case.run(case.plan(3, 1))
+    assert third.status is Status.OK
