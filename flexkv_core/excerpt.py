@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 __all__ = ["clipped", "excerpt"]
 
-_VALUE_LETTERS = 80
-_TEXT_LETTERS = 240
+_VALUE_CHARACTERS = 80
+_TEXT_CHARACTERS = 240
 _MAX_BITS = 256
 """Of an integer that is written out; the time that it takes grows faster than the number."""
 
@@ -22,8 +22,8 @@ def excerpt(value: object) -> str:
     written = ""
     for piece in _pieces(value):
         written += piece
-        if len(written) > _VALUE_LETTERS:
-            return _cut(written, _VALUE_LETTERS)
+        if len(written) > _VALUE_CHARACTERS:
+            return _cut(written, _VALUE_CHARACTERS)
     return written
 
 
@@ -31,9 +31,9 @@ def clipped(text: str) -> str:
     """Return the first 240 characters of `text`, with all but printable ASCII escaped."""
     written = "".join(
         letter if " " <= letter <= "~" else ascii(letter)[1:-1]
-        for letter in text[: _TEXT_LETTERS + 1]
+        for letter in text[: _TEXT_CHARACTERS + 1]
     )
-    return written if len(written) <= _TEXT_LETTERS else _cut(written, _TEXT_LETTERS)
+    return written if len(written) <= _TEXT_CHARACTERS else _cut(written, _TEXT_CHARACTERS)
 
 
 def _cut(written: str, num_letters: int) -> str:
@@ -62,7 +62,7 @@ def _pieces(value: object) -> Iterator[str]:
 
 def _scalar(value: object) -> str:
     if isinstance(value, (str, bytes)):
-        return ascii(value[: _VALUE_LETTERS + 1])
+        return ascii(value[: _VALUE_CHARACTERS + 1])
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"an integer of {value.bit_length()} bits"
     if value is None or isinstance(value, (bool, int, float)):

@@ -9,7 +9,7 @@ from enum import Enum
 from xxhash import xxh3_64
 
 from flexkv_core.cli.folders import is_locked
-from flexkv_core.cli.slab_reader import EMPTY_PAGE, Slab, read_at, slot_offset
+from flexkv_core.cli.slab_reader import EMPTY_PAGE, SlabInfo, read_at, slot_offset
 from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     CellHeader,
@@ -18,7 +18,7 @@ from flexkv_core.data.tiers.ssd.format import (
     slot_bytes,
 )
 
-__all__ = ["Cell", "Verdict", "filled_slots", "read_again", "read_cell", "read_header"]
+__all__ = ["CellInfo", "Verdict", "filled_slots", "read_again", "read_cell", "read_header"]
 
 _PIECE_BYTES = 4 << 20
 
@@ -41,7 +41,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CellInfo:
     """What a slot held when it was read; equal if the same was read twice."""
 
     slot: int
@@ -51,7 +51,7 @@ class Cell:
     payload_checksum: int | None = None
 
 
-def filled_slots(number: int, slab: Slab) -> Iterator[int]:
+def filled_slots(number: int, slab: SlabInfo) -> Iterator[int]:
     """Yield each slot whose header is not empty."""
     slot = 0
     while slab.superblock is not None and slot < slab.num_slots:
@@ -67,22 +67,22 @@ def read_header(number: int, superblock: Superblock, slot: int) -> CellHeader | 
     return _check_header(superblock, _read_page(number, superblock, slot))
 
 
-def read_cell(number: int, superblock: Superblock, slot: int) -> Cell:
+def read_cell(number: int, superblock: Superblock, slot: int) -> CellInfo:
     """Read and verify the cell in `slot`."""
     page = _read_page(number, superblock, slot)
     header = _check_header(superblock, page)
     if isinstance(header, Verdict):
-        return Cell(slot, header, checksum(page))
+        return CellInfo(slot, header, checksum(page))
     start = slot_offset(superblock, slot) + PAGE_BYTES
     found = _checksum(number, start, header.payload_bytes)
     # A cache of what was just verified would push what serves requests out of memory.
     _drop_from_cache(number, superblock, slot)
     is_valid = found == header.payload_checksum
     verdict = Verdict.VALID if is_valid else Verdict.CORRUPT_PAYLOAD
-    return Cell(slot, verdict, checksum(page), header, found)
+    return CellInfo(slot, verdict, checksum(page), header, found)
 
 
-def read_again(number: int, superblock: Superblock, first: Cell) -> Cell:
+def read_again(number: int, superblock: Superblock, first: CellInfo) -> CellInfo:
     """Return what the slot of a bad cell holds now: an engine may have been writing it."""
     _drop_from_cache(number, superblock, first.slot)
     again = read_cell(number, superblock, first.slot)
@@ -126,7 +126,7 @@ def _checksum(number: int, offset: int, num_bytes: int) -> int | None:
     return digest.intdigest()
 
 
-def _next_slot(number: int, slab: Slab, superblock: Superblock, slot: int) -> int:
+def _next_slot(number: int, slab: SlabInfo, superblock: Superblock, slot: int) -> int:
     """Return the first slot behind `slot` that may ever have been written."""
     try:
         written = os.lseek(number, slot_offset(superblock, slot + 1), os.SEEK_DATA)

@@ -12,7 +12,7 @@ from flexkv_core.block.namespace import Namespace
 from flexkv_core.block.types import BlockKey
 from flexkv_core.cli.cells import Verdict, filled_slots, read_header
 from flexkv_core.cli.folders import Oddity, SlabPath, find_slabs, is_locked, open_slab, reason_of
-from flexkv_core.cli.slab_reader import Slab, read_slab
+from flexkv_core.cli.slab_reader import SlabInfo, read_slab
 from flexkv_core.cli.text import (
     Progress,
     bytes_text,
@@ -124,7 +124,7 @@ class _Sum:
         self._columns: dict[str, _Column] = {}
         self._keys: dict[str, set[BlockKey]] = {}
 
-    def add(self, slab: Slab, superblock: Superblock, keys: Sequence[BlockKey]) -> None:
+    def add(self, slab: SlabInfo, superblock: Superblock, keys: Sequence[BlockKey]) -> None:
         """Count a slab with these cells."""
         column = self._columns.setdefault(superblock.column, _Column(column=superblock.column))
         self._keys.setdefault(superblock.column, set()).update(keys)
@@ -189,7 +189,7 @@ class _NamespaceReader:
                 self._namespace, is_outdated=kind[0], is_temporary=kind[1]
             )
 
-    def _add(self, path: SlabPath, number: int, slab: Slab, superblock: Superblock) -> None:
+    def _add(self, path: SlabPath, number: int, slab: SlabInfo, superblock: Superblock) -> None:
         """Count a slab that is what it should be."""
         self._namespace = superblock.namespace
         headers = list(self._headers(number, slab, superblock))
@@ -201,7 +201,7 @@ class _NamespaceReader:
             self._oddities.append(Oddity(str(path), reason, slab.bytes_on_disk))
 
     def _headers(
-        self, number: int, slab: Slab, superblock: Superblock
+        self, number: int, slab: SlabInfo, superblock: Superblock
     ) -> Iterator[CellHeader | None]:
         """Yield the header of each cell, None for a bad one."""
         for slot in filled_slots(number, slab):

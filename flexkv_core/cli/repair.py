@@ -5,7 +5,7 @@ import os
 from flexkv_core.cli.cells import read_cell
 from flexkv_core.cli.folders import SlabPath, lock, make_private, open_folder, open_slab, reason_of
 from flexkv_core.cli.report import Kind, SlabReport
-from flexkv_core.cli.slab_reader import EMPTY_PAGE, Damage, Slab, read_slab, slot_offset
+from flexkv_core.cli.slab_reader import EMPTY_PAGE, Damage, SlabInfo, read_slab, slot_offset
 from flexkv_core.data.tiers.ssd.format import Superblock
 
 __all__ = ["repair_slab"]
@@ -31,7 +31,7 @@ def repair_slab(path: SlabPath, report: SlabReport) -> None:
         report.left_because = reason_of(error)
 
 
-def _is_useless(slab: Slab) -> bool:
+def _is_useless(slab: SlabInfo) -> bool:
     """Tell whether nobody will ever read the slab, which is unlocked, whatever happens to it."""
     if slab.damage is not None:
         return slab.damage is Damage.UNREADABLE
@@ -49,7 +49,7 @@ def _delete(number: int, path: SlabPath, report: SlabReport) -> None:
         problem.repair = "slab deleted"
 
 
-def _mend(number: int, path: SlabPath, slab: Slab, report: SlabReport) -> None:
+def _mend(number: int, path: SlabPath, slab: SlabInfo, report: SlabReport) -> None:
     """Repair what can be repaired in a slab that stays."""
     for problem in report.problems:
         if problem.kind is Kind.WRONG_PERMISSIONS:

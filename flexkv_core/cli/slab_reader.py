@@ -16,7 +16,7 @@ from flexkv_core.data.tiers.ssd.format import (
     slot_bytes,
 )
 
-__all__ = ["EMPTY_PAGE", "Damage", "Slab", "read_at", "read_slab", "slot_offset"]
+__all__ = ["EMPTY_PAGE", "Damage", "SlabInfo", "read_at", "read_slab", "slot_offset"]
 
 EMPTY_PAGE = bytes(PAGE_BYTES)
 
@@ -35,7 +35,7 @@ class Damage(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slab:
+class SlabInfo:
     """A slab but for its cells."""
 
     superblock: Superblock | None
@@ -62,12 +62,12 @@ class Slab:
         return _num_slots(self.superblock, self.size_bytes)
 
 
-def read_slab(number: int, path: SlabPath, *, in_use: bool) -> Slab:
+def read_slab(number: int, path: SlabPath, *, in_use: bool) -> SlabInfo:
     """Read the slab at `path`, open as `number`; `in_use` is what the caller knows of its lock."""
     status = os.fstat(number)
     page = read_at(number, PAGE_BYTES, 0)
     superblock = _superblock(page)
-    return Slab(
+    return SlabInfo(
         superblock=superblock,
         damage=_damage(page, superblock, path, in_use=in_use),
         in_use=in_use,

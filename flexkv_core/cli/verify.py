@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from flexkv_core.cli.cells import Cell, Verdict, filled_slots, read_again, read_cell
+from flexkv_core.cli.cells import CellInfo, Verdict, filled_slots, read_again, read_cell
 from flexkv_core.cli.folders import SlabPath, is_locked, open_slab
 from flexkv_core.cli.report import Kind, Problem, SlabReport
-from flexkv_core.cli.slab_reader import Damage, Slab, read_slab
+from flexkv_core.cli.slab_reader import Damage, SlabInfo, read_slab
 from flexkv_core.cli.text import Progress
 from flexkv_core.data.tiers.ssd.format import CellHeader, slot_bytes
 
@@ -32,7 +32,7 @@ def verify_slab(path: SlabPath, progress: Progress) -> tuple[SlabReport, list[Ce
     return report, headers
 
 
-def _report(path: SlabPath, slab: Slab) -> SlabReport:
+def _report(path: SlabPath, slab: SlabInfo) -> SlabReport:
     """Return the report of a slab with empty slots."""
     return SlabReport(
         path=str(path),
@@ -47,7 +47,7 @@ def _report(path: SlabPath, slab: Slab) -> SlabReport:
     )
 
 
-def _problems(slab: Slab) -> Iterator[Kind]:
+def _problems(slab: SlabInfo) -> Iterator[Kind]:
     """Yield what is wrong with the slab as a whole."""
     if slab.damage is not None and slab.damage is not Damage.UNFINISHED:
         yield Kind[slab.damage.name]
@@ -59,7 +59,7 @@ def _problems(slab: Slab) -> Iterator[Kind]:
         yield Kind.WRONG_PERMISSIONS
 
 
-def _cells(number: int, slab: Slab, progress: Progress) -> Iterator[Cell]:
+def _cells(number: int, slab: SlabInfo, progress: Progress) -> Iterator[CellInfo]:
     """Yield every slot that is not empty; the bad ones last, when an engine has written them."""
     if slab.superblock is None:
         return
@@ -75,7 +75,7 @@ def _cells(number: int, slab: Slab, progress: Progress) -> Iterator[Cell]:
         yield read_again(number, slab.superblock, suspect)
 
 
-def _count(report: SlabReport, cell: Cell) -> None:
+def _count(report: SlabReport, cell: CellInfo) -> None:
     """Note what is in a slot that has been counted as empty."""
     report.empty -= cell.verdict is not Verdict.EMPTY
     report.valid += cell.verdict is Verdict.VALID

@@ -10,8 +10,8 @@ from pathlib import Path
 from flexkv_core.errors import FlexKVError
 from flexkv_core.identity.as_read import FoundFile, Judge, Mounts, Survey, survey, why_changed
 from flexkv_core.identity.checkpoint import Checkpoint
+from flexkv_core.identity.digest_cache import DigestCache
 from flexkv_core.identity.hashing import Digests, FileHasher, digest_of_files, yield_to_others
-from flexkv_core.identity.memory import Memory
 from flexkv_core.identity.progress import Progress
 from flexkv_core.identity.stamps import Stamp
 
@@ -58,7 +58,7 @@ class Identification:
         self._checkpoints = checkpoints
         self._judge = Judge(started_s, Mounts.read())
         self._then = then
-        self._memory = Memory(directories)
+        self._digest_cache = DigestCache(directories)
         self._digests: dict[Stamp, Digests] = {}
         self.is_unknown = False
         """Whether there will be no identity: it could not be found, or `then` has failed."""
@@ -136,17 +136,17 @@ class Identification:
         """Return the files whose content is not remembered."""
         files = {file.stamp: file for seen in found.values() for file in seen.files}
         for stamp in files:
-            digests = self._memory.get(stamp)
+            digests = self._digest_cache.get(stamp)
             if digests is not None:
                 self._digests[stamp] = digests
         return [file for stamp, file in files.items() if stamp not in self._digests]
 
     def _read(self, before: _Surveys) -> _Surveys | str:
         """Read all that is not remembered, and look whether it stayed as it was."""
-        with self._memory.hashing(self._stop) as is_alone:
+        with self._digest_cache.hashing(self._stop) as is_alone:
             if is_alone:
                 # Another process may have done it while this one waited.
-                self._memory.reload()
+                self._digest_cache.reload()
                 self._hash(self._not_remembered(before))
         if self._stop.is_set():
             return "it was closed"
@@ -173,14 +173,14 @@ class Identification:
             if not stamp.is_telling:
                 logger.info("identity.hashed_at_every_start path=%s: no times there", stamp.path)
             elif self._judge.is_older(stamp, begin_s - _SETTLED_S):
-                self._memory.remember({stamp: digests})
+                self._digest_cache.remember({stamp: digests})
         progress.end()
 
     def _finish(self, found: _Surveys) -> None:
         """Tell what was found, unless it is other than its names said."""
         if self._attempt(lambda: self._why_not(found) or found) is None:
             return
-        self._memory.use(self._digests)
+        self._digest_cache.use(self._digests)
         identities = {
             role: self._identity(checkpoint, found[role])
             for role, checkpoint in self._checkpoints.items()

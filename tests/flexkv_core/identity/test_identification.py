@@ -14,10 +14,10 @@ import pytest
 from model_rig import COMMIT, NO_HUB, STARTED_S, add_to_hub, begin, identify, local, overwrite
 
 from flexkv_core.errors import TierError
-from flexkv_core.identity import hashing, identification, memory
+from flexkv_core.identity import digest_cache, hashing, identification
 from flexkv_core.identity.checkpoint import Checkpoint
+from flexkv_core.identity.digest_cache import DigestCache
 from flexkv_core.identity.hashing import FileHasher
-from flexkv_core.identity.memory import Memory
 from flexkv_core.identity.stamps import Stamp
 
 BEFORE_S = STARTED_S - 10
@@ -615,7 +615,7 @@ def test_hashing_goes_on_where_it_was_killed(folder, directory, when_hashed, rea
 
 def test_the_longest_unused_model_is_forgotten(folder, hub, directory, monkeypatch, reads):
     models = [local(folder / f"model-{number}.safetensors") for number in (1, 2)]
-    monkeypatch.setattr(memory, "_MAX_ENTRIES", 2)
+    monkeypatch.setattr(digest_cache, "_MAX_ENTRIES", 2)
     for model in (*models, models[0], local(snapshot_of(hub) / "model-1.safetensors")):
         identify(model, directory)
     reads.clear()
@@ -674,7 +674,7 @@ def test_a_warm_start_asks_once_for_each_file(folder, tmp_path, directory, monke
 
 
 def test_engines_that_start_together_read_each_file_once(folder, directory, reads, monkeypatch):
-    monkeypatch.setattr(memory, "_HASHING_POLL_S", 0.001)
+    monkeypatch.setattr(digest_cache, "_HASHING_POLL_S", 0.001)
     told = []
     engines = [begin(local(folder), directory, told.append) for _ in range(4)]
     for engine in engines:
@@ -755,7 +755,7 @@ def test_nothing_is_told_if_it_was_closed_at_the_last_moment(folder, directory, 
         begun.wait()
         engines[0].close()
 
-    monkeypatch.setattr(Memory, "use", close)
+    monkeypatch.setattr(DigestCache, "use", close)
     engines.append(begin(local(folder), directory, told.append))
     begun.set()
     engines[0].join()

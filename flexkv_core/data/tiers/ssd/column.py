@@ -7,7 +7,7 @@ from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.ssd.counts import Counts
 from flexkv_core.data.tiers.ssd.format import CellHeader
 from flexkv_core.data.tiers.ssd.key_log import KeyLog
-from flexkv_core.data.tiers.ssd.runs import Place, Run, RunReader, runs_of
+from flexkv_core.data.tiers.ssd.runs import CellPlace, Run, RunReader, runs_of
 from flexkv_core.data.tiers.ssd.slab import Cell, Slab, max_run_cells
 from flexkv_core.data.tiers.ssd.space import Space
 from flexkv_core.plan import Status, StoredKey
@@ -125,7 +125,7 @@ class ColumnStore:
                 if found := self.space.find(cell.key):
                     slab, slot = found
                     slab.slots.pin([slot])
-                    places.append(Place(slab, slot, position))
+                    places.append(CellPlace(slab, slot, position))
         return runs_of(places, cells)
 
     def _write_some(

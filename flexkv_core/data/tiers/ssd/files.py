@@ -7,8 +7,6 @@ import errno
 import fcntl
 import mmap
 import os
-import stat
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES
+from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, try_lock, until
 
 __all__ = [
     "HeaderFile",
@@ -32,14 +31,11 @@ __all__ = [
     "write_durably",
 ]
 
-_COMMON_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_FLAGS = os.O_RDWR | _COMMON_FLAGS
+_FLAGS = os.O_RDWR | SAFE_FLAGS
 _UNFINISHED = ".new"
 _LOCK_NAME = ".lock"
 _LOCK_WAIT_S = 10.0
 """A folder's lock is held while a slab grows or leftovers are deleted: seconds at worst."""
-
-_LOCK_POLL_S = 0.01
 
 
 class OpenFile:
@@ -108,9 +104,9 @@ class SharedFile(OpenFile):
             OSError: There is none, or it is not a plain file of ours.
         """
         with ExitStack() as undo:
-            fd = os.open(path, os.O_RDONLY | _COMMON_FLAGS)
+            fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
             undo.callback(os.close, fd)
-            if not _is_ours(fd):
+            if not is_own_file(fd):
                 raise OSError(errno.EPERM, "not a plain file of this user")
             undo.pop_all()
             file = cls(fd)
@@ -166,9 +162,9 @@ class SlabFile(OpenFile):
         """Lock `fd`, or close it if it is used, deleted, or nothing that we would have made."""
         with ExitStack() as undo:
             undo.callback(os.close, fd)
-            if not _try_lock(fd):
+            if not try_lock(fd):
                 return None
-            if not _is_ours(fd) or os.fstat(fd).st_nlink == 0:
+            if not is_own_file(fd) or os.fstat(fd).st_nlink == 0:
                 return None
             undo.pop_all()
             return cls(fd)
@@ -332,12 +328,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Raises:
         OSError: The folder cannot be written to, or somebody holds the lock for too long.
     """
-    fd = os.open(folder / _LOCK_NAME, _FLAGS | os.O_CREAT, 0o600)
-    try:
-        _wait_for_lock(fd)
+    with hold_lock(folder / _LOCK_NAME, until(_LOCK_WAIT_S)) as is_held:
+        if not is_held:
+            raise OSError(errno.ETIMEDOUT, f"{_LOCK_NAME} is held by another process")
         yield
-    finally:
-        os.close(fd)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -349,24 +343,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def _is_ours(fd: int) -> bool:
-    found = os.fstat(fd)
-    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-
-
-def _wait_for_lock(fd: int) -> None:
-    deadline_s = time.monotonic() + _LOCK_WAIT_S
-    while not _try_lock(fd):
-        if time.monotonic() > deadline_s:
-            raise OSError(errno.ETIMEDOUT, f"{_LOCK_NAME} is held by another process")
-        time.sleep(_LOCK_POLL_S)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

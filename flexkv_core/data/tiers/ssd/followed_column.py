@@ -12,7 +12,7 @@ from flexkv_core.data.tiers.ssd.counts import Counts
 from flexkv_core.data.tiers.ssd.files import OpenFile, SharedFile
 from flexkv_core.data.tiers.ssd.format import Superblock
 from flexkv_core.data.tiers.ssd.key_log import RECORD_BYTES, KeyRecord, LogHeader, unpack_records
-from flexkv_core.data.tiers.ssd.runs import Place, RunReader, runs_of
+from flexkv_core.data.tiers.ssd.runs import CellPlace, RunReader, runs_of
 from flexkv_core.data.tiers.ssd.slab import Cell, SlabView
 from flexkv_core.plan import Status
 
@@ -72,7 +72,7 @@ class FollowedColumn:
         """Fill the cells; MISS where a key is unknown, or its place has other bytes by now."""
         with self._lock:
             places = [
-                Place(*self._places[cell.key], position)
+                CellPlace(*self._places[cell.key], position)
                 for position, cell in enumerate(cells)
                 if cell.key in self._places
             ]

@@ -121,7 +121,7 @@ class Follower(Tier):
         name = log_name(self._engine_id, self._namespace, column)
         header = LogHeader(
             engine_id=self._engine_id,
-            generation=self._num_resets,
+            num_resets=self._num_resets,
             superblock=Superblock.of(self._namespace, column, self._cell_bytes),
         )
         return FollowedColumn(

@@ -52,7 +52,7 @@ class LogHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What a log says of itself."""
 
     engine_id: str
-    generation: int
+    num_resets: int = msgspec.field(name="generation")
     """How often the writer has forgotten everything. A follower that has done so as often keeps
     the blocks of the same weights."""
 

@@ -9,7 +9,7 @@ from flexkv_core.data.tiers.ssd.counts import Counts
 from flexkv_core.data.tiers.ssd.slab import Cell, SlabView, max_run_cells
 from flexkv_core.plan import Status
 
-__all__ = ["Place", "Run", "RunReader", "runs_of"]
+__all__ = ["CellPlace", "Run", "RunReader", "runs_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ _S = TypeVar("_S", bound=SlabView)
 
 
 @dataclass(frozen=True, slots=True)
-class Place(Generic[_S]):
+class CellPlace(Generic[_S]):
     """Where one cell of a call lies."""
 
     slab: _S
@@ -76,9 +76,9 @@ class RunReader:
         self._has_failed = True
 
 
-def runs_of(places: Sequence[Place[_S]], cells: Sequence[Cell]) -> list[Run[_S]]:
+def runs_of(places: Sequence[CellPlace[_S]], cells: Sequence[Cell]) -> list[Run[_S]]:
     """Cut places into runs of consecutive slots."""
-    groups: list[list[Place[_S]]] = []
+    groups: list[list[CellPlace[_S]]] = []
     most = max_run_cells(cells)
     for place in sorted(places, key=lambda place: (id(place.slab), place.slot)):
         if groups and len(groups[-1]) < most and _continues(groups[-1][-1], place):
@@ -88,11 +88,11 @@ def runs_of(places: Sequence[Place[_S]], cells: Sequence[Cell]) -> list[Run[_S]]
     return [_run_of(group, cells) for group in groups]
 
 
-def _continues(last: Place[_S], place: Place[_S]) -> bool:
+def _continues(last: CellPlace[_S], place: CellPlace[_S]) -> bool:
     return place.slab is last.slab and place.slot == last.slot + 1
 
 
-def _run_of(group: Sequence[Place[_S]], cells: Sequence[Cell]) -> Run[_S]:
+def _run_of(group: Sequence[CellPlace[_S]], cells: Sequence[Cell]) -> Run[_S]:
     positions = [place.position for place in group]
     slots = [place.slot for place in group]
     return Run(group[0].slab, slots, [cells[position] for position in positions], positions)

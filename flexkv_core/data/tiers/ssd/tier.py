@@ -216,7 +216,7 @@ class SsdTier(Tier):
 
     def _new_log(self, space: Space, column: Column, superblock: Superblock) -> KeyLog:
         header = LogHeader(
-            engine_id=self._engine_id, generation=self._num_resets, superblock=superblock
+            engine_id=self._engine_id, num_resets=self._num_resets, superblock=superblock
         )
         name = log_name(self._engine_id, self._namespace, column)
         return KeyLog(space, self._directories, name, header, self._clock)

@@ -88,7 +88,7 @@ def test_whatever_a_log_says_reads_are_right_or_a_miss(disk, records, rubbish):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"engine_id": "other"}, {"generation": 1}, {"slabs": ()}, {"slabs": ("/dev/null", "/none")}],
+    [{"engine_id": "other"}, {"num_resets": 1}, {"slabs": ()}, {"slabs": ("/dev/null", "/none")}],
     ids=str,
 )
 def test_a_log_of_somebody_else_or_without_slabs_holds_nothing(disk, pair, changes):

@@ -24,7 +24,7 @@ def short_logs(monkeypatch):
 
 
 def header_of(disk, **changes):
-    values = {"engine_id": "e", "generation": 3, "superblock": disk.superblock(), "slabs": ("/a",)}
+    values = {"engine_id": "e", "num_resets": 3, "superblock": disk.superblock(), "slabs": ("/a",)}
     return LogHeader(**values | changes)
 
 

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from flexkv_core import checked_text
-from flexkv_core.identity import memory
+from flexkv_core.identity import digest_cache
+from flexkv_core.identity.digest_cache import DigestCache
 from flexkv_core.identity.hashing import Digests
-from flexkv_core.identity.memory import Memory
 from flexkv_core.identity.stamps import Stamp
 
 A, B = Digests("a" * 64), Digests("b" * 64, "b" * 40)
@@ -19,13 +19,13 @@ def stamp(number, path="/model/file"):
 
 
 def remembered(directory):
-    return Memory([directory])._digests
+    return DigestCache([directory])._digests
 
 
 def test_what_was_remembered_is_known_to_the_next_process(directory):
-    Memory([directory]).remember({stamp(1): A, stamp(2): B})
+    DigestCache([directory]).remember({stamp(1): A, stamp(2): B})
 
-    found = Memory([directory])
+    found = DigestCache([directory])
     assert found.get(stamp(1)) == A
     assert found.get(stamp(2)) == B
     assert found.get(stamp(3)) is None
@@ -42,14 +42,14 @@ def test_what_was_remembered_is_known_to_the_next_process(directory):
     ],
 )
 def test_a_digest_is_of_exactly_its_stamp(directory, other):
-    Memory([directory]).remember({Stamp("/f", 2, 3, 4, 5): A})
+    DigestCache([directory]).remember({Stamp("/f", 2, 3, 4, 5): A})
 
-    assert Memory([directory]).get(Stamp("/f", 2, 3, 4, 5)) == A
-    assert Memory([directory]).get(other) is None
+    assert DigestCache([directory]).get(Stamp("/f", 2, 3, 4, 5)) == A
+    assert DigestCache([directory]).get(other) is None
 
 
 def test_processes_that_remember_at_once_lose_nothing(directory):
-    memories = [Memory([directory]) for _ in range(8)]
+    memories = [DigestCache([directory]) for _ in range(8)]
 
     def work(number):
         for each in range(10):
@@ -65,8 +65,8 @@ def test_processes_that_remember_at_once_lose_nothing(directory):
 
 
 def test_what_others_have_remembered_since_is_known_after_a_look(directory):
-    found = Memory([directory])
-    Memory([directory]).remember({stamp(1): A})
+    found = DigestCache([directory])
+    DigestCache([directory]).remember({stamp(1): A})
     assert found.get(stamp(1)) is None
     found.reload()
 
@@ -74,17 +74,17 @@ def test_what_others_have_remembered_since_is_known_after_a_look(directory):
 
 
 def test_the_longest_unused_are_forgotten(directory, monkeypatch):
-    monkeypatch.setattr(memory, "_MAX_ENTRIES", 3)
+    monkeypatch.setattr(digest_cache, "_MAX_ENTRIES", 3)
     for number in range(3):
-        Memory([directory]).remember({stamp(number): A})
-    Memory([directory]).use({stamp(0): A})
-    Memory([directory]).remember({stamp(3): A})
+        DigestCache([directory]).remember({stamp(number): A})
+    DigestCache([directory]).use({stamp(0): A})
+    DigestCache([directory]).remember({stamp(3): A})
 
     assert set(remembered(directory)) == {stamp(0), stamp(2), stamp(3)}
 
 
 def test_what_is_only_used_is_not_remembered(directory):
-    found = Memory([directory])
+    found = DigestCache([directory])
     found.remember({stamp(1): A})
     found.use({stamp(1): A, stamp(2): A})
 
@@ -92,9 +92,9 @@ def test_what_is_only_used_is_not_remembered(directory):
 
 
 def test_a_memory_that_grows_too_large_forgets_the_older_half(directory, monkeypatch):
-    monkeypatch.setattr(memory, "_MAX_BYTES", 2000)
+    monkeypatch.setattr(digest_cache, "_MAX_BYTES", 2000)
     for number in range(30):
-        Memory([directory]).remember({stamp(number): A})
+        DigestCache([directory]).remember({stamp(number): A})
 
     assert (directory / ".digests").stat().st_size < 2020
     kept = set(remembered(directory))
@@ -104,15 +104,15 @@ def test_a_memory_that_grows_too_large_forgets_the_older_half(directory, monkeyp
 
 
 def test_a_memory_in_which_nothing_changes_is_not_written(directory):
-    Memory([directory]).remember({stamp(1): A, stamp(2): A})
+    DigestCache([directory]).remember({stamp(1): A, stamp(2): A})
     before = (directory / ".digests").stat()
-    Memory([directory]).use({stamp(2): A, stamp(1): A})
+    DigestCache([directory]).use({stamp(2): A, stamp(1): A})
 
     assert (directory / ".digests").stat() == before
 
 
 def test_a_memory_is_for_its_user_alone(directory):
-    Memory([directory]).remember({stamp(1): A})
+    DigestCache([directory]).remember({stamp(1): A})
 
     assert (directory / ".digests").stat().st_mode & 0o777 == 0o600
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -133,7 +133,7 @@ def damaged(content):
 
 
 def test_a_damaged_or_foreign_file_is_an_empty_memory(directory):
-    Memory([directory]).remember({stamp(1): A})
+    DigestCache([directory]).remember({stamp(1): A})
     path = directory / ".digests"
     content = path.read_bytes()
     for other in damaged(content):
@@ -145,26 +145,26 @@ def test_a_damaged_or_foreign_file_is_an_empty_memory(directory):
 
 
 def test_a_digest_that_is_none_is_a_damaged_memory(directory):
-    Memory([directory]).remember({stamp(1): A})
-    Memory([directory]).remember({stamp(1): Digests("not hex")})
+    DigestCache([directory]).remember({stamp(1): A})
+    DigestCache([directory]).remember({stamp(1): Digests("not hex")})
 
     assert remembered(directory) == {}
 
 
 def test_a_link_is_not_followed(directory, tmp_path):
-    Memory([directory]).remember({stamp(1): A})
+    DigestCache([directory]).remember({stamp(1): A})
     (directory / ".digests").rename(tmp_path / "elsewhere")
     (directory / ".digests").symlink_to(tmp_path / "elsewhere")
     content = (tmp_path / "elsewhere").read_bytes()
     assert remembered(directory) == {}
 
-    Memory([directory]).remember({stamp(2): A})
+    DigestCache([directory]).remember({stamp(2): A})
     assert set(remembered(directory)) == {stamp(2)}
     assert (tmp_path / "elsewhere").read_bytes() == content
 
 
 def test_a_file_of_somebody_else_is_not_believed(directory, monkeypatch):
-    Memory([directory]).remember({stamp(1): A})
+    DigestCache([directory]).remember({stamp(1): A})
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
 
@@ -176,14 +176,14 @@ def test_a_pipe_in_its_place_is_no_reason_to_wait(directory):
     os.mkfifo(directory / ".digests")
     assert remembered(directory) == {}
 
-    Memory([directory]).remember({stamp(1): A})
+    DigestCache([directory]).remember({stamp(1): A})
     assert remembered(directory) == {stamp(1): A}
 
 
 def test_the_first_directory_that_can_be_written_to_is_used(directory, tmp_path):
     (tmp_path / "file").write_text("")
     directories = [tmp_path / "file" / "ssd", directory, tmp_path / "third"]
-    Memory(directories).remember({stamp(1): A})
+    DigestCache(directories).remember({stamp(1): A})
 
     assert remembered(directory) == {stamp(1): A}
     assert not (tmp_path / "third").exists()
@@ -191,22 +191,22 @@ def test_the_first_directory_that_can_be_written_to_is_used(directory, tmp_path)
 
 def test_without_a_directory_nothing_is_remembered_and_nobody_waits(tmp_path):
     (tmp_path / "file").write_text("")
-    found = Memory([tmp_path / "file" / "ssd"])
+    found = DigestCache([tmp_path / "file" / "ssd"])
     found.remember({stamp(1): A})
 
     with found.hashing(threading.Event()) as is_alone:
         assert is_alone
-    assert Memory([]).get(stamp(1)) is None
+    assert DigestCache([]).get(stamp(1)) is None
 
 
 def test_a_full_disk_is_told_and_nothing_is_lost(directory, monkeypatch, caplog):
-    Memory([directory]).remember({stamp(1): A})
+    DigestCache([directory]).remember({stamp(1): A})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(memory, "_replace", full)
-    Memory([directory]).remember({stamp(2): A})
+    monkeypatch.setattr(digest_cache, "_replace", full)
+    DigestCache([directory]).remember({stamp(2): A})
 
     path = directory / ".digests"
     assert f"identity.not_remembered path={path}: No space left on device" in caplog.text
@@ -214,23 +214,23 @@ def test_a_full_disk_is_told_and_nothing_is_lost(directory, monkeypatch, caplog)
 
 
 def test_a_name_that_is_no_text_is_not_remembered(directory):
-    Memory([directory]).remember({stamp(1, "/\udcff"): A, stamp(2): A})
+    DigestCache([directory]).remember({stamp(1, "/\udcff"): A, stamp(2): A})
 
     assert set(remembered(directory)) == {stamp(2)}
 
 
-def test_a_memory_that_stays_locked_is_given_up(directory, monkeypatch):
-    Memory([directory]).remember({stamp(1): A})
-    monkeypatch.setattr(memory, "_LOCK_WAIT_S", 0.0)
+def test_a_cache_that_stays_locked_is_given_up(directory, monkeypatch):
+    DigestCache([directory]).remember({stamp(1): A})
+    monkeypatch.setattr(digest_cache, "_LOCK_WAIT_S", 0.0)
     with (directory / ".digests.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        Memory([directory]).remember({stamp(2): A})
+        DigestCache([directory]).remember({stamp(2): A})
         assert remembered(directory) == {stamp(1): A}
 
 
 def test_one_hashes_at_a_time(directory, monkeypatch):
-    monkeypatch.setattr(memory, "_HASHING_POLL_S", 0.001)
-    first, second = Memory([directory]), Memory([directory])
+    monkeypatch.setattr(digest_cache, "_HASHING_POLL_S", 0.001)
+    first, second = DigestCache([directory]), DigestCache([directory])
     begun, order = threading.Event(), []
 
     def wait():
@@ -251,27 +251,32 @@ def test_one_hashes_at_a_time(directory, monkeypatch):
 def test_who_is_stopped_does_not_wait_to_hash(directory):
     stop = threading.Event()
     stop.set()
-    with Memory([directory]).hashing(threading.Event()), Memory([directory]).hashing(stop) as alone:
+    with (
+        DigestCache([directory]).hashing(threading.Event()),
+        DigestCache([directory]).hashing(stop) as alone,
+    ):
         assert not alone
 
 
-def test_a_file_system_without_locks_lets_everybody_hash(directory, monkeypatch):
+def test_a_file_system_without_locks_remembers_nothing_and_lets_everybody_hash(
+    directory, monkeypatch
+):
     def refuse(*_):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    found = Memory([directory])
+    found = DigestCache([directory])
     with found.hashing(threading.Event()) as is_alone:
         assert is_alone
     found.remember({stamp(1): A})
 
-    assert remembered(directory) == {stamp(1): A}
+    assert not (directory / ".digests").exists()
 
 
-def test_a_large_memory_is_read_and_written_fast(directory):
-    entries = {stamp(number): A for number in range(memory._MAX_ENTRIES)}
+def test_a_large_cache_is_read_and_written_fast(directory):
+    entries = {stamp(number): A for number in range(digest_cache._MAX_ENTRIES)}
     begin_s = time.perf_counter()
-    Memory([directory]).remember(entries)
-    assert len(remembered(directory)) == memory._MAX_ENTRIES
+    DigestCache([directory]).remember(entries)
+    assert len(remembered(directory)) == digest_cache._MAX_ENTRIES
 
     assert time.perf_counter() - begin_s < 5

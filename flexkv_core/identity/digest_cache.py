@@ -7,14 +7,11 @@
 Anything that is not as we would have written it counts as empty, and costs hashing again.
 """
 
-import fcntl
 import logging
 import os
-import stat
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -22,8 +19,9 @@ import msgspec
 from flexkv_core.checked_text import pack_text, unpack_text
 from flexkv_core.identity.hashing import Digests
 from flexkv_core.identity.stamps import Stamp
+from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, until
 
-__all__ = ["Memory"]
+__all__ = ["DigestCache"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +32,9 @@ _MAGIC = b"FLEXKVD1"
 _MAX_ENTRIES = 4096
 _MAX_BYTES = 4 * 2**20
 
-_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LOCK_WAIT_S = 10.0
 """The file is locked for milliseconds."""
 
-_LOCK_POLL_S = 0.01
 _HASHING_POLL_S = 0.5
 
 
@@ -47,7 +43,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     """The latest used last."""
 
 
-class Memory:
+class DigestCache:
     """Digests by stamp, in the first directory that can be written to; without one, in none.
 
     A digest is of the file that has exactly its stamp: whoever finds another stamp there has to
@@ -85,7 +81,7 @@ class Memory:
             return
         path = self._folder / _NAME
         try:
-            with _held(path.with_name(path.name + ".lock"), _patience(_LOCK_WAIT_S)) as is_held:
+            with hold_lock(path.with_name(path.name + ".lock"), until(_LOCK_WAIT_S)) as is_held:
                 if is_held:
                     self._digests = _merge(path, used)
         except OSError as error:
@@ -102,16 +98,16 @@ class Memory:
         """
         if self._folder is None:
             return nullcontext(enter_result=True)
-        return _held(self._folder / _HASHING, lambda: stop.wait(_HASHING_POLL_S))
+        return hold_lock(self._folder / _HASHING, lambda: stop.wait(_HASHING_POLL_S))
 
 
 def _is_usable(folder: Path) -> bool:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(_open_lock(folder / _HASHING))
+        with hold_lock(folder / _HASHING, gives_up=lambda: True):
+            return True
     except OSError:
         return False
-    return True
 
 
 def _merge(path: Path, used: Mapping[Stamp, Digests]) -> dict[Stamp, Digests]:
@@ -134,9 +130,9 @@ def _pack(entries: list[tuple[Stamp, Digests]]) -> bytes:
 def _read(path: Path) -> dict[Stamp, Digests]:
     """Return what is remembered; nothing if there is no such file of ours, or it is damaged."""
     try:
-        fd = os.open(path, os.O_RDONLY | _FLAGS)
+        fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
         with os.fdopen(fd, "rb") as file:
-            content = file.read(_MAX_BYTES) if _is_ours(fd) else b""
+            content = file.read(_MAX_BYTES) if is_own_file(fd) else b""
     except OSError:
         return {}
     found = unpack_text(_MAGIC, content, _Content)
@@ -147,58 +143,10 @@ def _replace(path: Path, content: bytes) -> None:
     """Write a file anew. Not flushed: a crash may cost it, and its checksum says so."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE_FLAGS, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(content)
     new.replace(path)
-
-
-@contextmanager
-def _held(path: Path, wait: Callable[[], bool]) -> Iterator[bool]:
-    """Hold a lock file, or none if `wait`, which is called until it is free, gave up."""
-    fd = _open_lock(path)
-    try:
-        is_held = _try_lock(fd)
-        while not is_held and not wait():
-            is_held = _try_lock(fd)
-        yield is_held
-    finally:
-        with suppress(OSError):
-            # To close it is not enough: a child that was forked meanwhile has it open, too.
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
-
-
-def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
-
-
-def _try_lock(fd: int) -> bool:
-    """Take a lock if it is free; a file system without locks has nothing but free ones."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Two would hash the same file, or forget what the other has hashed: that costs time only.
-        return True
-    return True
-
-
-def _patience(seconds: float) -> Callable[[], bool]:
-    """Return what waits a moment, and tells whether `seconds` are over."""
-    end_s = time.monotonic() + seconds
-
-    def wait() -> bool:
-        time.sleep(_LOCK_POLL_S)
-        return time.monotonic() > end_s
-
-    return wait
-
-
-def _is_ours(fd: int) -> bool:
-    found = os.fstat(fd)
-    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _is_text(path: str) -> bool:
