@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from flexkv_core.block.layout import Column
-from flexkv_core.block.namespace import Namespace
 from flexkv_core.cli import ls, slab_reader, verify
 from flexkv_core.cli.main import main
 from flexkv_core.data.tiers.ssd.format import (
@@ -22,32 +21,24 @@ from flexkv_core.data.tiers.ssd.format import (
     column_identity,
     slot_bytes,
 )
+from flexkv_core.testing import namespaces
 
 CELL_BYTES = 2 * PAGE_BYTES
 
 
 def make_namespace(**changes):
+    """Return the namespace of a model of a size that users have."""
     fields = {
         "model": "hub:org/model@0123456789abcdef0123456789abcdef01234567",
-        "weight_version": "",
-        "weight_quantization": "",
-        "kv_cache_dtype": "bfloat16",
-        "kv_scales": "",
-        "overrides": "",
         "num_layers": 32,
         "num_kv_heads": 8,
         "key_head_size": 128,
         "value_head_size": 128,
-        "draft_model": "",
-        "num_draft_layers": 0,
         "block_tokens": 64,
-        "block_format": "cells",
-        "block_format_version": 1,
         "cell_heads": 4,
         "cell_layers": 32,
-        "user": "",
     }
-    return Namespace(**fields | changes)
+    return namespaces.make_namespace(**fields | changes)
 
 
 def make_key(number):
