@@ -238,7 +238,7 @@ def test_engines_that_start_at_once_share_a_generation(generations, monkeypatch)
     write = _Settling(monkeypatch)
     assert first.resume("a") is second.resume("b") is None
     write.goes_on()
-    assert first._settle(*write.calls[0]) == second._settle(*write.calls[1]) == ["a"]
+    assert first._record_all(*write.calls[0]) == second._settle(*write.calls[1]) == ["a"]
 
 
 def test_of_engines_that_are_reset_at_once_the_last_wins(generations, folders, monkeypatch):
@@ -247,8 +247,8 @@ def test_of_engines_that_are_reset_at_once_the_last_wins(generations, folders, m
     write = _Settling(monkeypatch)
     assert first.begin("a") is second.begin("b") is None
     write.goes_on()
-    assert first._settle(*write.calls[0]) == ["a"]
-    assert second._settle(*write.calls[1]) == ["b"]
+    assert first._record_all(*write.calls[0]) == ["a"]
+    assert second._record_all(*write.calls[1]) == ["b"]
     assert said(folders[0]) == said(folders[1]) == Generation(3, "b")
 
 
@@ -339,7 +339,7 @@ class _Settling:
     def __init__(self, monkeypatch):
         self.calls = []
         self._patch = monkeypatch
-        monkeypatch.setattr(Generations, "_settle", lambda _, *arguments: self.note(arguments))
+        monkeypatch.setattr(Generations, "_record_all", lambda _, *arguments: self.note(arguments))
 
     def note(self, arguments):
         self.calls.append(arguments)
