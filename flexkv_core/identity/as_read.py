@@ -185,7 +185,7 @@ class Judge:
                 doubt.
         """
         if found.reference is not None:
-            reason = self._why_not_there(f"the revision in {found.reference.path}", found.reference)
+            reason = self._why_newer(f"the revision in {found.reference.path}", found.reference)
             if reason is not None:
                 return reason
         proven = {file for file in found.files if _is_proven(file, digests.get(file.stamp))}
@@ -197,7 +197,7 @@ class Judge:
         return reason
 
     def _why_not_file(self, file: FoundFile, *, is_proven: bool) -> str | None:
-        reason = self._why_not_there(file.name, file.stamp)
+        reason = self._why_newer(file.name, file.stamp)
         if reason is not None and not is_proven:
             return reason
         for link in file.links:
@@ -205,16 +205,16 @@ class Judge:
             # link to an old file, for a commit that shares files with another; but such a link may
             # have been redirected by someone else, so in that case nothing outlives this run.
             is_fetched = reason is not None and _is_of_hub(link, file)
-            reason_of_link = self._why_not_there(f"the link {link.path}", link)
+            reason_of_link = self._why_newer(f"the link {link.path}", link)
             if reason_of_link is not None and not is_fetched:
                 return reason_of_link
         return None
 
     def _why_not_folders(self, folders: Iterable[Stamp]) -> str | None:
-        reasons = (self._why_not_there(f"the folder {it.path}", it) for it in folders)
+        reasons = (self._why_newer(f"the folder {it.path}", it) for it in folders)
         return next(filter(None, reasons), None)
 
-    def _why_not_there(self, what: str, stamp: Stamp) -> str | None:
+    def _why_newer(self, what: str, stamp: Stamp) -> str | None:
         """Return why something may have changed since the engine's start; None if it cannot."""
         if not stamp.is_telling:
             return f"the file system keeps no time of {what}: copy the model to another"

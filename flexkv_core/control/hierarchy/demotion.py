@@ -74,7 +74,7 @@ class Demoter:
                 if not there yet.
         """
         if not num_touched:
-            self._use(keys)
+            self._count_use(keys)
         num_known = self._manager.lookup(keys, tier=self._tier).num_known
         num_held = max(num_known, num_admitted)
         num_wanted = self._admission.touch(
@@ -138,7 +138,7 @@ class Demoter:
         num_held = self._manager.lookup(keys, tier=self._tier).num_known
         self._recorder.add("demotion_skipped_blocks", max(0, num_wanted - num_held))
 
-    def _use(self, keys: Sequence[BlockKey]) -> None:
+    def _count_use(self, keys: Sequence[BlockKey]) -> None:
         """Count a use of the tier's blocks, even if host memory serves them: keep what is used."""
         lease = self._manager.hold(RequestId("admission"), keys, tier=self._tier)
         if lease is not None:

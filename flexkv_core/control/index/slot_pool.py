@@ -58,8 +58,8 @@ class SlotPool:
         start = len(self._retired) - num_bytes
         self._free += self._retired[start:]
         del self._retired[start:]
-        num_created_end = num_created + num_more - num_bytes // SLOT_BYTES
-        self._free += array("q", range(num_created, num_created_end)).tobytes()
+        end = num_created + num_more - num_bytes // SLOT_BYTES
+        self._free += array("q", range(num_created, end)).tobytes()
 
     def free_slots(self) -> bytes:
         """Return every free slot, for checks."""
