@@ -1,4 +1,4 @@
-"""Small values in files: JSON behind a magic number, its length and its checksum."""
+"""Small values in files: JSON after a magic number, its length and its checksum."""
 
 import struct
 from typing import TypeVar
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def pack_text(magic: bytes, value: msgspec.Struct) -> bytes:
-    """Return `value` in JSON, behind a magic number, its length and its checksum."""
+    """Return `value` in JSON, after a magic number, its length and its checksum."""
     text = msgspec.json.encode(value)
     return _PREFIX.pack(magic, len(text), xxh3_64_intdigest(text)) + text
 

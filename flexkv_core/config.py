@@ -1,4 +1,4 @@
-"""What a user can set. Nothing changes a `CacheConfig` after it was parsed."""
+"""All options of a user. A `CacheConfig` never changes after parsing."""
 
 import difflib
 import os
@@ -26,55 +26,55 @@ _MAX_STAGING_MB = 65536
 _MAX_NAME = 256
 _MAX_DIRECTORIES = 256
 _MAX_PATHS = 4096
-"""Letters of a path, or of a text with several."""
+"""Characters of a path, or of a text with several."""
 
 _MAX_OPTION = 64
-"""Letters of an option's name that can be a misspelling of ours."""
+"""Characters of an unknown option's name that may still be a misspelling of ours."""
 
 _MIN_LIKENESS = 0.75
 _OTHER_SEPARATOR = re.compile(r"[,:|&\s]\s*[/~]")
-"""What ends one path and begins the next in other lists of paths; spaces around ; are fine."""
+"""Separators between paths in other programs' lists; spaces around ; are fine."""
 
 _Size = Annotated[float, Meta(gt=0, le=_MAX_GB)]
 _Name = Annotated[str, Meta(pattern=r"\A[^\ud800-\udfff]*\Z", max_length=_MAX_NAME)]
-"""Text that has a form in UTF-8: digests are made of it."""
+"""Text that can be encoded in UTF-8, since it goes into digests."""
 
 _Path = Annotated[str, Meta(max_length=_MAX_PATHS)]
 _Paths = Annotated[tuple[_Path, ...], Meta(max_length=_MAX_DIRECTORIES)]
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All options, with their defaults. Names that FlexKV's users know mean the same here.
+    """All options, with their defaults. Options named as in FlexKV mean the same here.
 
-    In a file or the engine's own place for options, null and "" stand for the default; an empty
+    In a file or the engine's own options, null and "" stand for the default; an empty environment
     variable is ignored.
     """
 
     cpu_cache_gb: _Size | None = None
     """Host memory for blocks in GiB, for all ranks of a server on one node together; None sizes it
-    from the memory that is free (`host_memory.default_cache_bytes`)."""
+    by the free memory (`host_memory.default_cache_bytes`)."""
 
     ssd_cache_gb: Annotated[float, Meta(ge=0, le=_MAX_GB)] | None = None
-    """Room for blocks on SSD in GiB, for an engine: all its ranks and directories together; None
-    for no SSD tier. As in FlexKV, 0 is no SSD tier either, whatever is said of its directories."""
+    """Space for blocks on SSD in GiB, for all ranks and directories of an engine together; None for
+    no SSD tier. As in FlexKV, 0 also means no SSD tier, even if directories are set."""
 
     ssd_cache_dir: _Path | _Paths | None = None
     """Directories of the SSD tier, one or more: a list, or text with `;` between them."""
 
     ssd_directory_cap_gb: _Size | None = None
-    """Most that all engines together may leave in one of these directories, in GiB; None limits
+    """Most that all engines together may store in one of these directories, in GiB; None limits
     only what earlier engines left behind."""
 
     promotion_timeout_s: Annotated[float, Meta(ge=0, le=_MAX_WAIT_S)] = 5.0
-    """Seconds that a request waits at most for blocks to come from SSD; 0 never waits."""
+    """The longest that a request waits for blocks from SSD, in seconds; 0 never waits."""
 
     block_tokens: Annotated[int, Meta(ge=1, le=_MAX_BLOCK_TOKENS)] | None = None
     """Tokens in a block, the unit of reuse: a multiple of the engine's own page; None takes 64, or
-    what is near it in whole pages."""
+    a number near it that is a multiple."""
 
     block_format: Literal["cells", "native"] = "cells"
-    """How blocks are stored: as cells, which every engine reads, or, in SGLang, as its pages are in
-    memory: nothing is converted or copied on the way, and nobody else can read them."""
+    """How blocks are stored: as cells, which every engine reads, or, in SGLang, in the layout of
+    its pages: nothing is converted or copied on the way, but no other engine can read them."""
 
     eviction_policy: Literal["lru", "s3fifo"] = "lru"
 
@@ -82,38 +82,38 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The user's own keyspace: engines that set different ones share no block."""
 
     weight_version: _Name = ""
-    """The user's name for the weights. Blocks saved under it are found again after the engine was
-    told to change its weights in place; without one they are not."""
+    """The user's name for the weights. Blocks saved under it after the engine was told to change
+    its weights in place are found again by later engines; without a name they are not."""
 
     trust_weight_version: bool = False
-    """Believe that `weight_version` alone tells the weights apart, and read none of their files."""
+    """Trust `weight_version` alone to tell the weights apart, and read none of their files."""
 
     media_ids_are_hashes: bool = False
     """Clients send no `uuid` with their media, so that identifiers are hashes of content: only then
-    do blocks behind media leave the process."""
+    are blocks that contain or follow media stored outside the process."""
 
     max_tp: Annotated[int, Meta(ge=1, le=_MAX_TP)] | None = None
     """Largest tensor-parallel degree among the engines that share blocks; None: this engine's."""
 
     load_async: bool = True
-    """Load while other requests run, instead of within the engine's step."""
+    """Load in the background while other requests run, not within the engine's step."""
 
     min_load_tokens: Annotated[int, Meta(ge=0, le=_MAX_TOKENS)] = 0
     """A hit of fewer tokens is recomputed; 0 loads every hit of one block or more."""
 
     copy_threads: Annotated[int, Meta(ge=1, le=_MAX_THREADS)] | None = None
-    """Threads that copy between engine pages and host memory on CPU engines; None decides by the
+    """Threads that copy between engine pages and host memory on CPU engines; None chooses by the
     number of cores."""
 
     use_hugepage_cpu_buffer: bool = False
-    """Ask the kernel for huge pages under the host tier."""
+    """Use huge pages for the host tier."""
 
     enable_gpu: bool = False
-    """Serve engines whose KV is on a GPU; off by default as long as no GPU has run it."""
+    """Serve engines whose KV is on a GPU; off by default as long as it has not run on a GPU."""
 
     gpu_staging_mb: Annotated[float, Meta(gt=0, le=_MAX_STAGING_MB)] | None = None
-    """Memory of each GPU in MiB through which blocks pass on their way; None takes what a step of
-    the engine computes and a quarter more, or less where little is free."""
+    """Staging memory on each GPU in MiB; None takes the blocks that a step of the engine computes
+    and a quarter more, or less if little is free."""
 
     @property
     def cpu_cache_bytes(self) -> int | None:
@@ -137,7 +137,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def ssd_directories(self) -> tuple[Path, ...]:
-        """`ssd_cache_dir` one by one, each once, `~` expanded; empty for no SSD tier."""
+        """The distinct directories of `ssd_cache_dir`, `~` expanded; empty for no SSD tier."""
         written = () if self.ssd_cache_gb == 0 else self.ssd_cache_dir or ()
         names = written.split(";") if isinstance(written, str) else written
         named = [Path(name.strip()).expanduser() for name in names if name.strip()]
@@ -175,13 +175,13 @@ _EXPECTED: Mapping[str, str] = {
 
 
 def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
-    """Return the configuration that `layers` say together, each above those before it.
+    """Return the configuration of all `layers`; each overrides those before it.
 
     Values may be text, as environment variables are: "0.5", "64", "true", "1". None and "" give
-    an option its default, also where an earlier layer has set it.
+    an option its default, even if an earlier layer has set it.
 
     Raises:
-        ConfigError: If an option is unknown, its value cannot be used, or it contradicts another;
+        ConfigError: An option is unknown, its value cannot be used, or it contradicts another;
             one sentence, however long the value.
     """
     merged: dict[str, object] = {}
@@ -189,42 +189,42 @@ def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
         merged |= layer
     for option in merged:
         check_option(option)
-    said = {name: value for name, value in merged.items() if value is not None and value != ""}
-    for option, value in said.items():
+    values = {name: value for name, value in merged.items() if value is not None and value != ""}
+    for option, value in values.items():
         _check_value(option, value)
-    ours = {name: value for name, value in said.items() if name in _EXPECTED}
+    ours = {name: value for name, value in values.items() if name in _EXPECTED}
     config = msgspec.convert(ours, CacheConfig, strict=False)
     _check_ssd(config)
-    _check_enable_ssd(said.get("enable_ssd"), config)
+    _check_enable_ssd(values.get("enable_ssd"), config)
     _check_gpu(config)
     _check_weight_version(config)
     return config
 
 
 def check_option(option: str, spell: Callable[[str], str] = str) -> None:
-    """Refuse an option that neither we nor FlexKV know.
+    """Reject an unknown option.
 
     Args:
         option: Its name.
-        spell: How the place where it was set spells the name of an option.
+        spell: Spells the name of an option as in the place where it was set.
 
     Raises:
-        ConfigError: If it is unknown: names the one that is meant, or all.
+        ConfigError: Neither we nor FlexKV know it; suggests the likely one, or lists all.
     """
     if option in _EXPECTED or option in UPSTREAM_OPTIONS:
         return
-    meant = _meant(option) if len(option) <= _MAX_OPTION else None
+    likely = _likely_option(option) if len(option) <= _MAX_OPTION else None
     advice = (
-        f"did you mean {spell(meant)}?"
-        if meant
+        f"did you mean {spell(likely)}?"
+        if likely
         else f"expected one of {', '.join(spell(known) for known in _EXPECTED)}"
     )
     msg = f"unknown option {clipped(spell(option))}: {advice}"
     raise ConfigError(msg)
 
 
-def _meant(option: str) -> str | None:
-    """Return what `option` is a misspelling of, never a switch of another meaning."""
+def _likely_option(option: str) -> str | None:
+    """Return the option that `option` misspells, never one of another meaning."""
     words = re.split(r"[\W_]+", option.lower())
     for known in _EXPECTED:
         known_words = known.split("_")
@@ -236,14 +236,14 @@ def _meant(option: str) -> str | None:
 
 
 def _is_misspelled(word: str, known: str) -> bool:
-    """Tell whether `word` is `known` or a slip in it: `cpu` is not `gpu`, nor `sync` `async`."""
+    """Return whether `word` is `known` or a typo of it: `cpu` is not `gpu`, nor `sync` `async`."""
     likeness = difflib.SequenceMatcher(None, word, known).ratio()
     is_like = word[:1] == known[:1] and likeness >= _MIN_LIKENESS
     return is_like or sorted(word) == sorted(known)
 
 
 def _check_value(option: str, value: object) -> None:
-    """Refuse a `value` that is not what `option` takes."""
+    """Reject a `value` that `option` does not accept."""
     if option in UPSTREAM_OPTIONS:
         reason = why_not(option, value)
     elif _takes(option, value):
@@ -280,7 +280,7 @@ def _check_weight_version(config: CacheConfig) -> None:
 
 
 def _check_ssd(config: CacheConfig) -> None:
-    """Refuse half an SSD tier, and directories that depend on where the engine was started."""
+    """Reject an incomplete SSD tier, and directories that depend on where the engine starts."""
     if config.ssd_cache_gb == 0:
         return
     _check_paths(config)
@@ -295,7 +295,7 @@ def _check_ssd(config: CacheConfig) -> None:
 
 
 def _check_paths(config: CacheConfig) -> None:
-    """Refuse what is no path, or several to its author."""
+    """Reject values that are no path, or that their author meant as several."""
     written = config.ssd_cache_dir
     names = written.split(";") if isinstance(written, str) else ()
     if any(_OTHER_SEPARATOR.search(name.strip()) for name in names):
@@ -317,7 +317,7 @@ def _check_paths(config: CacheConfig) -> None:
 
 
 def _is_path(directory: Path) -> bool:
-    """Tell whether it is the same wherever the engine was started, and the system can open it."""
+    """Return whether a path is absolute, and one that the system can open."""
     try:
         return directory.is_absolute() and b"\0" not in os.fsencode(directory)
     except UnicodeEncodeError:
@@ -325,7 +325,7 @@ def _is_path(directory: Path) -> bool:
 
 
 def _check_enable_ssd(switch: object, config: CacheConfig) -> None:
-    """Refuse FlexKV's own switch of the tier where it contradicts the size."""
+    """Reject FlexKV's own switch of the tier if it contradicts the size."""
     if switch is None or is_on(switch) == (config.ssd_cache_bytes is not None):
         return
     if is_on(switch):

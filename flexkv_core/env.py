@@ -2,12 +2,12 @@
 
     FLEXKV_CONFIG_PATH   a YAML or JSON file of options
     FLEXKV_<OPTION>      one option, such as FLEXKV_CPU_CACHE_GB=16; an empty value sets nothing
-    HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   where models from the hub lie on this machine
+    HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   where models from the hub are on this machine
 
     FLEXKV_ENGINE_STARTED   when the engine started; we set it ourselves, for the engine's processes
 
-Any other FLEXKV_* variable is a mistake, but for two kinds that others own: what SGLang reads
-itself, and what Kubernetes sets in every container once a service's name begins with "flexkv".
+Any other FLEXKV_* variable is a mistake, except for two kinds: those that SGLang reads itself, and
+those that Kubernetes sets in every container if a service's name begins with "flexkv".
 """
 
 import math
@@ -41,7 +41,7 @@ _SGLANG_VARIABLES = frozenset(
     {"FLEXKV_ENABLE_LAYERWISE_TRANSFER", "FLEXKV_LAYERWISE_EVENTFD_CONNECT_MAX_RETRIES"}
 )
 _START_FIELD = 19
-"""Of /proc/self/stat, counted behind the name: ticks between the machine's start and ours."""
+"""Field of /proc/self/stat, counted after the name: ticks from the machine's start to ours."""
 
 _KUBERNETES_NAME = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -53,13 +53,13 @@ class Layer(NamedTuple):
     """Options from one place; values are as they were written."""
 
     source: str
-    """For a person."""
+    """For people."""
 
     options: Mapping[str, object]
 
 
 def read_environment() -> Mapping[str, object]:
-    """Return the options of the configuration file, overlaid by those of the environment.
+    """Return the options of the configuration file, overridden by those of the environment.
 
     Values are as they were written: `config.parse_config` checks them.
 
@@ -73,10 +73,10 @@ def read_environment() -> Mapping[str, object]:
 
 
 def read_layers() -> tuple[Layer, Layer]:
-    """Return the options of the configuration file, and those of the environment above it.
+    """Return the options of the configuration file, and those of the environment, which override.
 
     Raises:
-        ConfigError: If a variable is unknown, or the file cannot be read or is not a mapping.
+        ConfigError: A variable is unknown, or the file cannot be read or is not a mapping.
     """
     variables = {
         name: value
@@ -104,22 +104,22 @@ def hub_cache_folder() -> Path:
 
 
 def mark_engine_start() -> None:
-    """Let this process and those that it starts know when the engine started: now, if it has not.
+    """Record for this process and its children that the engine starts now, unless it already has.
 
-    Call it in every process of an engine, before that reads anything of the model: the first one
-    reads the configuration before it starts those that read the weights, and what was changed in
-    between was read by halves.
+    Call it in every process of an engine, before that process reads anything of the model: the
+    first one reads the configuration before it starts those that read the weights, so a model
+    changed in between was read half old, half new.
     """
     if parent_process() is None and _marked_s(os.getpid()) is None:
         os.environ[_ENGINE_STARTED] = f"{os.getpid()}:{time.time()!r}"
 
 
 def engine_start_s() -> float:
-    """Return when the first process of this engine started to, on the clock of the wall.
+    """Return when the first process of this engine started, in wall-clock time.
 
-    An engine's processes are Python's own children of each other, which believe what the first has
-    marked. Any other process is the first of its engine, whoever has started it. Without a mark,
-    the engine is as old as this process.
+    An engine's processes are children of one another by Python's multiprocessing, and trust the
+    mark of the first. Any other process is the first of its engine, no matter what started it.
+    Without a mark, the engine is as old as this process.
     """
     if parent_process() is None:
         marked_s = _marked_s(os.getpid())
@@ -129,7 +129,7 @@ def engine_start_s() -> float:
 
 
 def _marked_s(pid: int | None) -> float | None:
-    """Return what process `pid`, or any for None, has marked as the engine's start."""
+    """Return the engine's start as marked by process `pid`, or by any if None."""
     marker, _, text = os.environ.get(_ENGINE_STARTED, "").partition(":")
     if pid is not None and marker != str(pid):
         return None
@@ -145,22 +145,22 @@ def _process_start_s() -> float:
         stat = Path("/proc/self/stat").read_text("utf-8", "replace")
     except OSError:
         return time.time()
-    # The name of the process stands in brackets and may hold anything.
+    # The name of the process is in brackets and may contain anything.
     after_name = stat.rpartition(")")[2].split()
-    # At the end of that tick: nothing is read within it, but files may have been written before.
+    # The end of that tick: we read nothing within it, but files may have been written in it.
     started_s = (int(after_name[_START_FIELD]) + 1) / os.sysconf("SC_CLK_TCK")
     return time.time() - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
 def _is_foreign(name: str, value: str) -> bool:
-    """Tell whether a variable with our prefix belongs to somebody else."""
+    """Return whether a variable with our prefix is not one of our options."""
     if name == _ENGINE_STARTED or name in _SGLANG_VARIABLES or _KUBERNETES_NAME.fullmatch(name):
         return True
     return name.endswith("_PORT") and _KUBERNETES_ADDRESS.fullmatch(value) is not None
 
 
 def _read_file(path: str) -> Mapping[str, object]:
-    """Return the options in a file; a file without any is fine."""
+    """Return the options in a file; it may be empty."""
     try:
         return read_options(Path(path).expanduser())
     except (OSError, RuntimeError) as error:
@@ -168,6 +168,6 @@ def _read_file(path: str) -> Mapping[str, object]:
             f"cannot be read: {getattr(error, 'strerror', error)}; expected a YAML or JSON file"
         )
     except ValueError as error:
-        reason = f"is no file of options: {clipped(' '.join(str(error).split()))}"
+        reason = f"is not a file of options: {clipped(' '.join(str(error).split()))}"
     msg = f"{_CONFIG_PATH} is {clipped(path)}, which {reason}"
     raise ConfigError(msg)

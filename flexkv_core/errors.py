@@ -5,13 +5,13 @@
       LayoutError(ValueError)             tensors do not have the promised geometry
       TokenError(ValueError)              token ids that no block key can be made of
       UnsupportedEngineError(ImportError) an engine that is missing, too old or too new
-      BrokenPromiseError(RuntimeError)    an engine counts on a load and cannot be told it failed
+      BrokenPromiseError(RuntimeError)    a load failed, and the engine has no way to be told
       LeaseError(RuntimeError)            a lease or reservation used after its end
       IntegrityError(RuntimeError)        `check_integrity` found a broken invariant: a bug of ours
       TierError(OSError)                  a tier that cannot serve; carries `tier`
 
-What is expected to happen is a value and never raised: a miss, no room, not ready yet, a block
-that failed its checksum, a read that came too late.
+Expected outcomes are values and never raised: a miss, no room, not ready yet, a block that failed
+its checksum, a read that came too late.
 """
 
 from typing_extensions import override
@@ -34,7 +34,7 @@ class FlexKVError(Exception):
 
 
 class ConfigError(FlexKVError, ValueError):
-    """A configuration that cannot be used: what was got, what was expected, what to do."""
+    """A configuration that cannot be used: what was given, what was expected, what to do."""
 
 
 class LayoutError(FlexKVError, ValueError):
@@ -42,7 +42,7 @@ class LayoutError(FlexKVError, ValueError):
 
 
 class TokenError(FlexKVError, ValueError):
-    """Token ids that do not say what a block holds."""
+    """Token ids that do not identify the content of a block."""
 
 
 class UnsupportedEngineError(FlexKVError, ImportError):
@@ -50,7 +50,7 @@ class UnsupportedEngineError(FlexKVError, ImportError):
 
 
 class BrokenPromiseError(FlexKVError, RuntimeError):
-    """Pages that an engine counts on cannot be filled, and it has no way to be told."""
+    """Pages that an engine relies on cannot be filled, and it has no way to be told."""
 
 
 class LeaseError(FlexKVError, RuntimeError):

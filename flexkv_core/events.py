@@ -1,4 +1,4 @@
-"""What became findable and what left, for routers that follow a fleet's caches. A leaf."""
+"""Events of blocks stored and removed, for routers that track a fleet's caches. A leaf."""
 
 from collections.abc import Sequence
 
@@ -37,11 +37,10 @@ CacheEvent = BlocksStored | BlocksRemoved | CacheCleared
 
 
 class EventLog:
-    """Events in the order they happened, until somebody takes them.
+    """Events in the order they happened, until they are taken.
 
-    Bounded: when `limit` events wait, all of them give way to one `CacheCleared`, which tells a
-    follower that it knows nothing, instead of letting it believe what is no longer true. What is
-    stored afterwards is told again as usual.
+    Bounded: when `limit` events wait, one `CacheCleared` replaces them all, so that a router starts
+    from nothing instead of believing what is no longer true. Later events follow as usual.
     """
 
     def __init__(self, limit: int = 100_000) -> None:

@@ -1,7 +1,7 @@
-"""What others wrote, for a message or a log: short, in printable ASCII. A leaf.
+"""Excerpts of untrusted text for messages and logs: short, in printable ASCII. A leaf.
 
-Values come from clients and files, so neither their size nor their letters may matter: only the
-beginning of a value is looked at, and no letter reaches a terminal that could command it.
+Values come from clients and files, so neither their size nor their characters may do harm: only the
+beginning of a value is read, and no control character reaches a terminal.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,13 @@ __all__ = ["clipped", "excerpt"]
 _VALUE_CHARACTERS = 80
 _TEXT_CHARACTERS = 240
 _MAX_BITS = 256
-"""Of an integer that is written out; the time that it takes grows faster than the number."""
+"""The longest integer that is written out: the time for it grows faster than its length."""
 
 
 def excerpt(value: object) -> str:
-    """Return how Python writes the beginning of a JSON-like `value`: 80 characters at most.
+    """Return the beginning of the Python repr of a JSON-like `value`: at most 80 characters.
 
-    Cost: that of the letters, whatever the size or depth of `value`.
+    Cost: that of the characters returned, whatever the size or depth of `value`.
     """
     written = ""
     for piece in _pieces(value):
@@ -30,18 +30,18 @@ def excerpt(value: object) -> str:
 def clipped(text: str) -> str:
     """Return the first 240 characters of `text`, with all but printable ASCII escaped."""
     written = "".join(
-        letter if " " <= letter <= "~" else ascii(letter)[1:-1]
-        for letter in text[: _TEXT_CHARACTERS + 1]
+        character if " " <= character <= "~" else ascii(character)[1:-1]
+        for character in text[: _TEXT_CHARACTERS + 1]
     )
     return written if len(written) <= _TEXT_CHARACTERS else _cut(written, _TEXT_CHARACTERS)
 
 
-def _cut(written: str, num_letters: int) -> str:
-    return written[: num_letters - 3] + "..."
+def _cut(written: str, num_characters: int) -> str:
+    return written[: num_characters - 3] + "..."
 
 
 def _pieces(value: object) -> Iterator[str]:
-    """Yield how `value` is written; the caller stops, and with it everything that is open here."""
+    """Yield the repr of `value` piece by piece; the caller may stop at any piece."""
     if isinstance(value, Mapping):
         yield "{"
         for number, (key, item) in enumerate(value.items()):

@@ -1,4 +1,4 @@
-"""Every number the cache counts, as one table. A leaf.
+"""All metrics of the cache, as one table. A leaf.
 
 Code adds to a metric by name; an unknown name is a bug that the tests find. Engines' adapters turn
 the table into their own metrics (vLLM: Prometheus through its `/metrics`).
@@ -13,7 +13,7 @@ __all__ = ["METRICS", "Counters", "Metric", "Recorder"]
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One row: what is counted, and in which unit the name ends."""
+    """One row of the table; a name ends in its unit."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -25,11 +25,11 @@ METRICS: Mapping[str, Metric] = {
     for metric in (
         Metric("match_hit_blocks", "counter", "Blocks found ready by a match"),
         Metric("match_miss", "counter", "Matches that found nothing"),
-        Metric("load_tokens", "counter", "Tokens given back to the engine instead of recomputed"),
-        Metric("ssd_load_tokens", "counter", "Those of load_tokens that came from SSD"),
+        Metric("load_tokens", "counter", "Tokens loaded for the engine instead of recomputed"),
+        Metric("ssd_load_tokens", "counter", "The part of load_tokens that came from SSD"),
         Metric("load_bytes", "counter", "Bytes copied into engine pages"),
         Metric("load_seconds", "counter", "Seconds spent copying into engine pages"),
-        Metric("load_failed_blocks", "counter", "Blocks that were offered and could not be loaded"),
+        Metric("load_failed_blocks", "counter", "Blocks that were offered but could not be loaded"),
         Metric("save_tokens", "counter", "Tokens whose KV became findable in the host tier"),
         Metric("save_bytes", "counter", "Bytes copied out of engine pages"),
         Metric("save_seconds", "counter", "Seconds spent copying out of engine pages"),
@@ -47,34 +47,38 @@ METRICS: Mapping[str, Metric] = {
         Metric(
             "promotion_slow_blocks",
             "counter",
-            "Blocks not waited for: computing them is faster than the tier has lately been",
+            "Blocks not waited for: computing them is faster than the tier's recent speed",
         ),
-        Metric("promotion_timeouts", "counter", "Requests that waited for a tier in vain, in part"),
+        Metric(
+            "promotion_timeouts",
+            "counter",
+            "Requests that stopped waiting for a tier before all blocks had arrived",
+        ),
         Metric("promotion_wait_seconds", "counter", "Seconds that requests waited for a tier"),
         Metric("admitted_blocks", "counter", "Blocks chosen to be copied to a lower tier"),
-        Metric("declined_blocks", "counter", "Blocks not worth the wear of a lower tier, by then"),
+        Metric("declined_blocks", "counter", "Blocks not copied to a lower tier: not worth it yet"),
         Metric("demoted_blocks", "counter", "Blocks that became findable in a lower tier"),
         Metric(
             "demotion_skipped_blocks",
             "counter",
-            "Blocks chosen for a lower tier that failed or did not keep up",
+            "Blocks chosen for a lower tier and not copied: it failed or did not keep up",
         ),
         Metric("restored_blocks", "counter", "Blocks of earlier processes that are findable again"),
         Metric("ssd_capacity_blocks", "gauge", "Blocks the SSD tier can hold"),
         Metric("ssd_used_blocks", "gauge", "Blocks in the SSD tier, being written included"),
-        Metric("ssd_off", "gauge", "1 while the SSD tier fails and is left alone"),
+        Metric("ssd_off", "gauge", "1 while the SSD tier is off because it fails"),
         Metric(
             "switches_refused",
             "counter",
-            "Requests that were not cached because what they ask of the cache cannot be read",
+            "Requests that were not cached because their options for the cache cannot be read",
         ),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric(
             "late_results",
             "counter",
-            "Reports that nobody waited for: repeated, or older than a reset",
+            "Unexpected reports of workers: repeated, or from before a reset",
         ),
-        Metric("switched_off", "gauge", "1 after an unexpected error took the connector out"),
+        Metric("switched_off", "gauge", "1 after an unexpected error, with the cache off"),
         Metric("host_capacity_blocks", "gauge", "Blocks the host tier can hold"),
         Metric("host_used_blocks", "gauge", "Blocks in the host tier, being written included"),
         Metric("ssd_read_bytes", "counter", "Bytes read from slabs, headers included"),
@@ -83,7 +87,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("ssd_write_seconds", "counter", "Seconds of all threads in writes to slabs"),
         Metric("ssd_verified_blocks", "counter", "Blocks read from SSD whose checksums were right"),
         Metric("ssd_corrupt_blocks", "counter", "Blocks found changed on SSD, and not used"),
-        Metric("ssd_io_errors", "counter", "Reads and writes of slabs that the system failed"),
+        Metric("ssd_io_errors", "counter", "Reads and writes of slabs that failed"),
         Metric("ssd_recovered_blocks", "counter", "Blocks of earlier processes found on SSD"),
     )
 }

@@ -1,7 +1,7 @@
-"""Reads a file of options: YAML or JSON, without the features that only attacks and mistakes use.
+"""Reads a file of options: YAML or JSON, without features that only attacks and mistakes use.
 
-Whoever can write the file is trusted, but it may be the wrong file: whatever it is, reading it ends
-at once, in options or in an error of one sentence.
+The author of the file is trusted, but it may be the wrong file: whatever it is, reading it ends at
+once, with options or an error of one sentence.
 """
 
 import json
@@ -25,13 +25,13 @@ def read_options(path: Path) -> Mapping[str, object]:
     """Return the options in a file, as they are written; none for an empty one.
 
     Raises:
-        OSError: It cannot be read; `strerror` is for a person.
-        ValueError: It is not a mapping in YAML, or in JSON if its name ends in `.json`, or it says
+        OSError: It cannot be read; `strerror` is for people.
+        ValueError: It is not a mapping in YAML, or in JSON if its name ends in `.json`, or it sets
             something twice.
     """
     text = _read_text(path)
     try:
-        # JSON has a parser of its own: YAML refuses tabs.
+        # JSON needs its own parser: YAML rejects tabs.
         options = _parse_json(text) if path.suffix == ".json" else _parse_yaml(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -40,12 +40,12 @@ def read_options(path: Path) -> Mapping[str, object]:
             f"it holds a {type(options).__name__} at its top level: expected options with their "
             "values, such as 'cpu_cache_gb: 16'"
         )
-        raise ValueError(msg)  # noqa: TRY004 of what is in the file
+        raise ValueError(msg)  # noqa: TRY004 it is about the content of the file
     return options
 
 
 def _read_text(path: Path) -> str:
-    """Read a plain file of a size that options have; nothing else is even waited for."""
+    """Read a small plain file; anything else fails without waiting."""
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "it is not a plain file")
@@ -56,7 +56,7 @@ def _read_text(path: Path) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe without waiting for its other end."""
+    """Open a file; if it is a pipe, without waiting for its other end."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -78,9 +78,9 @@ def _parse_yaml(text: str) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without anchors, aliases, tags and names that are there twice.
+    """YAML without anchors, aliases, tags and repeated names.
 
-    Few lines with aliases are gigabytes once they are written out, and some tags raise anything.
+    A few lines with aliases can expand to gigabytes, and some tags raise arbitrary exceptions.
     """
 
     @override
@@ -88,7 +88,7 @@ class _PlainLoader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
             raise yaml.composer.ComposerError(
-                None, None, "anchors, aliases and tags are not for options", event.start_mark
+                None, None, "anchors, aliases and tags are not allowed", event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -101,7 +101,7 @@ def _once_each(pairs: Iterable[tuple[object, object]]) -> dict[Hashable, Any]:
     """Return names with their values.
 
     Raises:
-        ValueError: A name is there twice: readers of the file do not agree which of them counts.
+        ValueError: A name is set twice: parsers do not agree on which one counts.
     """
     options: dict[Hashable, Any] = {}
     for key, value in pairs:

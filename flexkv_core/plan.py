@@ -1,4 +1,4 @@
-"""What the control plane asks for and what the data plane answers: the only thing both know.
+"""The messages between control plane and data plane: the only thing both know.
 
 The structs are wire-stable msgspec types without tensors, so they travel in any engine's own
 scheduler-to-worker metadata. Nothing here imports torch or numpy.
@@ -27,7 +27,7 @@ __all__ = [
 
 
 SLOT_BYTES = 8
-"""Size of one slot number: slots travel as packed native int64 and never become Python ints."""
+"""Size of one slot number: slots are passed as packed native int64 and never become Python ints."""
 
 
 class EnginePages(msgspec.Struct, frozen=True, tag="pages", array_like=True):
@@ -41,14 +41,14 @@ class EnginePages(msgspec.Struct, frozen=True, tag="pages", array_like=True):
     """Ids in the engine's page table, in token order. The worker reads them and keeps none."""
 
     first_page: int = 0
-    """Pages of the first block that lie before `page_ids[0]`; 0 <= first_page < pages a block."""
+    """Pages of the first block before `page_ids[0]`; 0 <= first_page < pages per block."""
 
 
 class HostSlots(msgspec.Struct, frozen=True, tag="host", array_like=True):
     """Blocks in the host tier, one slot each, in chain order."""
 
     slots: bytes
-    """`SLOT_BYTES` a block: `numpy.frombuffer(slots, numpy.int64)`."""
+    """`SLOT_BYTES` per block: `numpy.frombuffer(slots, numpy.int64)`."""
 
 
 class StoredBlocks(msgspec.Struct, frozen=True, tag="stored", array_like=True):
@@ -67,8 +67,8 @@ Place = EnginePages | HostSlots | StoredBlocks
 class TransferPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Copy `num_blocks` blocks from `source` to `target`.
 
-    A worker never reads a block that the same plan writes, and plans that touch the same block are
-    never in flight together: leases and reservations see to it.
+    A worker never reads a block that the same plan writes, and a block being written is in no other
+    plan in flight: leases and reservations ensure it.
     """
 
     job_id: JobId
@@ -99,13 +99,13 @@ class TransferResult(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     status: Status
     num_blocks: int
-    """Leading blocks of the plan that are entirely good; all of them exactly if OK."""
+    """Leading blocks of the plan that are entirely good; all of them if and only if OK."""
 
     epoch: int = 0
     num_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
-    """One sentence for a person where status is ERROR."""
+    """One sentence for people if status is ERROR."""
 
 
 class StoredKey(msgspec.Struct, frozen=True, array_like=True):
@@ -117,12 +117,12 @@ class StoredKey(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TierReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one owner has to say of its part of a tier that outlives the process."""
+    """One owner's report on its part of a durable tier."""
 
     tier: str
     rank: int
     capacity_blocks: int
-    """Blocks there is room for; falls when the disk gives less than was asked for."""
+    """Blocks there is room for; falls when the disk has less space than configured."""
 
     recovered: list[StoredKey] = []
     """Blocks of earlier processes, found since the last report; parents may come after children."""
@@ -134,19 +134,19 @@ class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     """Changes of `metrics.METRICS` since the last report."""
 
     generation: str = ""
-    """Name of the last `TierOrders.generation` that was carried out, "" for none: what was
-    recovered before a reset counts no more after it."""
+    """The last `TierOrders.generation` that was begun, "" for none: what was recovered before a
+    reset no longer counts after it."""
 
 
 class TierOrders(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workers of one tier are to do, in this order; all but `plans` concerns owners."""
+    """Orders for the workers of one tier, in this order; all but `plans` are for owners only."""
 
     generation: str = ""
-    """Not empty after a reset: forget every block, and keep what comes from now on apart from
-    what was before, under this name."""
+    """Not empty after a reset: forget every block, and begin a generation of this name, apart from
+    all that was stored before."""
 
     gone: list[BlockKey] = []
-    """Blocks that are not in the tier any more."""
+    """Blocks that are no longer in the tier."""
 
     plans: list[TransferPlan] = []
     """Copies between the tier and host memory."""

@@ -1,6 +1,6 @@
 """Files in directories that several processes share: opened safely, checked, and locked.
 
-A lock is advisory (`flock`), so it ends with the process that holds it, however that ends.
+A lock is a `flock`: advisory, and released with the process that holds it, however that ends.
 """
 
 import fcntl
@@ -14,13 +14,13 @@ from pathlib import Path
 __all__ = ["SAFE_FLAGS", "hold_lock", "is_own_file", "try_lock", "until"]
 
 SAFE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-"""For every open: somebody else may have put a link, a pipe or a device under the name."""
+"""For every open: someone else may have put a link, a pipe or a device under the name."""
 
 _POLL_S = 0.01
 
 
 def is_own_file(fd: int) -> bool:
-    """Tell whether an open file is a plain file of this user."""
+    """Return whether an open file is a plain file of this user."""
     found = os.fstat(fd)
     return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
@@ -40,14 +40,15 @@ def try_lock(fd: int) -> bool:
 
 @contextmanager
 def hold_lock(path: Path, gives_up: Callable[[], bool]) -> Iterator[bool]:
-    """Hold the lock file `path`, which is made if it is not there.
+    """Hold the lock file `path`, creating it if it is missing.
 
     Args:
         path: The lock file.
-        gives_up: Waits a moment and tells whether to wait no longer; called while others hold it.
+        gives_up: Waits a moment, then returns whether to stop waiting; called while another process
+            holds the lock.
 
     Yields:
-        Whether it is held: False if `gives_up` said so first.
+        Whether the lock is held: False if `gives_up` returned True first.
 
     Raises:
         OSError: The folder cannot be written to, or its file system has no locks.
@@ -59,7 +60,7 @@ def hold_lock(path: Path, gives_up: Callable[[], bool]) -> Iterator[bool]:
             is_held = try_lock(fd)
         yield is_held
         if is_held:
-            # Closing is not enough: a child that was forked meanwhile has the file open as well.
+            # Closing is not enough: a child forked meanwhile also has the file open.
             fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)

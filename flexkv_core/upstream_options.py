@@ -1,7 +1,7 @@
-"""Options of FlexKV that its users bring along, and what becomes of each here.
+"""Options of FlexKV that its users may still have set, and how each is treated here.
 
-One is accepted where FlexKV, set like that, does nothing that we do not do; what asks for more is
-refused in a sentence that says what to do. Accepted ones change nothing.
+A value is accepted if FlexKV, so configured, does nothing that we do not do, and then has no
+effect. Any other value is rejected in a sentence that says what to do.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +16,7 @@ _ON = frozenset({"1", "true"})
 
 
 class _Upstream(NamedTuple):
-    """What one option may say, and what is said of everything else."""
+    """The accepted values of one option, and the advice for all others."""
 
     as_here: Collection[str] | None
     """Accepted values, in lower case; None accepts any."""
@@ -36,7 +36,7 @@ _SERVER = "there is no cache server here, the cache lives in the engine's proces
 _SETTING_OF_WHAT_IS_OFF = _Upstream(None)
 _NO_TRACE = _Upstream(_OFF, "this version traces nothing: remove it")
 _LOGGING = _Upstream(None)
-"""The engine's own logging settings apply, whatever these say."""
+"""Ignored: the engine's own logging settings apply."""
 
 UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
     "tokens_per_block": _Upstream((), "it is called block_tokens here: rename it"),
@@ -45,7 +45,7 @@ UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
     ),
     "use_hugepage_tmp_buffer": _Upstream(_OFF, "there is no such buffer here: remove it"),
     "enable_cpu": _Upstream(_ON, "blocks are kept in host memory always: remove it"),
-    "enable_ssd": _Upstream(  # whether it is true of the rest is for `parse_config` to say
+    "enable_ssd": _Upstream(  # `parse_config` checks it against the other options
         _OFF | _ON, "it is true or false"
     ),
     "max_file_size_gb": _Upstream(
@@ -77,7 +77,7 @@ UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
 
 
 def why_not(option: str, value: object) -> str | None:
-    """Return why an option of `UPSTREAM_OPTIONS` cannot be `value`, if it cannot."""
+    """Return why an option of `UPSTREAM_OPTIONS` cannot be `value`; None if it can."""
     as_here, advice = UPSTREAM_OPTIONS[option]
     if as_here is None or _written(value) in as_here:
         return None
@@ -85,10 +85,10 @@ def why_not(option: str, value: object) -> str | None:
 
 
 def is_on(switch: object) -> bool:
-    """Tell whether an accepted value of a switch is true."""
+    """Return whether an accepted value of a switch is true."""
     return _written(switch) in _ON
 
 
 def _written(value: object) -> str:
-    """Return a value as a file would write it; what is no scalar equals nothing."""
+    """Return a value as a file would write it; anything but a scalar matches no accepted value."""
     return excerpt(value).strip("'").lower()

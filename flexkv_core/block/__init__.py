@@ -1,1 +1,1 @@
-"""What a block is: its key, the namespace it is a block of, and how its bytes lie. Pure."""
+"""What a block is: its key, its namespace, and the layout of its bytes. Pure."""

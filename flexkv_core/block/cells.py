@@ -1,4 +1,4 @@
-"""How a block's bytes are cut into cells, the same for every engine that is to share them."""
+"""How a block's bytes are cut into cells, the same for all engines that share them."""
 
 from flexkv_core.block.layout import Column
 from flexkv_core.errors import ConfigError
@@ -7,7 +7,7 @@ __all__ = ["BLOCK_FORMAT", "BLOCK_FORMAT_VERSION", "cell_heads_of", "columns_of"
 
 BLOCK_FORMAT = "cells"
 BLOCK_FORMAT_VERSION = 2
-"""1 kept the pages of vLLM on a CPU in the order of its kernel."""
+"""In version 1, pages of vLLM on a CPU were stored in the order of its kernel."""
 
 
 def cell_heads_of(total_heads: int, degree: int, max_tp: int | None) -> int:
@@ -16,10 +16,10 @@ def cell_heads_of(total_heads: int, degree: int, max_tp: int | None) -> int:
     Args:
         total_heads: KV heads of the whole model; 1 for MLA.
         degree: This engine's tensor-parallel degree.
-        max_tp: The largest among the engines that share blocks; None for this engine's.
+        max_tp: The largest degree among the engines that share blocks; None for this engine's.
 
     Raises:
-        ConfigError: The degrees do not fit each other, or the heads.
+        ConfigError: The degrees, or a degree and the heads, do not divide.
     """
     largest = max_tp or degree
     if largest % degree:
@@ -38,12 +38,12 @@ def cell_heads_of(total_heads: int, degree: int, max_tp: int | None) -> int:
 
 
 def columns_of(heads: range, layers: range, cell_heads: int) -> tuple[Column, ...]:
-    """Return what the cells of a rank's share of a block hold, in their order in a block.
+    """Return the columns of a rank's share of a block, in the order of their cells in a block.
 
     Args:
-        heads: KV heads of the whole model that the rank keeps.
-        layers: Layers of the whole model that it keeps.
-        cell_heads: Heads in one cell: divides their number.
+        heads: The rank's KV heads, numbered in the whole model.
+        layers: The rank's layers, numbered in the whole model.
+        cell_heads: Heads in one cell: divides the number of `heads`.
     """
     return tuple(
         Column(

@@ -1,11 +1,11 @@
 """Block keys: what makes two blocks the same, whatever engine computed them.
 
 A text block's key is SGLang's: `sha256(parent key || tokens as u32 little-endian)`, with no parent
-in the first block, so both engines name the same block alike (`get_hash_str` and
-`storage_namespace_seed` in SGLang 0.5.23's `mem_cache/utils.py`). What else changes content is
-said in messages of our own: tagged, length-prefixed and 2 mod 4 bytes long, so that none equals a
-text page (0 mod 4) or SGLang's page of 64-bit tokens (odd). SHA-256, because tenants may attack
-each other through colliding keys.
+in the first block, so both engines give the same block the same key (`get_hash_str` and
+`storage_namespace_seed` in SGLang 0.5.23's `mem_cache/utils.py`). Everything else that changes
+content is hashed in messages of our own: tagged, length-prefixed and 2 mod 4 bytes long, so that
+none equals a text page (0 mod 4) or SGLang's page of 64-bit tokens (odd). SHA-256, because tenants
+may attack each other through colliding keys.
 """
 
 import struct
@@ -20,18 +20,18 @@ from flexkv_core.errors import TokenError
 __all__ = ["MAX_NAME_LETTERS", "KeyChain", "MediaSpan", "chain_seed", "salt_seed"]
 
 MAX_NAME_LETTERS = 1024
-"""Of a salt, or of what identifies a medium. Clients write them, and each block behind a medium
-hashes its identifier: with a longer one a request is not worth a key."""
+"""Characters of a salt, or of the identifier of a media item. Clients write them, and every block
+that an item overlaps hashes its identifier: a request with a longer one gets no keys."""
 
 _TOKEN_BYTES = 4
 _MAX_TOKEN_ID = 2**32 - 1
 _BATCH_TOKENS = 4096
 """Tokens turned into bytes at once: a batch stays in the L1 cache, and a prompt of 131072 tokens
-costs 1.7 ms against 2.0 ms block by block (Python 3.11; 2.0 against 2.7 ms on 3.13)."""
+costs 1.7 ms instead of 2.0 ms block by block (Python 3.11; 2.0 instead of 2.7 ms on 3.13)."""
 
 
 class MediaSpan(NamedTuple):
-    """Placeholder tokens that stand for one multimodal item: their ids say nothing of it."""
+    """Placeholder tokens of one multimodal item: their ids say nothing about its content."""
 
     offset: int
     """First token of the item in the request."""
@@ -45,10 +45,10 @@ class KeyChain:
     """Keys of one request's full blocks, each computed once.
 
     The state is `keys` alone: a caller that takes tokens back cuts their keys off the end
-    (`del chain.keys[n:]`), and the chain goes on from what is left.
+    (`del chain.keys[n:]`), and the chain continues from what is left.
 
-    Cost: about 2 ms for a new prompt of 131072 tokens in blocks of 64, then 2 us a new block and
-    0.1 us a call without one (one Sapphire Rapids core, Python 3.11, OpenSSL 3.0, November 2026).
+    Cost: about 2 ms for a new prompt of 131072 tokens in blocks of 64, then 2 us per new block and
+    0.1 us per call without one (one Sapphire Rapids core, Python 3.11, OpenSSL 3.0, November 2026).
     """
 
     def __init__(self, block_tokens: int, seed: bytes | None = None) -> None:
@@ -66,7 +66,7 @@ class KeyChain:
             media: Multimodal items of the request; all that overlap new blocks, in any order.
 
         Raises:
-            TokenError: If a token id is not an unsigned 32-bit integer. No key was appended.
+            TokenError: A token id is not an unsigned 32-bit integer. No key was appended.
         """
         first, end = len(self.keys), len(tokens) // self._block_tokens
         if end <= first:
@@ -124,7 +124,7 @@ def chain_seed(
     adapter: bytes | None = None,
     request_namespace: str | None = None,
 ) -> bytes | None:
-    """Return the parent of a request's first block: all that its tokens do not say, but for media.
+    """Return the parent of a request's first block: everything but its tokens and media.
 
     Args:
         cache_salt: The request's salt, or None; the empty string is a salt.
@@ -170,8 +170,8 @@ def _pack(tokens: Sequence[int]) -> bytes:
     except OverflowError as error:
         bad = next(token for token in tokens if not 0 <= token <= _MAX_TOKEN_ID)
         msg = (
-            f"token id {bad} is not between 0 and {_MAX_TOKEN_ID}: it stands for something that "
-            "the ids do not tell, so its block can have no key"
+            f"token id {bad} is not between 0 and {_MAX_TOKEN_ID}: it is a placeholder for content "
+            "that the ids do not identify, so its block can have no key"
         )
         raise TokenError(msg) from error
 

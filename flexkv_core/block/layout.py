@@ -1,4 +1,4 @@
-"""Geometry: how an engine's pages lie in memory, and how a block lies in ours.
+"""Geometry: the layout of an engine's pages in memory, and of our stored blocks.
 
 Letters as in vLLM: L layer, B page (an engine's block), H KV head, N token in page, C content of
 one token and head. The engine's side is described by addresses and byte strides (`PagePool`); the
@@ -24,7 +24,7 @@ class LayerRun:
 
     num_layers: int
     layer_stride: int
-    """Bytes from a layer to the next of the run; any value where `num_layers` is 1."""
+    """Bytes from one layer of the run to the next; any value if `num_layers` is 1."""
 
 
 def layer_runs(addresses: Sequence[int]) -> tuple[LayerRun, ...]:
@@ -46,8 +46,8 @@ class PagePool:
     """One rank's KV pages, as the engine allocated them.
 
     All strides are bytes. The content of one token and head is `num_planes` runs of
-    `plane_bytes`: one run where the engine packs K and V (or keeps one latent), two where K and V
-    are separate planes. Planes are stored in order, K first.
+    `plane_bytes`: one run if the engine packs K and V (or keeps one latent), two if K and V are
+    separate planes. Planes are stored in order, K first.
     """
 
     runs: tuple[LayerRun, ...]
@@ -67,7 +67,7 @@ class PagePool:
 
     memory_bytes: int
     behind: "PagePool | None" = None
-    """The rest of each token's content, where it lies by other strides; all else is the same."""
+    """The rest of each token's content, if it has other strides; all else is the same."""
 
     def __post_init__(self) -> None:
         for run in self.runs:
@@ -93,7 +93,7 @@ class PagePool:
 
     @property
     def parts(self) -> "tuple[tuple[int, PagePool], ...]":
-        """This pool and those behind it, each with where its content begins in a token's."""
+        """This pool and the `behind` ones, each with the offset of its bytes within a token's."""
         if self.behind is None:
             return ((0, self),)
         own_bytes = self.num_planes * self.plane_bytes
@@ -118,7 +118,7 @@ class BlockFormat:
     """One rank's share of a stored block: `[num_heads, num_layers, block_tokens, token_bytes]`.
 
     Heads are outermost, so the share of a rank that owns half of the heads is half of the bytes,
-    contiguous: cells of `cell_heads` heads are cut out of it without moving anything.
+    contiguous: it is cut into cells of `cell_heads` heads without moving anything.
     """
 
     num_heads: int
@@ -163,7 +163,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        """Return what tells this column from every other of its namespace; a folder's name."""
+        """Return a name unique within the namespace, used as a folder name."""
         last_head = self.first_head + self.num_heads - 1
         last_layer = self.first_layer + self.num_layers - 1
         return f"heads-{self.first_head}-{last_head}.layers-{self.first_layer}-{last_layer}"

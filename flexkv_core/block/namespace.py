@@ -1,4 +1,4 @@
-"""The identity of stored bytes: all that must be equal for two engines to read each other's KV."""
+"""The identity of stored bytes: all that must match for two engines to read each other's KV."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -32,16 +32,15 @@ class Namespace(
     tag_field="schema_version",
     tag=1,
 ):
-    """Everything but the tokens that decides which bytes a block holds and how they lie.
+    """Everything but the tokens that decides which bytes a block holds, and in which layout.
 
-    Append-only. A later field gets a default that means what was true before there was such a
-    field: defaults are left out of the digest, so blocks that were stored earlier stay findable.
-    Another meaning for a field that is there needs another `tag`. The fields of the first day have
-    no default: an adapter cannot forget one.
+    Append-only. The default of a new field means what was true before the field existed: defaults
+    are left out of the digest, so blocks stored earlier stay findable. Changing the meaning of a
+    field needs a new `tag`. The original fields have no default: an adapter cannot forget one.
     """
 
     model: str
-    """What its files hold, or the name that the user trusts: `identity.identification`."""
+    """Digest of its files, or the name that the user trusts: `identity.identification`."""
 
     weight_version: str
     """The user's name for the weights, "" if there is none."""
@@ -50,15 +49,15 @@ class Namespace(
     """The method's name as the engine spells it, "" for none."""
 
     kv_cache_dtype: str
-    """`canonical_dtype` of what a KV element is."""
+    """`canonical_dtype` of a KV element."""
 
     kv_scales: str
-    """Digest of the fixed k/v scales, "" where the dtype has none. Scales that are computed at run
+    """Digest of the fixed k/v scales, "" if the dtype has none. Scales that are computed at run
     time belong to no namespace."""
 
     overrides: str
-    """`settings_digest` of what the engine changed against the model's own config: RoPE, sliding
-    window, other overrides; "" for nothing."""
+    """`settings_digest` of what the engine overrides in the model's own config: RoPE, sliding
+    window and so on; "" for nothing."""
 
     num_layers: int
     """Layers of the whole model whose KV is stored, without draft layers."""
@@ -73,14 +72,14 @@ class Namespace(
     """Elements of one value head; 0 for MLA."""
 
     draft_model: str
-    """The same of the draft whose layers are stored too, "" if there is none."""
+    """Like `model`, for the draft model whose layers are stored too; "" if there is none."""
 
     num_draft_layers: int
 
     block_tokens: int
 
     block_format: str
-    """Name of the order of bytes in a block: "cells" or a native one with its engine."""
+    """Name of the byte order within a block: "cells", or an engine's native one."""
 
     block_format_version: int
 
@@ -94,22 +93,22 @@ class Namespace(
     """The user's own keyspace, "" if there is none."""
 
     cache_group: str = ""
-    """What of the model's state a block holds: "" for the KV of full attention, otherwise the
-    engine's name for what it keeps beside it, such as "mamba"."""
+    """Which part of the model's state a block holds: "" for the KV of full attention, otherwise
+    the engine's name for a state kept beside it, such as "mamba"."""
 
     @property
     def without_content(self) -> "Namespace":
-        """What is known of it before any file is read; of no block."""
+        """The part that is known before any file is read; no block is stored under it."""
         return msgspec.structs.replace(self, model="", kv_scales="", overrides="", draft_model="")
 
     @property
     def digest(self) -> bytes:
-        """Return 32 bytes that are equal exactly if all fields are; part of every stored key."""
+        """Return 32 bytes that are equal if and only if all fields are; in every stored key."""
         return sha256(b"flexkv-namespace:" + msgspec.json.encode(self, order="sorted")).digest()
 
     @property
     def short(self) -> str:
-        """Return 16 hex digits of the digest: names of folders, lines of logs."""
+        """Return 16 hex digits of the digest, for folder names and logs."""
         return self.digest.hex()[:16]
 
 
@@ -120,12 +119,12 @@ def canonical_dtype(name: str) -> str:
         name: As an engine's option or `str(torch.dtype)` spells it.
 
     Raises:
-        ConfigError: If the name does not say how a byte is to be read, such as "auto".
+        ConfigError: The name does not say how to interpret a byte, such as "auto".
     """
     plain = name.lower().removeprefix("torch.")
     if plain in _NOT_A_FORMAT:
         msg = (
-            f"KV cache dtype {name!r} does not say what the bytes mean: expected a format such as "
+            f"KV cache dtype {name!r} does not say what the bytes mean, expected a format such as "
             "'bfloat16' or 'fp8_e4m3'; set the engine's --kv-cache-dtype"
         )
         raise ConfigError(msg)
@@ -136,7 +135,7 @@ def settings_digest(settings: Mapping[str, object]) -> str:
     """Return 64 hex digits that identify JSON-like settings, "" for an empty mapping.
 
     Raises:
-        ConfigError: If a value has no JSON form: its identity would be a guess.
+        ConfigError: A value has no JSON form: its identity would be a guess.
     """
     if not settings:
         return ""

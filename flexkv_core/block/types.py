@@ -1,4 +1,4 @@
-"""Names for the ids that cross module borders. A leaf: it imports nothing of ours."""
+"""Types of the ids that cross module boundaries. A leaf: it imports nothing of ours."""
 
 from typing import NewType
 
@@ -8,10 +8,10 @@ BlockKey = NewType("BlockKey", bytes)
 """32 bytes: the chained SHA-256 of all tokens up to the end of a block (see `keys`)."""
 
 SlotId = NewType("SlotId", int)
-"""Index of a block-sized place in the host tier; the same on every rank."""
+"""Index of a block-sized slot in the host tier; the same on every rank."""
 
 JobId = NewType("JobId", int)
-"""Number of one `TransferPlan`, unique for the life of a manager, never 0."""
+"""Number of one `TransferPlan`, unique within a manager, never 0."""
 
 RequestId = NewType("RequestId", str)
-"""The engine's own name of a request."""
+"""The engine's own name for a request."""

@@ -1,4 +1,4 @@
-"""What the slots of an open slab hold, checked byte by byte. Nothing that is read is believed."""
+"""What the slots of an open slab hold, checked byte by byte. Nothing read is trusted."""
 
 import errno
 import os
@@ -36,13 +36,13 @@ class Verdict(Enum):
 
     @property
     def is_bad(self) -> bool:
-        """Whether no engine will ever read this cell, and nobody is about to change that."""
+        """Whether no engine will ever read this cell, and none is rewriting it now."""
         return self not in {Verdict.EMPTY, Verdict.VALID, Verdict.CHANGING}
 
 
 @dataclass(frozen=True, slots=True)
 class CellInfo:
-    """What a slot held when it was read; equal if the same was read twice."""
+    """What a slot held when it was read; equal for two reads of the same bytes."""
 
     slot: int
     verdict: Verdict
@@ -63,7 +63,7 @@ def filled_slots(number: int, slab: SlabInfo) -> Iterator[int]:
 
 
 def read_header(number: int, superblock: Superblock, slot: int) -> CellHeader | Verdict:
-    """Return the header in `slot`, or what there is instead."""
+    """Return the header in `slot`, or a verdict if there is no valid one."""
     return _check_header(superblock, _read_page(number, superblock, slot))
 
 
@@ -75,7 +75,7 @@ def read_cell(number: int, superblock: Superblock, slot: int) -> CellInfo:
         return CellInfo(slot, header, checksum(page))
     start = slot_offset(superblock, slot) + PAGE_BYTES
     found = _checksum(number, start, header.payload_bytes)
-    # A cache of what was just verified would push what serves requests out of memory.
+    # Caching what was just verified would evict pages that serve requests.
     _drop_from_cache(number, superblock, slot)
     is_valid = found == header.payload_checksum
     verdict = Verdict.VALID if is_valid else Verdict.CORRUPT_PAYLOAD
@@ -92,7 +92,7 @@ def read_again(number: int, superblock: Superblock, first: CellInfo) -> CellInfo
 
 
 def _check_header(superblock: Superblock, page: bytes) -> CellHeader | Verdict:
-    """Return the header that `page` holds, or what there is instead."""
+    """Return the header in `page`, or a verdict if there is no valid one."""
     if page == EMPTY_PAGE:
         return Verdict.EMPTY
     header = CellHeader.unpack(page)
@@ -108,13 +108,13 @@ def _read_page(number: int, superblock: Superblock, slot: int) -> bytes:
 
 
 def _drop_from_cache(number: int, superblock: Superblock, slot: int) -> None:
-    """Let the kernel forget what it keeps of `slot` in memory: the next read is the disk's."""
+    """Drop `slot` from the page cache, so that the next read comes from the disk."""
     offset, num_bytes = slot_offset(superblock, slot), slot_bytes(superblock.cell_bytes)
     os.posix_fadvise(number, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _checksum(number: int, offset: int, num_bytes: int) -> int | None:
-    """Return the checksum of a payload, None if the file ends before it does."""
+    """Return the checksum of a payload, None if the file ends within it."""
     digest = xxh3_64()
     end = offset + num_bytes
     while offset < end:
@@ -127,7 +127,7 @@ def _checksum(number: int, offset: int, num_bytes: int) -> int | None:
 
 
 def _next_slot(number: int, slab: SlabInfo, superblock: Superblock, slot: int) -> int:
-    """Return the first slot behind `slot` that may ever have been written."""
+    """Return the first slot after `slot` that may ever have been written."""
     try:
         written = os.lseek(number, slot_offset(superblock, slot + 1), os.SEEK_DATA)
     except OSError as error:

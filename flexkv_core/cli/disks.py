@@ -23,11 +23,11 @@ class Disk(msgspec.Struct, kw_only=True):
 
     path: str
     exists: bool
-    """If not, all that follows is about the nearest folder above it."""
+    """If not, all other fields describe the nearest existing folder above it."""
 
     file_system: str
     direct_io: bool | None
-    """Whether the page cache can be bypassed; None: nothing can be written there."""
+    """Whether the page cache can be bypassed; None if nothing can be written there."""
 
     device: int
     bytes_free: int
@@ -38,10 +38,10 @@ class Disk(msgspec.Struct, kw_only=True):
 
 
 def find_disk(directory: Path, mounts: Path = _MOUNTS) -> Disk:
-    """Look at one directory; writes nothing but one file without a name.
+    """Inspect one directory; write nothing but one file without a name.
 
     Args:
-        directory: Absolute; may be missing, engines make it.
+        directory: Absolute; may be missing, since engines make it.
         mounts: Where the kernel lists file systems; another file in tests.
     """
     folder = next(each for each in (directory, *directory.parents) if each.is_dir())
@@ -76,23 +76,23 @@ def disk_problems(disks: Sequence[Disk], config: CacheConfig) -> Iterator[str]:
 
 
 def disk_notes(disks: Sequence[Disk]) -> Iterator[str]:
-    """Yield what works, but perhaps not as it was meant."""
+    """Yield what works, but perhaps not as intended."""
     for disk in disks:
         if disk.file_system in _IN_MEMORY:
-            yield f"{disk.path} lies in memory ({disk.file_system}), not on a disk"
+            yield f"{disk.path} is in memory ({disk.file_system}), not on a disk"
         elif disk.file_system == "overlay":
-            yield f"{disk.path} lies in a container and ends with it: mount a volume to keep it"
+            yield f"{disk.path} is in a container and lost with it: mount a volume to keep it"
         if disk.direct_io is False:
             yield f"{disk.path}: {disk.file_system} has no direct I/O: the page cache is used"
 
 
 def _file_system(folder: Path, mounts: Path) -> str:
-    """Return the type of the file system that `folder` lies on."""
+    """Return the type of the file system that `folder` is on."""
     best, found = -1, "unknown"
     for line in mounts.read_text().splitlines():
         place, _, source = line.partition(" - ")
         mount = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
-        # Of two at one place, the later one hides the other.
+        # Of two mounts at one point, the later one hides the other.
         if folder.is_relative_to(mount) and len(mount.parts) >= best:
             best, found = len(mount.parts), source.split()[0]
     return found

@@ -1,4 +1,4 @@
-"""`flexkv doctor`: versions, machine, options and directories, and what of them will not work."""
+"""`flexkv doctor`: versions, machine, options and directories, and which of them will not work."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from flexkv_core.errors import ConfigError
 __all__ = ["SCHEMA_VERSION", "examine"]
 
 SCHEMA_VERSION = 1
-"""Of the JSON: keys may be added, another meaning of a key is another version."""
+"""Of the JSON: keys may be added; changing the meaning of a key needs a new version."""
 
 _WELL, _PROBLEMS = 0, 1
 
 
 class _Option(msgspec.Struct, kw_only=True):
-    """One option, and where its value is from."""
+    """One option, and the source of its value."""
 
     option: str
     value: object
@@ -30,7 +30,7 @@ class _Option(msgspec.Struct, kw_only=True):
 
 
 class _Report(msgspec.Struct, kw_only=True):
-    """All of it; the JSON but for its first keys."""
+    """The whole report: the JSON, except for its first keys."""
 
     versions: list[Installed]
     machine: Machine
@@ -43,8 +43,8 @@ class _Report(msgspec.Struct, kw_only=True):
 def examine(*, as_json: bool) -> int:
     """Write what was found to standard output; return the exit status.
 
-    The options of the engine's own command line are not seen from here: set them as variables to
-    have them examined.
+    Options on the engine's own command line are not visible here: set them as environment variables
+    to have them examined.
     """
     report = _examine()
     if as_json:
@@ -86,13 +86,13 @@ def _options(config: CacheConfig, layers: Sequence[Layer]) -> Iterator[_Option]:
 
 
 def _lines(report: _Report) -> Iterator[str]:
-    """Yield the report for people."""
+    """Yield the lines of the report for people."""
     yield "versions\n"
     yield table([_version_row(one) for one in report.versions])
     yield "machine\n"
     yield table(list(_machine_rows(report.machine).items()))
     if report.options:
-        yield "options (the engine's own are not seen from here)\n"
+        yield "options (the engine's own command line is not visible here)\n"
         yield table([_option_row(one) for one in report.options])
     if report.directories:
         yield "directories of the SSD tier\n"

@@ -40,7 +40,7 @@ _REASONS: Mapping[int | None, str] = {
 
 @dataclass(frozen=True, slots=True)
 class SlabPath:
-    """Where a slab lies."""
+    """Where a slab is."""
 
     directory: Path
     namespace: str
@@ -53,19 +53,19 @@ class SlabPath:
 
 @dataclass(frozen=True, slots=True)
 class Oddity:
-    """Something among the slabs that could not be read as one."""
+    """Something among the slabs that could not be read as a slab."""
 
     path: str
     reason: str
     bytes_on_disk: int = 0
-    """What it holds, as far as that is known."""
+    """Its size, as far as that is known."""
 
 
 def find_slabs(directory: Path, oddities: list[Oddity], prefix: str = "") -> Iterator[SlabPath]:
-    """Yield every slab of `directory` in the order of names; note in `oddities` what else is there.
+    """Yield every slab of `directory` in the order of names; add anything else to `oddities`.
 
-    Only namespaces that begin with `prefix`. What does not look like a namespace is somebody
-    else's and not looked at, nor are hidden names.
+    Only namespaces that begin with `prefix` are searched. Hidden names, and names that do not look
+    like a namespace, are skipped: they are not ours.
     """
     for namespace in _list(oddities, directory):
         if not _NAMESPACE.fullmatch(namespace) or not namespace.startswith(prefix):
@@ -81,10 +81,10 @@ def find_slabs(directory: Path, oddities: list[Oddity], prefix: str = "") -> Ite
 
 @contextmanager
 def open_folder(directory: Path, *folders: str) -> Iterator[int]:
-    """Open the last of `folders`, each of which lies in the one before it, below `directory`.
+    """Open the last of `folders`, each of which is inside the one before it, below `directory`.
 
     Raises:
-        OSError: If one cannot be opened; also where it is a symbolic link, `directory` excepted.
+        OSError: One cannot be opened, or is a symbolic link; only `directory` may be one.
     """
     with ExitStack() as opened:
         number = os.open(directory, _FOLDER)
@@ -100,14 +100,14 @@ def open_slab(slab: SlabPath, mode: int = os.O_RDONLY) -> Iterator[int]:
     """Open a slab.
 
     Raises:
-        OSError: If it cannot be opened, or is not a plain file.
+        OSError: It cannot be opened, or is not a plain file.
     """
     with open_folder(slab.directory, slab.namespace, slab.column) as folder:
         number = os.open(slab.name, mode | _FILE, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             raise OSError(0, "not a plain file")
-        # Headers lie far apart, payloads are read in large pieces: reading ahead gains nothing.
+        # Headers are far apart, payloads are read in large pieces: reading ahead gains nothing.
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_RANDOM)
         yield number
     finally:
@@ -120,11 +120,11 @@ def reason_of(error: OSError) -> str:
 
 
 def is_locked(number: int) -> bool:
-    """Tell whether another process uses the open slab. Drops what lock `number` itself has.
+    """Return whether another process uses the open slab. Drops any lock that `number` holds.
 
-    A lock that cannot be asked for counts as another's.
+    A lock that cannot be queried counts as held by another process.
     """
-    # Shared: two of these commands do not take each other for an engine.
+    # Shared, so that two of these commands do not mistake each other for an engine.
     is_free = _try_lock(number, fcntl.LOCK_SH)
     if is_free:
         fcntl.flock(number, fcntl.LOCK_UN)
@@ -132,19 +132,19 @@ def is_locked(number: int) -> bool:
 
 
 def lock(number: int) -> bool:
-    """Take the open slab for this process until it is closed; tell whether that was possible."""
+    """Lock the open slab for this process until it is closed; return whether that succeeded."""
     return _try_lock(number, fcntl.LOCK_EX)
 
 
 def is_private(number: int, path: SlabPath) -> bool:
-    """Tell whether no other user can read the open slab at `path`, or change its folders."""
+    """Return whether no other user can read the open slab at `path`, or change its folders."""
     with open_folder(path.directory, path.namespace, path.column) as column:
         folders = [os.stat(folder, dir_fd=column) for folder in _FOLDERS_OF_SLAB]
     return not any(status.st_mode & _OTHERS for status in (os.fstat(number), *folders))
 
 
 def make_private(number: int, path: SlabPath) -> None:
-    """Take the open slab at `path` and its folders from other users."""
+    """Deny other users access to the open slab at `path` and its folders."""
     with open_folder(path.directory, path.namespace, path.column) as column:
         for folder in _FOLDERS_OF_SLAB:
             os.chmod(folder, 0o700, dir_fd=column)

@@ -19,13 +19,13 @@ from flexkv_core.errors import ConfigError
 __all__ = ["SCHEMA_VERSION", "check_directories"]
 
 SCHEMA_VERSION = 1
-"""Of the JSON: keys may be added, another meaning of a key is another version."""
+"""Of the JSON: keys may be added; changing the meaning of a key needs a new version."""
 
 _CLEAN, _LEFT, _REPAIRED = 0, 1, 3
 
 
 class _Result(msgspec.Struct, kw_only=True):
-    """All that was found; the JSON but for its first keys."""
+    """All that was found: the JSON, except for its first keys."""
 
     slabs: list[SlabReport]
     not_read: list[Oddity]
@@ -48,12 +48,12 @@ class _Result(msgspec.Struct, kw_only=True):
 def check_directories(
     directories: Sequence[Path], *, prefix: str, wants_repair: bool, as_json: bool
 ) -> int:
-    """Verify what lies in `directories`, write a report to standard output; return the exit status.
+    """Verify what is in `directories`, write a report to standard output; return the exit status.
 
     Cost: reads everything once; about 400 bytes of memory per cell of the largest column.
 
     Raises:
-        ConfigError: If `prefix` is not empty, and no namespace begins with it.
+        ConfigError: `prefix` is not empty, and no namespace begins with it.
     """
     oddities: list[Oddity] = []
     paths = [path for each in directories for path in find_slabs(each, oddities, prefix)]
@@ -100,7 +100,7 @@ def _column_of(path: SlabPath) -> tuple[str, str]:
 def _count_relations(column: Sequence[tuple[SlabReport, Sequence[CellHeader]]]) -> None:
     """Count duplicates and orphans among the valid cells of all slabs of a column.
 
-    Cells of another generation have another identity, and nothing to do with each other.
+    Cells of different generations have different identities, and are unrelated.
     """
     known: set[tuple[bytes, BlockKey]] = set()
     for report, headers in column:
@@ -129,7 +129,7 @@ def _write_json(result: _Result) -> None:
 
 
 def _lines(result: _Result) -> Iterator[str]:
-    """Yield the report for people."""
+    """Yield the lines of the report for people."""
     for slab in result.slabs:
         yield from slab.lines()
     for oddity in result.not_read:

@@ -1,4 +1,4 @@
-"""`flexkv ls`: what lies in the directories, by namespace and column."""
+"""`flexkv ls`: what is in the directories, by namespace and column."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ from flexkv_core.data.tiers.ssd.generations import is_outdated
 __all__ = ["SCHEMA_VERSION", "list_directories"]
 
 SCHEMA_VERSION = 1
-"""Of the JSON: keys may be added, another meaning of a key is another version."""
+"""Of the JSON: keys may be added; changing the meaning of a key needs a new version."""
 
 
 class _Column(msgspec.Struct, kw_only=True):
@@ -44,7 +44,7 @@ class _Column(msgspec.Struct, kw_only=True):
 
 
 class _Listed(msgspec.Struct, kw_only=True):
-    """What engines treat alike of one namespace."""
+    """The slabs of one namespace that engines treat alike."""
 
     namespace: str
     model: str
@@ -55,7 +55,7 @@ class _Listed(msgspec.Struct, kw_only=True):
     cache_group: str
     temporary: bool
     outdated: bool
-    """An engine that starts now leaves them alone: after a reset, or temporary."""
+    """An engine that starts now ignores them: they are from before a reset, or temporary."""
 
     blocks: int
     columns: list[_Column]
@@ -67,7 +67,7 @@ class _Directory(msgspec.Struct, kw_only=True):
 
 
 def list_directories(directories: Sequence[Path], *, as_json: bool) -> int:
-    """Write what lies in `directories` to standard output; return the exit status.
+    """List what is in `directories` on standard output; return the exit status.
 
     Cost: reads every header, 4 KiB per cell, and no payload; about 100 bytes of memory per cell of
     the largest namespace.
@@ -104,7 +104,7 @@ def _list_namespaces(
     oddities: list[Oddity],
     progress: Progress,
 ) -> Iterator[_Listed]:
-    """Yield the namespaces in the order of their names, what is outdated of each last."""
+    """Yield the namespaces in the order of their names, the outdated part of each last."""
     for _, group in groupby(sorted(paths, key=_namespace_of), _namespace_of):
         reader = _NamespaceReader(directories, oddities, progress)
         for path in group:
@@ -190,7 +190,7 @@ class _NamespaceReader:
             )
 
     def _add(self, path: SlabPath, number: int, slab: SlabInfo, superblock: Superblock) -> None:
-        """Count a slab that is what it should be."""
+        """Count an undamaged slab."""
         self._namespace = superblock.namespace
         headers = list(self._headers(number, slab, superblock))
         keys = [header.key for header in headers if header is not None]
@@ -238,11 +238,11 @@ def _namespace_lines(listed: _Listed) -> Iterator[str]:
     if listed.user:
         yield f"  user {printable(listed.user)}\n"
     if listed.cache_group:
-        yield f"  not KV but what belongs to it: {printable(listed.cache_group)}\n"
+        yield f"  state kept beside the KV: {printable(listed.cache_group)}\n"
     if listed.temporary:
         yield "  temporary: deleted once no engine uses it\n"
     elif listed.outdated:
-        yield "  of before a reset: no engine will read it, deleted when its room is needed\n"
+        yield "  from before a reset: no engine will read it, deleted when its room is needed\n"
     header = ("COLUMN", "SLABS", "IN USE", "CELLS", "ON DISK", "USED", "NEWEST WRITE")
     yield table([header, *map(_row, listed.columns)])
 

@@ -1,4 +1,4 @@
-"""The machine that the engine will run on, and whether the host tier fits into it."""
+"""The machine that the engine will run on, and whether the host tier fits its memory."""
 
 import os
 import resource
@@ -18,26 +18,26 @@ _ROOT = Path("/")
 
 
 class Machine(msgspec.Struct, kw_only=True):
-    """What it has."""
+    """What the machine offers."""
 
     cores: int
     usable_cores: int
     memory_free_bytes: int
     memory_limit: str
-    """What bounds it, for a person."""
+    """What bounds it, for people."""
 
     default_cache_bytes: int
     """Host tier of one engine that sets no size."""
 
     huge_pages_free_bytes: int
     memlock_bytes: int | None
-    """Memory that a process may lock, None for any."""
+    """Memory that a process may lock, None for no limit."""
 
     gpus: list[str]
 
 
 def find_machine(root: Path = _ROOT) -> Machine:
-    """Look at this machine.
+    """Inspect this machine.
 
     Args:
         root: The root of the file system; another one in tests.
@@ -85,7 +85,7 @@ def _huge_pages_free_bytes(root: Path) -> int:
 
 
 def _gpus(root: Path) -> Iterator[str]:
-    """Yield the names of NVIDIA's GPUs, as their driver tells them without CUDA."""
+    """Yield the names of NVIDIA GPUs, which their driver lists even without CUDA."""
     for folder in (root / "proc/driver/nvidia/gpus").glob("*"):
         for line in (folder / "information").read_text().splitlines():
             name, _, value = line.partition(":")

@@ -25,23 +25,23 @@ _DIRECTORIES = (
     "directories of the SSD tier; default: ssd_cache_dir of the file in FLEXKV_CONFIG_PATH, or "
     "FLEXKV_SSD_CACHE_DIR"
 )
-_LS = """Lists the namespaces in the directories of the SSD tier. Reads headers only: whether
-payloads are right is fsck's business. Cells are counted as they lie on the disk, so those that an
-engine has forgotten and not yet written over count, too. A block counts if every column has it."""
+_LS = """Lists the namespaces in the directories of the SSD tier. Reads headers only; use fsck to
+verify payloads. Counts all cells on the disk, including those that an engine has forgotten but not
+yet overwritten. A block counts if every column has it."""
 _DOCTOR = """Shows versions, the machine, the directories of the SSD tier, and the options that
-defaults, file and environment add up to, and says what of it will not work and what to do. Put its
-output into a bug report. Exit status: 0 for no problems, 1 for some."""
-_FSCK = """Verifies every header and payload in the directories of the SSD tier. Engines may run
-meanwhile. An engine never serves a bad cell: it verifies what it reads."""
+result from defaults, file and environment; reports what will not work, and what to do about it. Put
+its output into a bug report. Exit status: 0 for no problems, 1 for some."""
+_FSCK = """Verifies every header and payload in the directories of the SSD tier. Engines may keep
+running. An engine never serves a bad cell: it verifies what it reads."""
 _FSCK_EXIT = """exit status:
   0  clean
   1  problems found, and some or all of them left
   2  wrong usage, or a directory that cannot be read
   3  problems found, and all of them repaired
 
-Duplicates and orphans are counted and are no problems: the first are blocks that were evicted and
-came back, the second cannot be reached until their parents come back. What an engine uses is never
-changed."""
+Duplicates and orphans are counted but are not problems: duplicates are blocks that were evicted and
+came back, orphans cannot be reached until their parents come back. Slabs in use by an engine are
+never changed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("flexkv: interrupted\n")
         return _INTERRUPTED
     except BrokenPipeError:
-        # What is left in the buffer would raise again when the interpreter ends.
+        # What is left in the buffer would raise again when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _READER_GONE
     return status
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flexkv",
-        description="Examines a machine, and what FlexKV keeps on SSD. Needs no engine and no GPU.",
+        description="Examines a machine and what FlexKV keeps on SSD. Needs no engine and no GPU.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     doctor = commands.add_parser("doctor", help="find what will not work", description=_DOCTOR)
@@ -99,26 +99,26 @@ def _parser() -> argparse.ArgumentParser:
     fsck.add_argument(
         "--repair",
         action="store_true",
-        help="empty the slots of bad cells, cut incomplete ones off, delete slabs that are "
-        "unreadable or temporary, take slabs from other users; without it nothing is written",
+        help="empty the slots of bad cells, cut off incomplete ones, delete slabs that are "
+        "unreadable or temporary, deny other users access; without it nothing is written",
     )
     fsck.add_argument(
-        "--namespace", default="", metavar="PREFIX", help="only namespaces that begin like this"
+        "--namespace", default="", metavar="PREFIX", help="only namespaces that begin with this"
     )
     return parser
 
 
 def _configured_directories() -> Sequence[Path]:
-    """Return the directories of the configuration that engines use, too.
+    """Return the directories of the configuration that engines also use.
 
     Raises:
-        ConfigError: If none are set, or an option is wrong.
+        ConfigError: None are set, or an option is wrong.
     """
     options = read_environment()
     if not options.get("ssd_cache_dir"):
         msg = "no directory: name one, or set FLEXKV_SSD_CACHE_DIR or FLEXKV_CONFIG_PATH"
         raise ConfigError(msg)
-    # The size may be set where only the engine sees it, or be 0 by now: what is there is there.
+    # The size may be set where only the engine sees it, or be 0 by now; the files are still there.
     return parse_config(options, {"ssd_cache_gb": 1, "enable_ssd": None}).ssd_directories
 
 
@@ -126,7 +126,7 @@ def _distinct(directories: Iterable[Path]) -> Iterable[Path]:
     """Yield each directory once, under the first of its names.
 
     Raises:
-        ConfigError: If one cannot be read.
+        ConfigError: One cannot be read.
     """
     seen = set()
     for directory in directories:

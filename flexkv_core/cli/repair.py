@@ -1,4 +1,4 @@
-"""Repairs one slab, under its lock: an engine that comes meanwhile takes another."""
+"""Repairs one slab, under its lock: an engine that starts meanwhile uses others."""
 
 import os
 
@@ -12,9 +12,9 @@ __all__ = ["repair_slab"]
 
 
 def repair_slab(path: SlabPath, report: SlabReport) -> None:
-    """Repair what `report` says of the slab at `path`, and say in it what was done.
+    """Repair the problems that `report` lists for the slab at `path`, and note there what was done.
 
-    All is read again under the lock: what was found without it may be out of date.
+    Everything is read again under the lock: what was found without it may be out of date.
     """
     try:
         with open_slab(path, os.O_RDWR) as number:
@@ -32,14 +32,14 @@ def repair_slab(path: SlabPath, report: SlabReport) -> None:
 
 
 def _is_useless(slab: SlabInfo) -> bool:
-    """Tell whether nobody will ever read the slab, which is unlocked, whatever happens to it."""
+    """Return whether no engine will ever read the slab again, even if it is repaired."""
     if slab.damage is not None:
         return slab.damage is Damage.UNREADABLE
     return slab.superblock is not None and slab.superblock.is_temporary
 
 
 def _delete(number: int, path: SlabPath, report: SlabReport) -> None:
-    """Delete the locked slab at `path`, unless its name is another file's by now."""
+    """Delete the locked slab at `path`, unless another file has its name by now."""
     with open_folder(path.directory, path.namespace, path.column) as folder:
         named = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
         if not os.path.samestat(named, os.fstat(number)):
@@ -65,7 +65,7 @@ def _mend(number: int, path: SlabPath, slab: SlabInfo, report: SlabReport) -> No
 
 
 def _empty_slot(number: int, superblock: Superblock, slot: int) -> str:
-    """Make the header of a bad cell empty; return what was done."""
+    """Clear the header of a bad cell; return what was done."""
     if not read_cell(number, superblock, slot).verdict.is_bad:
         return "written again meanwhile"
     os.pwrite(number, EMPTY_PAGE, slot_offset(superblock, slot))

@@ -1,4 +1,4 @@
-"""What fsck says of a slab, for people and machines. The names and values are those of the JSON."""
+"""What fsck reports on a slab, for people and machines. Names and values are those of the JSON."""
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -38,14 +38,14 @@ _SENTENCES: Mapping[Kind, str] = {
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """One of them."""
+    """One problem."""
 
     kind: Kind
     slot: int | None = None
     """None for the slab as a whole."""
 
     repair: str | None = None
-    """What was done, None if nothing."""
+    """What was done; None if nothing."""
 
     def __str__(self) -> str:
         what = _SENTENCES.get(self.kind) or self.kind.value.replace("_", " ")
@@ -68,7 +68,7 @@ class SlabReport(msgspec.Struct, kw_only=True):
     empty: int = 0
     changing: int = 0
     duplicates: int = 0
-    """Valid cells whose key an earlier slot of the same column has, too."""
+    """Valid cells whose key an earlier slot of the same column already has."""
 
     orphans: int = 0
     """Valid cells whose parent is not in the same column."""
@@ -79,11 +79,11 @@ class SlabReport(msgspec.Struct, kw_only=True):
 
     @property
     def num_left(self) -> int:
-        """Problems that are still there."""
+        """Problems that were not repaired."""
         return sum(problem.repair is None for problem in self.problems)
 
     def lines(self) -> Iterator[str]:
-        """Yield the report for people."""
+        """Yield the lines of the report for people."""
         counts = [f"{self.valid:,} valid", f"{self.empty:,} empty"]
         counts += [f"{self.changing:,} changing"] * bool(self.changing)
         counts += [counted(self.duplicates, "duplicate")] * bool(self.duplicates)

@@ -1,4 +1,4 @@
-"""What a slab says of itself as a whole."""
+"""Reads a slab as a whole: its superblock, and whether it can be used."""
 
 import os
 import re
@@ -36,11 +36,11 @@ class Damage(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlabInfo:
-    """A slab but for its cells."""
+    """A slab, without its cells."""
 
     superblock: Superblock | None
     damage: Damage | None
-    """None exactly if there is a superblock that fits the folders."""
+    """None if and only if there is a superblock that matches the folders."""
 
     in_use: bool
     size_bytes: int
@@ -49,14 +49,14 @@ class SlabInfo:
     """Seconds since the epoch."""
 
     is_private: bool
-    """No other user can read it, or write its folders."""
+    """No other user can read it, or write to its folders."""
 
     has_cut_cell: bool
     """The file ends within a cell."""
 
     @property
     def num_slots(self) -> int:
-        """Whole slots; 0 if the slab is damaged: nobody will look for its cells."""
+        """Complete slots; 0 if the slab is damaged, since no engine reads its cells."""
         if self.superblock is None or self.damage is not None:
             return 0
         return _num_slots(self.superblock, self.size_bytes)
@@ -94,7 +94,7 @@ def slot_offset(superblock: Superblock, slot: int) -> int:
 
 
 def _superblock(page: bytes) -> Superblock | None:
-    """Return the superblock in `page` if engines would believe it."""
+    """Return the superblock in `page` if engines would accept it."""
     try:
         superblock = Superblock.unpack(page)
     except UnicodeDecodeError:
@@ -107,13 +107,13 @@ def _num_slots(superblock: Superblock, size_bytes: int) -> int:
 
 
 def _ends_within_cell(number: int, superblock: Superblock, size_bytes: int) -> bool:
-    """Tell whether there is something behind the last whole slot, in a file that does not grow."""
+    """Return whether data follows the last complete slot, in a file that is not growing."""
     tail = slot_offset(superblock, _num_slots(superblock, size_bytes))
     return any(read_at(number, PAGE_BYTES, tail)) and os.fstat(number).st_size == size_bytes
 
 
 def _is_consistent(superblock: Superblock) -> bool:
-    """Tell whether what a superblock says for people is what it says for engines."""
+    """Return whether the fields of a superblock for people match those for engines."""
     found = _COLUMN.fullmatch(superblock.column)
     if found is None or superblock.cell_bytes < 1:
         return False
@@ -141,7 +141,7 @@ def _damage(
 
 
 def _is_of_another_version(page: bytes) -> bool:
-    """Tell whether `page` is a superblock that is whole, and yet not understood."""
+    """Return whether `page` is an intact superblock of an unknown version."""
     if len(page) != PAGE_BYTES or not page.startswith(_MAGIC):
         return False
     magic, length, stated = _PREFIX.unpack_from(page)

@@ -1,6 +1,6 @@
 """How the command writes: sizes, times, tables, JSON. ASCII only, no colours.
 
-Names on the disk and texts in slabs are anybody's: no byte of them reaches a terminal unescaped.
+Names on the disk and texts in slabs are untrusted: none of them reaches a terminal unescaped.
 """
 
 import json
@@ -13,14 +13,14 @@ __all__ = ["Progress", "bytes_text", "counted", "printable", "table", "time_text
 
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _PROGRESS_INTERVAL_S = 0.2
-_LAST_SECOND = 253_402_300_799  # of the year 9999; file systems and their users go further
+_LAST_SECOND = 253_402_300_799  # of the year 9999; times on file systems can be later
 
 
 def printable(text: str) -> str:
     """Return `text` with everything but printable ASCII escaped as Python writes it."""
     return "".join(
-        letter if " " <= letter <= "~" else letter.encode("unicode_escape").decode()
-        for letter in text
+        character if " " <= character <= "~" else character.encode("unicode_escape").decode()
+        for character in text
     )
 
 
@@ -44,7 +44,7 @@ def time_text(seconds: int) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return `rows` as lines whose columns are aligned to the left, two spaces apart."""
+    """Return `rows` as lines with left-aligned columns, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "".join(f"  {line}\n" for line in lines)
@@ -57,7 +57,7 @@ def write_json(report: Mapping[str, object]) -> None:
 
 
 class Progress:
-    """One line on standard error that says how far a long command is, if that is a terminal."""
+    """One line on standard error with the progress of a long command, if that is a terminal."""
 
     def __init__(self, num_slabs: int) -> None:
         self._num_slabs = num_slabs

@@ -13,10 +13,10 @@ __all__ = ["verify_slab"]
 
 
 def verify_slab(path: SlabPath, progress: Progress) -> tuple[SlabReport, list[CellHeader]]:
-    """Read everything in the slab at `path`; return what is wrong, and the headers that are right.
+    """Read everything in the slab at `path`; return its report, and the headers of valid cells.
 
     Raises:
-        OSError: If it cannot be opened.
+        OSError: It cannot be opened.
     """
     with open_slab(path) as number:
         slab = read_slab(number, path, in_use=is_locked(number))
@@ -60,7 +60,7 @@ def _problems(slab: SlabInfo) -> Iterator[Kind]:
 
 
 def _cells(number: int, slab: SlabInfo, progress: Progress) -> Iterator[CellInfo]:
-    """Yield every slot that is not empty; the bad ones last, when an engine has written them."""
+    """Yield every slot that is not empty; reread bad ones last, as an engine may have finished."""
     if slab.superblock is None:
         return
     suspects = []
@@ -76,7 +76,7 @@ def _cells(number: int, slab: SlabInfo, progress: Progress) -> Iterator[CellInfo
 
 
 def _count(report: SlabReport, cell: CellInfo) -> None:
-    """Note what is in a slot that has been counted as empty."""
+    """Count a cell in a slot that was counted as empty."""
     report.empty -= cell.verdict is not Verdict.EMPTY
     report.valid += cell.verdict is Verdict.VALID
     report.changing += cell.verdict is Verdict.CHANGING

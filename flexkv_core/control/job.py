@@ -73,7 +73,7 @@ class Job:
         return True
 
     def end(self, index: PrefixIndex) -> Completion:
-        """Let go of what the plan held, publish what it wrote, and say how it ended."""
+        """Release what the plan held, publish what it wrote, and return how it ended."""
         num_published = sum(
             claim.end(index, self.num_blocks, self.plan.job_id) for claim in self.claims
         )

@@ -19,7 +19,7 @@ __all__ = ["Claim", "ClaimState", "Lease", "Reservation"]
 
 
 class ClaimState(enum.Enum):
-    """How far a claim has come; it only goes forward."""
+    """The state of a claim; it only moves forward."""
 
     OPEN = "open"
     PLANNED = "planned"
@@ -37,25 +37,25 @@ class Claim(ABC):
 
     @property
     def end_block(self) -> int:
-        """Position behind the last block."""
+        """One past the position of the last block."""
         return self.first_block + self.num_blocks
 
     def expect_open(self) -> None:
-        """Refuse a second plan and a second end.
+        """Reject a second plan or a second end.
 
         Raises:
-            LeaseError: This is planned or ended.
+            LeaseError: This claim is already planned or ended.
         """
         if self.state is not ClaimState.OPEN:
             msg = (
                 f"{type(self).__name__} of request {self.request_id!r} is {self.state.value}, "
-                "expected open: plan it once or end it once, and then forget it"
+                "expected open: plan it or end it, and only once"
             )
             raise LeaseError(msg)
 
     @abstractmethod
     def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
-        """Let go of the blocks, of which plan `job_id`, if any, copied the first `num_good`.
+        """Release the blocks; plan `job_id`, if any, copied the first `num_good` of them.
 
         Returns:
             Blocks that became ready.
@@ -64,10 +64,10 @@ class Claim(ABC):
 
 @dataclass(slots=True, eq=False)
 class Lease(Claim):
-    """Ready blocks, from the first of the chain on, that stay as they are while this is held."""
+    """The leading ready blocks of a chain, which do not change while this is held."""
 
     entry: Entry
-    """The deepest, which is pinned."""
+    """The deepest entry, which is pinned."""
 
     @override
     def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
@@ -78,7 +78,7 @@ class Lease(Claim):
 
 @dataclass(slots=True, eq=False)
 class Reservation(Claim):
-    """Room for blocks that nobody had and nobody else writes; invisible until written."""
+    """Room for blocks that the tier lacks and nobody else writes; invisible until written."""
 
     write: Write
 

@@ -33,7 +33,7 @@ class TierSpec:
     capacity_blocks: int
     eviction_policy: str = "lru"
     addressed_by: Literal["slot", "key"] = "slot"
-    """How plans name its blocks. Where it is by key, slots only count room."""
+    """How plans address its blocks. If by key, slots only account for capacity."""
 
     def __post_init__(self) -> None:
         if self.capacity_blocks < 1:
@@ -44,7 +44,7 @@ class TierSpec:
             raise ConfigError(msg)
 
     def make_state(self, index: int) -> TierState:
-        """Return what the index keeps of this tier, the `index`th."""
+        """Return the index's state for this tier, number `index` of its tiers."""
         pool = SlotPool(self.capacity_blocks)
         policy: EvictionPolicy[Entry] = create_policy(self.eviction_policy, self.capacity_blocks)
         return TierState(index, self.name, self.addressed_by, pool, policy)
@@ -58,7 +58,7 @@ class CacheManager:
     Ranks report on a plan in any order and in different steps; a get ends with the report of
     every rank, a put or copy with that of every owner.
 
-    What holds between any two calls is listed, and checked, in `control.index.integrity`.
+    `control.index.integrity` lists and checks the invariants that hold between any two calls.
 
     Thread: scheduler thread only. No method blocks or reads a clock.
     """
@@ -90,8 +90,8 @@ class CacheManager:
         """Pin the longest prefix of `keys` that is ready in `tier`.
 
         Returns:
-            A lease to be ended once, by `release`, `cancel` or the completion of its plan; None
-            on a miss.
+            A lease, to be ended exactly once by `release`, `cancel` or the completion of its
+            plan; None on a miss.
         """
         lease = self.hold(request_id, keys, tier=tier)
         if lease is None:
@@ -101,7 +101,7 @@ class CacheManager:
         return lease
 
     def hold(self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str) -> Lease | None:
-        """Pin as `match` does, for a copy of our own: it is not counted as a hit or a miss."""
+        """Pin like `match`, but without counting a hit or a miss: for copies between tiers."""
         match = self._index.match(self._tiers[tier], keys)
         if match is None:
             return None
@@ -112,14 +112,14 @@ class CacheManager:
     def reserve(
         self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str = "host"
     ) -> Reservation | Refusal:
-        """Make room in `tier` for what it lacks of `keys`, or for the leading part that fits.
+        """Make room in `tier` for the blocks of `keys` it lacks, or for the leading ones that fit.
 
-        Blocks that are there or being written, for whomever, are skipped. What is kept of `keys`
-        is a copy: the caller may go on appending to it.
+        Blocks that are present, or being written for any request, are skipped. `keys` is copied:
+        the caller may go on appending to it.
 
         Returns:
-            A reservation to be ended once, by `abort`, `cancel` or the completion of its plan; or
-            why there is none.
+            A reservation, to be ended exactly once by `abort`, `cancel` or the completion of its
+            plan; or why there is none.
         """
         write = self._index.reserve(self._tiers[tier], keys)
         if isinstance(write, Refusal):
@@ -141,7 +141,7 @@ class CacheManager:
         """Plan to load blocks `first_block` to `first_block + num_blocks` of `lease` into `pages`.
 
         Returns:
-            None, with `lease` still open, if a drop or a reset took blocks since the match.
+            None, with `lease` still open, if a drop or a reset removed blocks since the match.
 
         Raises:
             LeaseError: The lease is not open, or does not hold these blocks.
@@ -156,8 +156,8 @@ class CacheManager:
         """Plan to save `pages` as the blocks of `reservation`.
 
         Returns:
-            None, with `reservation` still open, if a failed write before it, a drop or a reset
-            took its blocks.
+            None, with `reservation` still open, if a failed write of an earlier block, a drop or
+            a reset removed its blocks.
 
         Raises:
             LeaseError: The reservation is not open.
@@ -171,7 +171,7 @@ class CacheManager:
         """Plan to copy the blocks of `reservation` from the tier of `lease`: promote or demote.
 
         Returns:
-            None, with both still open, if blocks of either were taken since.
+            None, with both still open, if blocks of either have been removed since.
 
         Raises:
             LeaseError: One is not open, or the lease lacks blocks of the reservation.
@@ -182,8 +182,8 @@ class CacheManager:
     def complete(self, result: TransferResult) -> Completion | None:
         """Count one rank's report; with the last one, end the plan and publish what it wrote.
 
-        A report that nobody waits for changes nothing: again from the same rank, on an unknown
-        plan, of another epoch. A plan from before a reset ends, and publishes nothing.
+        An unexpected report changes nothing: a second one from the same rank, or one on an unknown
+        plan or of another epoch. A plan from before a reset ends without publishing anything.
 
         Returns:
             None until the last rank has reported.
@@ -200,14 +200,14 @@ class CacheManager:
         return job.end(self._index)
 
     def lookup(self, keys: Sequence[BlockKey], *, tier: str) -> Presence:
-        """Return how much of `keys` is in `tier`, without using or holding it."""
+        """Return how much of `keys` is in `tier`, without counting a use or pinning anything."""
         return self._index.lookup(self._tiers[tier], keys)
 
     def restore(self, keys: Sequence[BlockKey], *, tier: str) -> int:
-        """Take in a chain that every owner has found in its part of `tier`, as far as it fits.
+        """Add a chain that every owner has found in its part of `tier`, as far as it fits.
 
         Returns:
-            How many of its leading blocks are in the tier now, or being written.
+            How many of its leading blocks are now in the tier or being written.
         """
         state = self._tiers[tier]
         write = self._index.reserve(state, keys)
@@ -216,7 +216,7 @@ class CacheManager:
         return self._index.lookup(state, keys).num_known
 
     def resize(self, capacity_blocks: int, *, tier: str) -> None:
-        """Evict and shrink, or grow, to `capacity_blocks`, as far as nobody needs what is there."""
+        """Grow to `capacity_blocks`, or evict and shrink as far as blocks in use allow."""
         state = self._tiers[tier]
         self._index.evict(state, state.pool.num_used - capacity_blocks)
         state.pool.resize(capacity_blocks)
@@ -224,8 +224,8 @@ class CacheManager:
     def take_gone(self, tier: str) -> list[BlockKey]:
         """Return the keys that left `tier` since the last call, for its workers to forget.
 
-        Nothing of them is being read or written. They are to be forgotten before any plan that
-        was made later begins.
+        None of them is being read or written. Workers must forget them before they begin any plan
+        that was made later.
         """
         state = self._tiers[tier]
         gone, state.gone = state.gone, []
@@ -240,7 +240,7 @@ class CacheManager:
         self._abandon(lease)
 
     def abort(self, reservation: Reservation) -> None:
-        """End a reservation that has no plan; its blocks, and any behind them, are dropped.
+        """End a reservation that has no plan; its blocks, and any after them, are dropped.
 
         Raises:
             LeaseError: It is not open.
@@ -248,30 +248,33 @@ class CacheManager:
         self._abandon(reservation)
 
     def cancel(self, request_id: RequestId) -> None:
-        """End what `request_id` holds without a plan. Plans in flight end with their reports."""
+        """End the leases and reservations of `request_id` that have no plan.
+
+        Plans in flight end with their reports.
+        """
         for claim in tuple(self._claims.get(request_id, ())):
             self._abandon(claim)
 
     def drop_from(self, keys: Sequence[BlockKey], *, tier: str) -> None:
-        """Make the last block of `keys`, and all behind it, unfindable in `tier`.
+        """Make the last block of `keys`, and all after it, unfindable in `tier`.
 
-        For a block that turned out to be corrupt or lost. What still reads or writes there ends
-        as usual, and gives the slots back then.
+        For a block that turned out to be corrupt or lost. Reads and writes in flight there end as
+        usual; the slots are freed then.
         """
         self._index.drop_from(self._tiers[tier], keys)
 
     def reset(self) -> None:
-        """Empty every tier, at once for whoever asks.
+        """Empty every tier: from now on, nothing stored before is found.
 
-        Slots that plans in flight read or write come back when those plans are reported, those of
-        open leases and reservations when they are ended. Cost: O(runs in the index).
+        Slots of plans in flight are freed when those plans complete, slots of open leases and
+        reservations when they end. Cost: O(runs in the index).
         """
         self._epoch += 1
         self._index.clear()
         self._recorder.add("reset")
 
     def request_of(self, job_id: JobId) -> RequestId:
-        """Return for which request a plan in flight was made."""
+        """Return the request that a plan in flight was made for."""
         return self._jobs[job_id].claims[0].request_id
 
     @property
@@ -302,7 +305,7 @@ class CacheManager:
         )
 
     def _ticket(self, deadline_s: float | None) -> Ticket:
-        """Return the name of a new plan."""
+        """Return the identity of a new plan."""
         return Ticket(JobId(next(self._job_ids)), self._epoch, deadline_s)
 
     def _open(self, claim: Claim) -> None:
@@ -310,7 +313,7 @@ class CacheManager:
         self._claims.setdefault(claim.request_id, []).append(claim)
 
     def _close(self, claim: Claim) -> None:
-        """Forget `claim`, which gets a plan or ends."""
+        """Forget `claim`, which is about to be planned or ended."""
         claim.expect_open()
         claims = self._claims[claim.request_id]
         claims.remove(claim)

@@ -1,8 +1,8 @@
 """What moves from where to where: pure functions of leases and reservations.
 
-None of them changes anything and none knows a clock: a deadline is passed through. Each answers
-None if a failed write, a drop or a reset took some of the blocks since they were claimed, and
-raises LeaseError for a lease or reservation that is not open any more.
+None of them changes anything or reads a clock: a deadline is passed through. Each returns None if
+a failed write, a drop or a reset removed some of the blocks since they were claimed, and raises
+LeaseError for a lease or reservation that is no longer open.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ __all__ = ["Ticket", "plan_copy", "plan_get", "plan_put"]
 
 
 class Ticket(NamedTuple):
-    """What a plan is known by."""
+    """The identity of a plan to be made, and its deadline."""
 
     job_id: JobId
     epoch: int
@@ -57,7 +57,7 @@ def plan_copy(ticket: Ticket, lease: Lease, reservation: Reservation) -> Transfe
 
 
 def _check_range(lease: Lease, first_block: int, end_block: int) -> None:
-    """Refuse blocks that `lease` does not hold.
+    """Reject blocks that `lease` does not hold.
 
     Raises:
         LeaseError: The range is empty or not inside the lease.
@@ -65,16 +65,16 @@ def _check_range(lease: Lease, first_block: int, end_block: int) -> None:
     if not 0 <= first_block < end_block <= lease.num_blocks:
         msg = (
             f"blocks {first_block} to {end_block} of request {lease.request_id!r} were asked for, "
-            f"its lease holds 0 to {lease.num_blocks}: plan a part of what was matched"
+            f"but its lease holds 0 to {lease.num_blocks}: plan only blocks that were matched"
         )
         raise LeaseError(msg)
 
 
 def _check_same_chain(lease: Lease, reservation: Reservation) -> None:
-    """Refuse to copy one chain's blocks over another's. An equal key proves all before it equal.
+    """Reject a copy of one chain's blocks over another's. Equal keys prove equal blocks before.
 
     Raises:
-        LeaseError: The last block to copy is not the same block.
+        LeaseError: The last blocks to copy differ.
     """
     last_block = reservation.end_block - 1
     *_, source = lease.entry.up_to(last_block)
@@ -83,8 +83,8 @@ def _check_same_chain(lease: Lease, reservation: Reservation) -> None:
     target_key = target.node.keys[last_block - target.start]
     if source_key != target_key:
         msg = (
-            f"request {reservation.request_id!r} reserved room for other blocks than its lease "
-            "holds: match and reserve the same keys"
+            f"request {reservation.request_id!r} reserved room for blocks that its lease does not "
+            "hold: match and reserve the same keys"
         )
         raise LeaseError(msg)
 
@@ -120,7 +120,7 @@ def _key_before(run: Entry, start: int) -> BlockKey | None:
 def _plan(
     ticket: Ticket, source: Place | None, target: Place | None, num_blocks: int
 ) -> TransferPlan | None:
-    """Return the plan `ticket`, if both ends of it are there."""
+    """Return the plan `ticket`, or None if its source or target is gone."""
     if source is None or target is None:
         return None
     return TransferPlan(

@@ -1,9 +1,9 @@
-"""How much memory the host tier may use, the limits of containers respected.
+"""How much memory the host tier may use, within the limits of containers.
 
 The tier is a memfd. Its pages are shared memory: charged to the cgroup of the process that first
-touches them, never reclaimed where there is no swap, and bounded by that cgroup and the machine,
-not by the size of /dev/shm. So what counts is the tightest of `MemAvailable` and of every memory
-cgroup from this process's own up to the root.
+touches them, never reclaimed if there is no swap, and bounded by that cgroup and the machine, not
+by the size of /dev/shm. So the bound is the tightest of `MemAvailable` and every memory cgroup from
+this process's own up to the root.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class _Cgroups(NamedTuple):
     limits: tuple[str, ...]
     usage: str
     caches: tuple[str, ...]
-    """Rows of memory.stat: file pages, which the kernel gives back before it refuses memory."""
+    """Rows of memory.stat: file pages, which the kernel reclaims before it refuses memory."""
 
 
 _V1 = _Cgroups(
@@ -67,12 +67,12 @@ def host_memory(root: Path = _ROOT) -> HostMemory:
 
 
 def default_cache_bytes(num_processes_on_node: int, root: Path = _ROOT) -> int:
-    """Return the size of a host tier that nobody sized, 0 where there is no room.
+    """Return the size of a host tier for which the user set none, 0 if there is no room.
 
-    It is half of what is free after the engine's reserve, shared by the engines of the node: the
-    page cache that holds the weights counts as free, and whatever else will start here needs room
-    too. At most 256 GiB for all: a tier is touched and pinned before its engine serves, and who
-    wants to wait for more says so.
+    It is half of what is free after the engine's reserve, divided among the engines of the node:
+    the page cache that holds the weights counts as free, and whatever else will start here needs
+    room too. At most 256 GiB for all of them: a tier is touched and pinned before its engine
+    serves, so a longer wait is for the user to choose.
 
     Args:
         num_processes_on_node: Engines on this machine that each make a tier of this size.
@@ -83,14 +83,14 @@ def default_cache_bytes(num_processes_on_node: int, root: Path = _ROOT) -> int:
 
 
 def check_host_bytes(asked: int, root: Path = _ROOT) -> None:
-    """Refuse a host tier that would end in the kernel killing the engine.
+    """Reject a host tier so large that the kernel would kill the engine.
 
     Args:
         asked: Bytes of all tiers that are about to be made on this machine.
         root: As in `host_memory`.
 
     Raises:
-        ConfigError: If they do not fit beside the engine's reserve.
+        ConfigError: They do not fit beside the engine's reserve.
     """
     memory = host_memory(root)
     spare_bytes = memory.free_bytes - _RESERVE_BYTES
@@ -125,11 +125,11 @@ def _cgroup_bounds(root: Path) -> Iterator[HostMemory]:
 
 
 def _lineage(mount: Path, path: str) -> Iterator[Path]:
-    """Yield the folders of a cgroup and of all above it.
+    """Yield the folders of a cgroup and of all its ancestors.
 
-    A container may see the path that its cgroup has on the host, or one that begins above what it
-    is shown, while its own cgroup is mounted as the root: folders that do not exist are no limit,
-    and the mount itself always comes last.
+    A container may see the path that its cgroup has on the host, or one that begins above its own
+    root, while its own cgroup is mounted as the root: folders that do not exist set no limit, and
+    the mount itself always comes last.
     """
     group = PurePosixPath(*(part for part in path.split("/") if part != ".."))
     for ancestor in (group, *group.parents):
@@ -150,7 +150,7 @@ def _bound(folder: Path, version: _Cgroups) -> Iterator[HostMemory]:
 
 
 def _read_number(path: Path) -> int | None:
-    """Return the number in a file, None if there is no file or no number, as in "max"."""
+    """Return the number in a file; None if there is no file, or no number but, say, "max"."""
     try:
         text = path.read_text().strip()
     except OSError:
@@ -159,7 +159,7 @@ def _read_number(path: Path) -> int | None:
 
 
 def _read_table(path: Path) -> dict[str, int]:
-    """Return the first two columns of a file, nothing if there is no file."""
+    """Return the first two columns of a file, empty if there is no file."""
     try:
         rows = [line.split() for line in path.read_text().splitlines()]
     except OSError:
@@ -168,5 +168,5 @@ def _read_table(path: Path) -> dict[str, int]:
 
 
 def _gib(num_bytes: int) -> str:
-    """Return GiB with one decimal, rounded down so that what is advised also fits."""
+    """Return GiB with one decimal, rounded down so that an advised size fits."""
     return f"{num_bytes * 10 // _GIB / 10:.1f}"

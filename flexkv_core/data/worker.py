@@ -18,18 +18,19 @@ HOST = "host"
 
 
 class Route(NamedTuple):
-    """Which plans a lane executes: those between two ends."""
+    """Which plans a lane executes: those from `source` to `target`."""
 
     source: str
     target: str
 
 
 class CacheWorker:
-    """Moves bytes as plans say, and decides nothing.
+    """Moves bytes as its plans say, and decides nothing.
 
     Where several ranks hold the same bytes (replicated KV heads, MLA latents), one of them is the
     owner: it alone writes into our tiers, and the others skip such plans without a result, since
-    a block counts owners. Plans that write into the engine's own pages concern every rank.
+    only reports of owners count for a block. Plans that write into the engine's own pages concern
+    every rank.
 
     Thread: the worker thread of its rank. Lanes have threads of their own.
     """
@@ -57,7 +58,7 @@ class CacheWorker:
         self._lanes = tuple(dict.fromkeys(self._by_route.values()))
 
     def submit(self, plan: TransferPlan) -> None:
-        """Start `plan`; what becomes of it is told by `poll`, exactly once."""
+        """Start `plan`; `poll` reports its result, exactly once."""
         if not (self._is_owner or isinstance(plan.target, EnginePages)):
             return
         route = Route(_end_of(plan.source), _end_of(plan.target))
@@ -84,7 +85,7 @@ class CacheWorker:
         return drained
 
     def shutdown(self, timeout_s: float) -> bool:
-        """Drain, then close every lane; a last `poll` tells what did not run.
+        """Drain, then close every lane; a last `poll` reports what did not run.
 
         Returns:
             Whether everything submitted had ended within `timeout_s`.

@@ -1,1 +1,1 @@
-"""What KV is the KV of: files, hashed whole, as the engine read them."""
+"""Which model the KV belongs to: its files, hashed whole, as the engine read them."""

@@ -1,9 +1,9 @@
 """Whether the files of a model are those that an engine read when it started.
 
-A file in the cache of the hub's client whose content has the digest that is its name is proven,
-whenever it was written. Any other file, each link on the way to it and the model's own folder must
-be older than the engine, and stay as they are until the content is known. Folders above the model
-do not count: what others put there harms nothing.
+A file in the cache of the hub's client is proven if its name is the digest of its content, no
+matter when it was written. Any other file, each link on the way to it and the model's own folder
+must be older than the engine, and stay unchanged until the content is known. Folders above the
+model do not count: other files there do no harm.
 """
 
 import re
@@ -47,9 +47,9 @@ _LOCAL = frozenset(
 """File systems whose times come from this machine's clock."""
 
 _ALLOWANCE_S = 300.0
-"""How far another clock may be behind ours. A file server stamps a change by its own clock: one
-that is behind makes what was changed after the engine's start look older than it. One that is
-ahead makes old files look younger, which costs a tier and never an answer."""
+"""How far another clock may lag behind ours. A file server stamps a change by its own clock: if it
+lags, a change after the engine's start looks older than the start. If it is ahead, old files look
+newer, which costs a tier but never yields a wrong block."""
 
 _BLOB = re.compile(r"(.*/models--[^/]+)/blobs/([0-9a-f]{64}|[0-9a-f]{40})")
 _SNAPSHOT = re.compile(r"(.*/models--[^/]+)/snapshots/[0-9a-f]{40}(/.*)?")
@@ -69,65 +69,65 @@ class FoundFile(NamedTuple):
     """At its real path."""
 
     links: tuple[Stamp, ...]
-    """On the way to it from the model as it was named."""
+    """The links from the model's given path to the file."""
 
     @property
     def is_named_by_git(self) -> bool:
-        """Whether it takes git's digest to prove its content."""
+        """Whether git's digest is needed to prove its content."""
         return self.blob is not None and len(self.blob) == _GIT_DIGITS
 
     @property
     def blob(self) -> str | None:
-        """The digest of its content that the hub's client called it by, if it did."""
+        """The digest by which the hub's client named it, if it did."""
         match = _BLOB.fullmatch(self.stamp.path)
         return match[2] if match else None
 
 
 class Survey(NamedTuple):
-    """A model's files as they lie there at one moment."""
+    """A model's files as found at one moment."""
 
     files: tuple[FoundFile, ...]
     folders: tuple[Stamp, ...] = ()
-    """The model's own, and those within it that files were found in."""
+    """The model's own folder, and those within it that contain its files."""
 
     reference: Stamp | None = None
-    """The file that chose among several snapshots."""
+    """The file that selects one of several snapshots."""
 
 
 class Mounts:
     """Which kind of file system a path is on."""
 
     def __init__(self, table: str) -> None:
-        """Read a table in the format of Linux' mountinfo."""
+        """Parse a table in the format of Linux's mountinfo."""
         self._kinds: dict[str, str] = {}
         for line in filter(None, table.split("\n")):
             mount, _, filesystem = line.partition(" - ")
             point = mount.split(" ")[4]
-            # What was mounted later hides what was there before.
+            # A later mount hides an earlier one at the same point.
             self._kinds[_unescaped(point)] = filesystem.split(" ")[0]
 
     @classmethod
     def read(cls) -> Self:
-        """Return those of this process; none, which are nowhere local, if it cannot be told."""
+        """Return those of this process; none, so that nothing is local, if they cannot be read."""
         try:
             return cls(_MOUNTS.read_text("utf-8", "surrogateescape"))
         except OSError:
             return cls("")
 
     def is_local(self, path: str) -> bool:
-        """Tell whether the times at a real path come from this machine's clock."""
+        """Return whether the times at a real path come from this machine's clock."""
         while path and path not in self._kinds:
             path = path.rpartition("/")[0]
         return self._kinds.get(path or "/") in _LOCAL
 
 
 def survey(checkpoint: Checkpoint) -> Survey | str:
-    """Return what lies there of a checkpoint, or one clause for a person why that says nothing.
+    """Return the files of a checkpoint, or a clause for people on why they cannot identify it.
 
     Raises:
         OSError: Something cannot be read.
 
-    Cost: one stat a file, and a look at each folder and link.
+    Cost: one stat per file, and one look at each folder and link.
     """
     model, load_format = checkpoint.model, checkpoint.load_format
     path = find_checkpoint(model, checkpoint.revision, hub_cache=checkpoint.hub_cache)
@@ -153,7 +153,7 @@ def survey(checkpoint: Checkpoint) -> Survey | str:
 
 
 def why_changed(before: Survey, after: Survey) -> str | None:
-    """Name a file that was changed between two surveys, if one was."""
+    """Return why two surveys differ, naming a changed file or folder; None if they do not."""
     changed = sorted(set(before.files) ^ set(after.files), key=lambda file: file.name)
     folders = {*before.folders} ^ {*after.folders}
     names = [file.name for file in changed]
@@ -164,28 +164,28 @@ def why_changed(before: Survey, after: Survey) -> str | None:
 
 
 class Judge:
-    """Says what keeps files from being those that an engine read."""
+    """Decides whether files may differ from what an engine read."""
 
     def __init__(self, started_s: float, mounts: Mounts) -> None:
-        """Judge for an engine that started at `started_s` on the clock of the wall."""
+        """Judge for an engine that started at `started_s`, in wall-clock time."""
         self._started_s = started_s
         self._mounts = mounts
 
     def is_older(self, stamp: Stamp, than_s: float) -> bool:
-        """Tell whether something surely was not changed from `than_s` on."""
+        """Return whether something was certainly last changed before `than_s`."""
         allowance_s = 0.0 if self._mounts.is_local(stamp.path) else _ALLOWANCE_S
         return stamp.changed_s < than_s - allowance_s
 
     def why_not(self, found: Survey, digests: Mapping[Stamp, Digests]) -> str | None:
-        """Name what may be other than the engine read it.
+        """Return a clause naming what may have changed since the engine read it; None if nothing.
 
         Args:
-            found: What there is.
+            found: The files as they are now.
             digests: Of the files whose content is known; the others are given the benefit of the
                 doubt.
         """
         if found.reference is not None:
-            reason = self._why_not_there(f"the revision in {found.reference.path}", found.reference)
+            reason = self._why_newer(f"the revision in {found.reference.path}", found.reference)
             if reason is not None:
                 return reason
         proven = {file for file in found.files if _is_proven(file, digests.get(file.stamp))}
@@ -197,32 +197,32 @@ class Judge:
         return reason
 
     def _why_not_file(self, file: FoundFile, *, is_proven: bool) -> str | None:
-        reason = self._why_not_there(file.name, file.stamp)
+        reason = self._why_newer(file.name, file.stamp)
         if reason is not None and not is_proven:
             return reason
         for link in file.links:
-            # The hub's client makes a link for each file that it has fetched. A young link to what
-            # was there before may be its work, too, for a commit that shares files with another;
-            # but somebody may have moved it, so that run leaves nothing behind.
+            # The hub's client makes a link for each file that it has fetched. It also makes a new
+            # link to an old file, for a commit that shares files with another; but such a link may
+            # have been redirected by someone else, so in that case nothing outlives this run.
             is_fetched = reason is not None and _is_of_hub(link, file)
-            reason_of_link = self._why_not_there(f"the link {link.path}", link)
+            reason_of_link = self._why_newer(f"the link {link.path}", link)
             if reason_of_link is not None and not is_fetched:
                 return reason_of_link
         return None
 
     def _why_not_folders(self, folders: Iterable[Stamp]) -> str | None:
-        reasons = (self._why_not_there(f"the folder {it.path}", it) for it in folders)
+        reasons = (self._why_newer(f"the folder {it.path}", it) for it in folders)
         return next(filter(None, reasons), None)
 
-    def _why_not_there(self, what: str, stamp: Stamp) -> str | None:
-        """Say why something may have been changed since the engine's start, if it may."""
+    def _why_newer(self, what: str, stamp: Stamp) -> str | None:
+        """Return why something may have changed since the engine's start; None if it cannot."""
         if not stamp.is_telling:
             return f"the file system keeps no time of {what}: copy the model to another"
         if self.is_older(stamp, self._started_s):
             return None
         when = "was written after the engine had started"
         if stamp.changed_s < self._started_s:
-            when += f", or less than {_ALLOWANCE_S:.0f} s before by a clock that is not ours"
+            when += f", or less than {_ALLOWANCE_S:.0f} s before it by another machine's clock"
         return f"{what} {when}: {_WHAT_TO_DO}"
 
 
@@ -231,7 +231,7 @@ def _is_proven(file: FoundFile, digests: Digests | None) -> bool:
 
 
 def _is_of_hub(link: Stamp, file: FoundFile) -> bool:
-    """Tell whether a link is the hub client's own to a file of the same repository."""
+    """Return whether a link is the hub client's own, to a file of the same repository."""
     snapshot, blob = _SNAPSHOT.fullmatch(link.path), _BLOB.fullmatch(file.stamp.path)
     return snapshot is not None and blob is not None and snapshot[1] == blob[1]
 
@@ -241,7 +241,7 @@ def _in_cache(folders: Iterable[Stamp]) -> bool:
 
 
 def _reference_of(checkpoint: Checkpoint) -> Stamp | None:
-    """Return the stamp of what chose the snapshot of a hub id, if there was a choice."""
+    """Return the stamp of the file that selects the snapshot of a hub id, if several exist."""
     revision = checkpoint.revision or "main"
     repository = repository_of(checkpoint.model, checkpoint.hub_cache)
     if is_commit(revision) or _holds_one(repository / "snapshots"):
@@ -254,5 +254,5 @@ def _holds_one(folder: Path) -> bool:
 
 
 def _unescaped(point: str) -> str:
-    """Return a mount point as it is: the kernel writes blanks as octal numbers."""
+    """Return a mount point unescaped: the kernel writes blanks as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)

@@ -1,9 +1,9 @@
 """Which files of a model decide its KV: a function of the model alone.
 
-Weights, configurations and code. Engines choose weights in slightly different ways; where they do,
-all that one of them would read counts, so that nothing is read which the identity does not cover.
+Weights, configurations and code. Engines choose weights in slightly different ways; where they
+differ, every file that one of them would read counts, so that the identity covers all that is read.
 Tokenizers, generation settings, documents and a second format of the same weights do not count:
-copies that differ in them are the same model.
+copies that differ only in them are the same model.
 
 The rules were read from the loaders of vLLM @ 0.32 and SGLang @ 0.5.23.
 """
@@ -34,10 +34,10 @@ _READ_AS_AUTO = frozenset(
     {"auto", "fastsafetensors", "hf", "instanttensor", "runai_streamer", "safetensors"}
 )
 _CHOICES = {"gguf": "*.gguf", "mistral": "consolidated*.safetensors", "pt": "*.pt"}
-"""Load formats with a choice of their own."""
+"""Load formats that choose their files by a pattern of their own."""
 
 FROM_THE_CHECKPOINT = _READ_AS_AUTO | _CHOICES.keys()
-"""Load formats that read all of a model from where its configuration is."""
+"""Load formats that read all of a model from the folder of its configuration."""
 
 _INSTEAD_OF_SAFETENSORS = ("*.bin", "*.pt", "*.pth", "*.gguf")
 _LEFT_BY_TRAINING = (
@@ -50,15 +50,15 @@ _LEFT_BY_TRAINING = (
 """Endings of names that engines skip, and so do we."""
 
 _MAKES_TOKENS = ("Tokenizer", "Processor", "Extractor")
-"""Ends of what an `auto_map` calls classes that make tokens and pictures, and no KV."""
+"""Endings of `auto_map` classes that make tokens or images, but no KV."""
 
 _INDEX = "model.safetensors.index.json"
 _READ_BESIDE_AN_INDEX = ("consolidated*.safetensors", "mtp.safetensors")
-"""What is read though no index names it: the first by vLLM's "auto", which prefers Mistral's own
-format, the second by SGLang for GLM."""
+"""Files that are read though no index names them: the first by vLLM's "auto", which prefers
+Mistral's own format, the second by SGLang for GLM."""
 
 _ENDINGS = (".bin", ".gguf", ".json", ".pt", ".pth", ".py", ".safetensors")
-"""An entry whose name ends like this is taken for a file, without a stat."""
+"""An entry with such an ending is assumed to be a file, without a stat."""
 
 _OTHER_FORMATS = ("checkpoint-*", "coreml", "gguf", "metal", "onnx", "openvino", "original")
 """Folders inside a model in which no engine looks for weights."""
@@ -67,10 +67,10 @@ _CONFIGS = ("*config.json", "params.json")
 _NOT_CONFIGS = frozenset({"generation_config.json", "tokenizer_config.json"})
 _ADAPTER_CONFIGS = ("adapter_config.json", "added_tokens.json")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
-"""vLLM reads the first that is there, whatever else is."""
+"""vLLM reads only the first that exists."""
 
 _OTHER_MODELS = ("audio_model_id", "text_model_id")
-"""Settings of Ultravox that name repositories whose weights are read, too."""
+"""Settings of Ultravox that name repositories whose weights are also read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,24 +84,24 @@ class Checkpoint:
     """Branch, tag or commit of a hub id; None for "main"."""
 
     hub_cache: Path
-    """The folder of the hub's client into which the engine downloads this model."""
+    """The hub client's cache folder, into which the engine downloads this model."""
 
     load_format: str = "auto"
     """The engine's name of the format: vLLM and SGLang share them."""
 
     runs_code: bool = True
-    """Whether the engine may run code of the model's own."""
+    """Whether the engine may run the model's own code."""
 
     weights: bool = True
-    """Whether the weights are read from here and are to be looked at. If not, configuration and
-    code alone decide: the user has named the weights, or the engine reads them elsewhere."""
+    """Whether the weights are read from here and count. If not, configuration and code alone
+    decide: the user has named the weights, or the engine reads them elsewhere."""
 
 
 def find_checkpoint(model: str, revision: str | None = None, *, hub_cache: Path) -> Path | None:
-    """Return where the files of `model` lie on this machine, None if they do not.
+    """Return the path of `model`'s files on this machine, None if they are not here.
 
     The arguments are those of `Checkpoint`. A revision stands for the commit that the hub's client
-    last saw under it.
+    last saw for it.
     """
     path = Path(model)
     if path.exists():
@@ -117,7 +117,7 @@ def repository_of(model: str, hub_cache: Path) -> Path:
 
 
 def is_commit(revision: str) -> bool:
-    """Tell whether `revision` can mean only one state of a repository."""
+    """Return whether `revision` can mean only one state of a repository."""
     return _COMMIT.fullmatch(revision) is not None
 
 
@@ -125,12 +125,12 @@ def model_files(path: Path, load_format: str, *, weights: bool) -> list[Path]:
     """Return the files that decide a model's KV, sorted.
 
     Args:
-        path: The model's folder, or a single file that is all of it.
-        load_format: As in `Checkpoint`, as is the next.
-        weights: Whether the weights count.
+        path: The model's folder, or the single file that is the model.
+        load_format: As in `Checkpoint`.
+        weights: As in `Checkpoint`.
 
     Raises:
-        OSError: A folder cannot be read, or the weights are not there.
+        OSError: A folder cannot be read, or the weights are missing.
     """
     if not path.is_dir():
         return _shards_of(path) if weights else []
@@ -165,10 +165,10 @@ def adapter_files(folder: Path) -> list[Path]:
 
 
 def why_elsewhere(path: Path, checkpoint: Checkpoint) -> str | None:
-    """Name what the engine reads that does not lie among `model_files`, if anything does.
+    """Return what the engine reads that is not among `model_files`, if anything.
 
     Returns:
-        One clause for a person.
+        A clause for people, or None.
 
     Raises:
         OSError: A configuration cannot be read.
@@ -194,7 +194,7 @@ def why_elsewhere(path: Path, checkpoint: Checkpoint) -> str | None:
 
 
 def _has_foreign_code(auto_map: object) -> bool:
-    """Tell whether classes that compute KV are in another repository; tokenizers do not."""
+    """Return whether classes that compute KV, unlike tokenizers, are in another repository."""
     classes = auto_map.items() if isinstance(auto_map, dict) else ()
     return any(
         "--" in name
@@ -205,7 +205,7 @@ def _has_foreign_code(auto_map: object) -> bool:
 
 
 def _commit_of(repository: Path, revision: str) -> str:
-    """Return the commit that the hub's client last saw under `revision`, else `revision`."""
+    """Return the commit that the hub's client last saw for `revision`, else `revision`."""
     if is_commit(revision):
         return revision
     reference = repository / "refs" / revision
@@ -214,18 +214,18 @@ def _commit_of(repository: Path, revision: str) -> str:
 
 
 def _folders(folder: Path, inside: tuple[str, ...]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield `folder` and those below it, each with the names of its files; never a hidden one.
+    """Yield `folder` and those below it, each with the names of its files; skip hidden ones.
 
     Args:
         folder: Where to begin.
-        inside: The real paths of `folder` and those above it: a link back to one ends there.
+        inside: The real paths of `folder` and those above it: a link back to one is not followed.
     """
     names: list[str] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.name.startswith("."):
-                # Following the many links of a hub's snapshot would cost as much as a stat each.
+                # Following the many links of a hub's snapshot would cost a stat each.
                 is_folder = not entry.name.endswith(_ENDINGS) and entry.is_dir()
                 (folders if is_folder else names).append(entry.name)
     yield folder, names
@@ -250,7 +250,7 @@ def _weights(folder: Path, names: list[str], load_format: str) -> set[str]:
         if _INDEX in names:
             indexed = _weight_map(folder / _INDEX)
             found &= (indexed or found) | _matching(found, *_READ_BESIDE_AN_INDEX)
-        # Some models read one by its own name, such as mask_embedding.pt.
+        # Some models read one by a name of their own, such as mask_embedding.pt.
         found |= _matching(names, "*.pt")
     else:
         choices = ((pattern, _matching(names, pattern)) for pattern in _INSTEAD_OF_SAFETENSORS)
@@ -259,7 +259,7 @@ def _weights(folder: Path, names: list[str], load_format: str) -> set[str]:
 
 
 def _weight_map(index: Path) -> set[str]:
-    """Return the files that an index names; none if it is none that an engine could read."""
+    """Return the files that an index names; none if no engine could read it."""
     return set(_strings(_read_json(index).get("weight_map")))
 
 
@@ -268,7 +268,7 @@ def _configs(names: Iterable[str]) -> set[str]:
 
 
 def _matching(names: Iterable[str], *patterns: str) -> set[str]:
-    """Return the names of one of the `patterns` that are not leftovers of a training."""
+    """Return the names that match a pattern and are not leftovers of training."""
     return {
         name
         for name in names
@@ -281,7 +281,7 @@ def _is_other_format(folder: Path) -> bool:
 
 
 def _shards_of(path: Path) -> list[Path]:
-    """Return a file, and those that it is one of many of."""
+    """Return a file, or all shards of its model if it is one of several."""
     match = _SHARD_OF_GGUF.fullmatch(path.name)
     if match is None:
         return [path]
@@ -291,7 +291,7 @@ def _shards_of(path: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    """Return what a JSON file maps, nothing if it maps nothing; as lenient as the engines."""
+    """Return the mapping in a JSON file, empty if there is none; as lenient as the engines."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):

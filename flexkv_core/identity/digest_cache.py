@@ -4,7 +4,7 @@
     <directory>/.digests.lock    held while it is replaced
     <directory>/.hashing         held by the one process that hashes
 
-Anything that is not as we would have written it counts as empty, and costs hashing again.
+A file that we would not have written counts as empty, and costs hashing again.
 """
 
 import logging
@@ -33,21 +33,21 @@ _MAX_ENTRIES = 4096
 _MAX_BYTES = 4 * 2**20
 
 _LOCK_WAIT_S = 10.0
-"""The file is locked for milliseconds."""
+"""The lock is normally held for milliseconds."""
 
 _HASHING_POLL_S = 0.5
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
     entries: list[tuple[Stamp, Digests]]
-    """The latest used last."""
+    """Least recently used first."""
 
 
 class DigestCache:
-    """Digests by stamp, in the first directory that can be written to; without one, in none.
+    """Digests by stamp, kept in the first writable directory, or only in memory if there is none.
 
-    A digest is of the file that has exactly its stamp: whoever finds another stamp there has to
-    hash again.
+    A digest is valid only for a file with exactly its stamp; a file with another stamp must be
+    hashed again.
 
     Thread: one at a time.
     """
@@ -63,7 +63,7 @@ class DigestCache:
         return self._digests.get(stamp)
 
     def reload(self) -> None:
-        """Learn what others have remembered since."""
+        """Add what other processes have remembered since."""
         if self._folder is not None:
             self._digests |= _read(self._folder / _NAME)
 
@@ -74,7 +74,7 @@ class DigestCache:
     def remember(self, digests: Mapping[Stamp, Digests]) -> None:
         """Keep digests; the least recently used make room.
 
-        Other processes may do the same at the same time.
+        Safe while other processes do the same.
         """
         used = {stamp: it for stamp, it in digests.items() if _is_text(stamp.path)}
         if self._folder is None or not used:
@@ -88,13 +88,13 @@ class DigestCache:
             logger.warning("identity.not_remembered path=%s: %s", path, error.strerror)
 
     def hashing(self, stop: threading.Event) -> AbstractContextManager[bool]:
-        """Be the only one who hashes, of those that share the directory.
+        """Hold the right to hash, among the processes that share the directory.
 
         Returns:
-            A context with whether it is so: False if `stop` was set before.
+            A context with whether it is held: False if `stop` was set first.
 
         Raises:
-            OSError: The directory has gone.
+            OSError: The directory is gone.
         """
         if self._folder is None:
             return nullcontext(enter_result=True)
@@ -111,7 +111,7 @@ def _is_usable(folder: Path) -> bool:
 
 
 def _merge(path: Path, used: Mapping[Stamp, Digests]) -> dict[Stamp, Digests]:
-    """Add what was used to what is on the disk, if that changes it; return what is there then."""
+    """Merge what was used into the file, writing it only if changed; return its new content."""
     before = list(_read(path).items())
     after = [entry for entry in before if entry[0] not in used]
     after += sorted(used.items(), key=lambda entry: entry[0].path)
@@ -128,7 +128,7 @@ def _pack(entries: list[tuple[Stamp, Digests]]) -> bytes:
 
 
 def _read(path: Path) -> dict[Stamp, Digests]:
-    """Return what is remembered; nothing if there is no such file of ours, or it is damaged."""
+    """Return what is remembered; nothing if the file is missing, not this user's, or damaged."""
     try:
         fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
         with os.fdopen(fd, "rb") as file:
@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[Stamp, Digests]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file anew. Not flushed: a crash may cost it, and its checksum says so."""
+    """Replace a file. Not flushed: a crash may damage it, and the checksum shows that."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE_FLAGS, 0o600)
@@ -150,7 +150,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _is_text(path: str) -> bool:
-    """Tell whether a name can be written in JSON: the kernel takes any bytes."""
+    """Return whether a name can be written in JSON: the kernel allows any bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""Reads whole files for their digests, at the expense of nobody.
+"""Reads whole files for their digests, without getting in anyone's way.
 
-The page cache is left as it was: what is read from disk does not stay in it. The disk serves
-everybody else first, and a slow share is busy for half of the time at most.
+The page cache is left as it was: what is read from disk does not stay in it. The disk serves all
+other reads first, and a slow network share is kept busy at most half of the time.
 """
 
 import ctypes
@@ -33,10 +33,10 @@ class Digests(msgspec.Struct, frozen=True, array_like=True):
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     git: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{40}$")] | None = None
-    """Git's own name for the content; None if nobody asked for it."""
+    """Git's own name for the content; None if it was not asked for."""
 
     def are(self, name: str) -> bool:
-        """Tell whether a digest of either kind is the right one."""
+        """Return whether `name` is one of the digests."""
         return name in (self.sha256, self.git)
 
 
@@ -50,26 +50,26 @@ class FileHasher:
         """Prepare.
 
         Args:
-            stop: Ends the work soon.
-            progress: Told how many bytes have been hashed since the last time.
+            stop: Ends the work soon after it is set.
+            progress: Called with the number of bytes hashed since the last call.
         """
         self._stop = stop
         self._progress = progress
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
 
     def hash(self, path: str, *, for_git: bool) -> Digests | None:
-        """Return the digests of a file, None if it was stopped first.
+        """Return the digests of a file, None if stopped first.
 
         Args:
             path: A plain file.
-            for_git: Whether to make git's digest, too.
+            for_git: Whether to compute git's digest, too.
 
         Raises:
             OSError: It cannot be read.
         """
         with _opened(path) as fd:
             content = sha256()
-            # The name that git gave it, not a safeguard: the identity is made of SHA-256 alone.
+            # Git's name for the content, not a safeguard: the identity uses SHA-256 alone.
             as_git = sha1(b"blob %d\0" % os.fstat(fd).st_size, usedforsecurity=False)
             offset = 0
             while not self._stop.is_set():
@@ -84,12 +84,12 @@ class FileHasher:
         return None
 
     def _read(self, fd: int, offset: int) -> memoryview:
-        """Return the next bytes, none at the end; what the page cache lacks is not left there."""
+        """Return the next bytes, none at the end; leave nothing new in the page cache."""
         num_cached = self._read_cached(fd, offset)
         if num_cached == len(self._buffer):
             return self._buffer
         begin_s = time.monotonic()
-        # In the same step: where it stopped, the kernel has begun to read what we asked for.
+        # Read on at once: where the cache ended, the kernel has begun to read what we asked for.
         num_read = os.preadv(fd, [self._buffer[num_cached:]], offset + num_cached)
         os.posix_fadvise(fd, offset + num_cached, num_read, os.POSIX_FADV_DONTNEED)
         self._stop.wait(time.monotonic() - begin_s)
@@ -99,13 +99,13 @@ class FileHasher:
         """Read what is in the page cache up to the first gap; return its length."""
         try:
             return os.preadv(fd, [self._buffer], offset, os.RWF_NOWAIT)
-        except OSError:  # nothing is, or the file system does not say
+        except OSError:  # nothing is cached, or the file system does not support the flag
             return 0
 
 
 def digest_of_files(digests: Mapping[str, Digests]) -> bytes:
-    """Return 32 bytes that are equal exactly if the names of files and their contents are."""
-    # Each part has a length of its own kind, so that no two lists read alike.
+    """Return 32 bytes that are equal if and only if the files' names and contents are."""
+    # Every part has a fixed length, so that no two lists give the same bytes.
     parts = [
         sha256(os.fsencode(name)).digest() + bytes.fromhex(found.sha256)
         for name, found in sorted(digests.items())
@@ -114,7 +114,7 @@ def digest_of_files(digests: Mapping[str, Digests]) -> bytes:
 
 
 def yield_to_others() -> None:
-    """Give the calling thread the lowest priority for processors and disks, as far as possible."""
+    """Give the calling thread the lowest CPU and disk priority, as far as possible."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
     number = _IOPRIO_SET.get(platform.machine())
@@ -132,7 +132,7 @@ def _opened(path: str) -> Iterator[int]:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         yield fd
     except OSError as error:
-        error.filename = path  # calls on an open file do not know it
+        error.filename = path  # calls on a descriptor leave it out
         raise
     finally:
         os.close(fd)

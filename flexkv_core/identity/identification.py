@@ -1,4 +1,4 @@
-"""Finds what the checkpoints of an engine hold, without anybody waiting for it."""
+"""Identifies the checkpoints of an engine in the background."""
 
 import logging
 import threading
@@ -20,18 +20,18 @@ __all__ = ["Identification"]
 logger = logging.getLogger(__name__)
 
 _SETTLED_S = 2.0
-"""A file that was changed less than this before it is read may be changed again within one tick of
-its file system's clock, and keep its stamp: its digest is not remembered."""
+"""A file that was changed less than this before it is read may change again within one tick of its
+file system's clock and keep its stamp, so its digest is not remembered."""
 
 _Surveys = dict[str, Survey]
 
 
 class Identification:
-    """Finds what checkpoints hold, on a thread of its own if it is not remembered.
+    """Finds the identities of checkpoints, on a thread of its own if they are not remembered.
 
-    An identity covers all that an engine reads of a model, and two engines that read the same have
-    the same. If what lies there now may not be what the engine has read, there is none, and one
-    warning says why.
+    An identity covers everything that an engine reads of a model, and is equal for two engines that
+    read the same. If the files may have changed since the engine read them, there is no identity,
+    and one warning says why.
 
     Thread: any.
     """
@@ -46,14 +46,13 @@ class Identification:
         """Begin. Call it once the engine has read its weights.
 
         Args:
-            checkpoints: By what they are to the engine.
-            directories: Where digests are remembered: in the first that can be written to.
-            started_s: When the engine started, on the clock of the wall (`env.engine_start_s`).
-            then: Is given the identities, by what they are to the engine. It is called at most
-                once: before this returns if everything is remembered, else on the thread. An error
-                of ours that it raises is logged.
+            checkpoints: By their role for the engine, such as "model".
+            directories: Digests are remembered in the first that can be written to.
+            started_s: When the engine started, in wall-clock time (`env.engine_start_s`).
+            then: Called with the identities by role, at most once: before this returns if
+                everything is remembered, else on the thread. A `FlexKVError` from it is logged.
 
-        Cost: one stat a file.
+        Cost: one stat per file.
         """
         self._checkpoints = checkpoints
         self._judge = Judge(started_s, Mounts.read())
@@ -61,7 +60,7 @@ class Identification:
         self._digest_cache = DigestCache(directories)
         self._digests: dict[Stamp, Digests] = {}
         self.is_unknown = False
-        """Whether there will be no identity: it could not be found, or `then` has failed."""
+        """Whether there will be no identity: it could not be found, or `then` failed."""
 
         self._stop = threading.Event()
         self._calling = threading.RLock()
@@ -76,7 +75,7 @@ class Identification:
             self._finish(found)
 
     def close(self) -> None:
-        """Let the thread end soon. `then` is not called afterwards; if it is running, wait."""
+        """Ask the thread to end. `then` is not called afterwards; if it is running, wait for it."""
         self._stop.set()
         with self._calling:
             pass
@@ -87,9 +86,9 @@ class Identification:
             self._thread.join()
 
     def _run(self, before: _Surveys) -> None:
-        """Have the files read, then tell.
+        """Have the files read, then call `then`.
 
-        By two threads: what `then` starts would inherit the priority of the one that reads.
+        On two threads: whatever `then` starts would inherit the low priority of the reading one.
         """
         found: list[_Surveys | None] = []
 
@@ -101,12 +100,12 @@ class Identification:
         reader.start()
         reader.join()
         if not found:
-            self.is_unknown = True  # it has died, and Python has said of what
+            self.is_unknown = True  # the reader died; Python has printed its traceback
         for seen in filter(None, found):
             self._finish(seen)
 
     def _attempt(self, step: Callable[[], _Surveys | str]) -> _Surveys | None:
-        """Take a step; say what was against it, if anything was."""
+        """Run a step; log its reason if it fails."""
         try:
             found = step()
         except OSError as error:
@@ -119,7 +118,7 @@ class Identification:
         return None
 
     def _survey(self) -> _Surveys | str:
-        """Return what lies there, or why that is not surely what the engine has read."""
+        """Return the files found, or why they may not be what the engine read."""
         found: _Surveys = {}
         for role, checkpoint in self._checkpoints.items():
             seen = survey(checkpoint)
@@ -142,7 +141,7 @@ class Identification:
         return [file for stamp, file in files.items() if stamp not in self._digests]
 
     def _read(self, before: _Surveys) -> _Surveys | str:
-        """Read all that is not remembered, and look whether it stayed as it was."""
+        """Read all that is not remembered, and check that it did not change meanwhile."""
         with self._digest_cache.hashing(self._stop) as is_alone:
             if is_alone:
                 # Another process may have done it while this one waited.
@@ -157,11 +156,11 @@ class Identification:
         reason = next(filter(None, changes), None)
         if reason is None and self._not_remembered(after):
             name = self._not_remembered(after)[0].name
-            return f"{name} is never twice the same: copy the model to another file system"
+            return f"{name} looks different every time: copy the model to another file system"
         return reason or after
 
     def _hash(self, files: Sequence[FoundFile]) -> None:
-        """Hash files until one turns out to be changed; remember each as soon as it is done."""
+        """Hash files until one turns out to have changed; remember each as soon as it is done."""
         progress = Progress([file.stamp.size for file in files])
         hasher = FileHasher(self._stop, progress.add)
         for file in files:
@@ -171,13 +170,16 @@ class Identification:
                 return
             self._digests[stamp] = digests
             if not stamp.is_telling:
-                logger.info("identity.hashed_at_every_start path=%s: no times there", stamp.path)
+                logger.info(
+                    "identity.hashed_at_every_start path=%s: its file system keeps no times",
+                    stamp.path,
+                )
             elif self._judge.is_older(stamp, begin_s - _SETTLED_S):
                 self._digest_cache.remember({stamp: digests})
         progress.end()
 
     def _finish(self, found: _Surveys) -> None:
-        """Tell what was found, unless it is other than its names said."""
+        """Report the identities, unless a file's content does not match its name."""
         if self._attempt(lambda: self._why_not(found) or found) is None:
             return
         self._digest_cache.use(self._digests)
@@ -188,18 +190,18 @@ class Identification:
         with self._calling:
             if self._stop.is_set():
                 return
-            is_of_use = False
+            is_used = False
             try:
                 self._then(identities)
-                is_of_use = True
+                is_used = True
             except FlexKVError as error:
                 logger.warning("identity.of_no_use: %s", error)
             finally:
-                self.is_unknown = not is_of_use
+                self.is_unknown = not is_used
 
     def _identity(self, checkpoint: Checkpoint, found: Survey) -> str:
         if not found.files:
-            # Nothing of it is to be looked at: the user's name for the weights is beside this one.
+            # No file of it counts: the namespace also has the user's name for the weights.
             name = f"{checkpoint.model}@{checkpoint.revision or ''}"
             return f"named:{sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()}"
         digests = {file.name: self._digests[file.stamp] for file in found.files}

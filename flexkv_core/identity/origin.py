@@ -1,4 +1,4 @@
-"""What a deployment's blocks are blocks of: the engine's settings at once, its files later."""
+"""Where a deployment's namespace comes from: the engine's settings at once, its files later."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from flexkv_core.identity.identification import Identification
 __all__ = ["UNSEEN_S", "Origin", "source_of", "why_not_read"]
 
 UNSEEN_S = 600.0
-"""`Origin.unseen_s` where workers are started by Ray or MPI: longer than that takes."""
+"""`Origin.unseen_s` if Ray or MPI starts the workers: longer than that takes."""
 
 
 def why_not_read(load_format: str) -> str | None:
-    """Name what keeps weights that have no name from being told apart, if it is how they load."""
+    """Return why a load format keeps unnamed weights from being told apart, if it does."""
     if load_format in FROM_THE_CHECKPOINT:
         return None
     return f"load_format={load_format} does not say which weights: set weight_version"
@@ -32,10 +32,10 @@ def source_of(
     runs_code: bool,
     cache: CacheConfig,
 ) -> Checkpoint:
-    """Return where `model` is read from, as far as the content of its files is to decide.
+    """Return where `model` is read from, and whether its weight files are part of its identity.
 
-    Where the user names the weights, files count only if they are there and hold the weights, and
-    unless he says that the name is enough.
+    If the user names the weights, files count only if they exist and hold the weights, and the user
+    has not said that the name is enough.
     """
     is_named = bool(cache.weight_version)
     has_files = find_checkpoint(model, revision, hub_cache=hub_cache) is not None
@@ -55,21 +55,21 @@ class Origin:
     """All that decides which bytes the blocks of a deployment hold.
 
     Raises:
-        ConfigError: A setting has no form that could be compared.
+        ConfigError: A setting has no comparable form.
     """
 
     sources: Mapping[str, Checkpoint]
-    """By what the engine does with it, such as "model"."""
+    """By their role for the engine, such as "model"."""
 
     describe: Callable[[Mapping[str, str]], Namespace]
     """Makes the namespace from the identity of each source."""
 
     unseen_s: float = 0.0
-    """How long before this process its engine may have begun to read, where another program starts
-    the processes of an engine and they do not know when the first one was."""
+    """How long before this process its engine may have begun to read, if another program starts
+    the engine's processes and they do not know when the first one started."""
 
     def __post_init__(self) -> None:
-        _ = self.blank  # made once now, so that what has no form is refused at the engine's start
+        _ = self.blank  # made once now, so that a bad setting is rejected at the engine's start
 
     @property
     def blank(self) -> Namespace:
@@ -80,8 +80,8 @@ class Origin:
         """Find the namespace, and call `then` with it: at once, or from a thread, or never.
 
         Args:
-            cache: Has an SSD tier, which remembers what files hold.
-            then: Called once at most; see `Identification`.
+            cache: Its SSD directories remember digests of files.
+            then: Called at most once; see `Identification`.
         """
         return Identification(
             self.sources,

@@ -1,4 +1,4 @@
-"""Says in the log how far long work has come."""
+"""Logs the progress of long work."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ _LOG_EVERY_PART = 0.1
 
 
 class Progress:
-    """One line at the beginning, one at the end, and between them one a tenth of the work.
+    """Logs one line at the start, one at the end, and one per tenth of the work in between.
 
     Thread: the one that works.
     """
@@ -33,7 +33,7 @@ class Progress:
         return self._num_bytes / 1e9
 
     def add(self, num_bytes: int) -> None:
-        """Note that so much more is done."""
+        """Note that `num_bytes` more are done."""
         self._done += num_bytes
         now_s = self._clock()
         is_due = self._done - self._logged >= _LOG_EVERY_PART * self._num_bytes

@@ -1,4 +1,4 @@
-"""What a file system says of a file: where it is, which it is, and when it was changed.
+"""What a file system says about a file: its path, its inode, and when it was changed.
 
 Device numbers are left out: they differ from one boot to the next, and from one mount to another.
 """
@@ -13,14 +13,14 @@ from typing_extensions import Self
 __all__ = ["Paths", "Stamp"]
 
 _MAX_LINKS = 40
-"""On one way; as many as the kernel follows."""
+"""On one path; as many as the kernel follows."""
 
 
 class Stamp(msgspec.Struct, frozen=True, array_like=True):
-    """A file, folder or link at one moment: whatever is done to it, its next stamp differs.
+    """A file, folder or link at one moment: after any change its stamp differs.
 
-    That takes a file system that keeps inodes and times, see `is_telling`, and a change that is
-    not within one tick of its clock.
+    This needs a file system that keeps inodes and times (`is_telling`), and a change that is not
+    within the same tick of its clock.
     """
 
     path: str
@@ -45,20 +45,20 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def is_telling(self) -> bool:
-        """Whether the file system keeps what a change shows in.
+        """Whether the file system keeps what reveals a change.
 
-        The time of the content alone may be zero: some archives are made like that.
+        `mtime_ns` alone may be zero: some archives are made like that.
         """
         return self.inode != 0 and self.ctime_ns != 0
 
     @property
     def changed_s(self) -> float:
-        """When it was last changed, on the clock of the machine that keeps the files."""
+        """When it was last changed, by the clock of the machine that stores it."""
         return max(self.mtime_ns, self.ctime_ns) / 1e9
 
 
 class Paths:
-    """Follows paths and tells which links lie on the way; each folder and link is asked once.
+    """Resolves paths and collects the links on the way; each folder and link is looked up once.
 
     Thread: one at a time.
     """
@@ -72,7 +72,7 @@ class Paths:
         """Return where an absolute path leads, and the links on the way, in their order.
 
         Raises:
-            OSError: It leads nowhere.
+            OSError: Its links form a loop.
         """
         where, links = "", list[Stamp]()
         rest = list(_parts(path))
@@ -88,19 +88,19 @@ class Paths:
                 continue
             links.append(self._links[here])
             if len(links) > _MAX_LINKS:
-                msg = f"{path} leads in a circle"
+                msg = f"the links of {path} form a loop"
                 raise OSError(msg)
             where = "" if target.startswith("/") else where
             rest += _parts(target)
         return where or "/", tuple(links)
 
     def _target(self, path: str) -> str | None:
-        """Return what a link names, None for anything else."""
+        """Return the target of a link, None for anything else."""
         if path not in self._targets:
             try:
                 self._targets[path] = os.fspath(Path(path).readlink())
                 self._links[path] = Stamp.take_link(path)
-            except OSError:  # not a link; whoever opens it learns what is wrong with it
+            except OSError:  # not a link; other errors show when it is opened
                 self._targets[path] = None
         return self._targets[path]
 

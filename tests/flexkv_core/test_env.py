@@ -164,7 +164,7 @@ def test_a_file_that_is_no_configuration_is_one_line(config_file):
     path = config_file("a: b: c")
 
     assert error() == (
-        f"FLEXKV_CONFIG_PATH is {path}, which is no file of options: mapping values are not "
+        f"FLEXKV_CONFIG_PATH is {path}, which is not a file of options: mapping values are not "
         "allowed here in line 1"
     )
 

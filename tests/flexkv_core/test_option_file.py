@@ -158,7 +158,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
     ids=["bomb", "circle", "code", "bool", "int", "time", "bare"],
 )
 def test_anchors_aliases_and_tags_are_refused(written, text):
-    assert error_of(written(text)) == "anchors, aliases and tags are not for options in line 1"
+    assert error_of(written(text)) == "anchors, aliases and tags are not allowed in line 1"
 
 
 @pytest.mark.parametrize(

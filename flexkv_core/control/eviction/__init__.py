@@ -1,1 +1,1 @@
-"""Which leaf of a tier leaves first when room is needed."""
+"""Which leaf of a tier is evicted first when room is needed."""

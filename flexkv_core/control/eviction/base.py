@@ -12,8 +12,8 @@ __all__ = ["Evictable", "EvictionPolicy"]
 class Evictable(Protocol):
     """What a policy may know of an item: a run of blocks of one tier, compared by identity.
 
-    The index writes `last_use` and `num_uses` at every use and tells no policy, so a use costs
-    the same under every policy. An item whose last child leaves inherits the child's uses.
+    The index writes `last_use` and `num_uses` at every use without calling the policy, so a use
+    costs the same under every policy. An item whose last child leaves inherits the child's uses.
     """
 
     last_use: int
@@ -24,7 +24,7 @@ class Evictable(Protocol):
 
     @property
     def first_key(self) -> bytes:
-        """Key of the first block: the same again when the same blocks come back."""
+        """Key of the first block; the same when the same blocks come back."""
 
     @property
     def num_blocks(self) -> int:
@@ -37,9 +37,9 @@ Item = TypeVar("Item", bound=Evictable)
 class EvictionPolicy(ABC, Generic[Item]):
     """Orders the leaves of one tier, worst first. It never frees anything itself.
 
-    A leaf is a run of blocks, not a block: costs are per run. Every item that may be evicted is
-    ordered, and perhaps some that may not any more (pinned, being written, grown a child): what
-    `take` gives and the caller cannot evict, the caller ignores and adds again in its time.
+    A leaf is a run of blocks, not a block: costs are per run. Every evictable item is ordered, and
+    perhaps some that no longer are evictable (pinned, being written, grown a child): if `take`
+    returns one of those, the caller ignores it and adds it again once it is evictable.
 
     Thread: scheduler thread only. Cost: every method is O(log items) amortised.
     """
@@ -49,7 +49,7 @@ class EvictionPolicy(ABC, Generic[Item]):
 
     @abstractmethod
     def add(self, item: Item) -> None:
-        """Order `item`, which may be evicted from now on. One that is ordered keeps its place."""
+        """Order `item`, which may now be evicted. If already ordered, it keeps its place."""
 
     @abstractmethod
     def take(self) -> Item | None:
@@ -57,7 +57,7 @@ class EvictionPolicy(ABC, Generic[Item]):
 
     @abstractmethod
     def restore(self, item: Item) -> None:
-        """Undo the last `take`, which gave `item`: it is the next to be taken again."""
+        """Undo the last `take`, which returned `item`: it is the next to be taken again."""
 
     @abstractmethod
     def record_eviction(self, item: Item, num_blocks: int) -> None:

@@ -11,7 +11,7 @@ __all__ = ["LruPolicy"]
 
 
 class LruPolicy(EvictionPolicy[Item]):
-    """A heap of leaves by the time of their last use, corrected only where it is looked at.
+    """A heap of leaves by time of last use, corrected lazily at the top.
 
     Uses do not reach the heap. An entry that comes to the top with a time older than its item's
     goes back with the right one, which is correct because times only grow. An entry whose item is
@@ -19,7 +19,7 @@ class LruPolicy(EvictionPolicy[Item]):
     """
 
     _MIN_STALE = 64
-    """Entries of discarded items that are not worth a new heap."""
+    """Up to this many entries of discarded items, rebuilding the heap is not worth it."""
 
     def __init__(self, capacity_blocks: int) -> None:
         super().__init__(capacity_blocks)
@@ -55,7 +55,7 @@ class LruPolicy(EvictionPolicy[Item]):
 
     @override
     def record_eviction(self, item: Item, num_blocks: int) -> None:
-        """Do nothing: what is gone has no time of use."""
+        """Do nothing: LRU keeps no history of evicted items."""
 
     @override
     def discard(self, item: Item) -> None:

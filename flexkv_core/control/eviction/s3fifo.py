@@ -11,7 +11,7 @@ __all__ = ["S3FifoPolicy"]
 
 
 class _Queue(Generic[Item]):
-    """A FIFO queue that counts the blocks of its items as they were when they entered."""
+    """A FIFO queue that counts the blocks its items had when they entered."""
 
     def __init__(self) -> None:
         self._items: OrderedDict[Item, int] = OrderedDict()
@@ -35,7 +35,7 @@ class _Queue(Generic[Item]):
         self._items.move_to_end(item, last=False)
 
     def pop(self) -> Item:
-        """Remove and return the item that is in the queue for the longest time."""
+        """Remove and return the oldest item."""
         item, num_blocks = self._items.popitem(last=False)
         self.num_blocks -= num_blocks
         return item
@@ -46,11 +46,11 @@ class _Queue(Generic[Item]):
 
 
 class S3FifoPolicy(EvictionPolicy[Item]):
-    """Two FIFO queues, and the keys of what left the first one lately.
+    """Two FIFO queues, and the keys of what was recently evicted from the first.
 
     New runs enter the small queue. One that was used twice by the time it reaches the head moves
     to the main queue. Any other is evicted and its key remembered; if it comes back soon, it
-    enters the main queue at once. There a run goes round again, once for each use.
+    enters the main queue at once. In the main queue, a run goes round once more for each use.
 
     Sizes are counted in blocks. Only leaves are queued: a run that becomes a leaf again enters the
     queue it was in before.

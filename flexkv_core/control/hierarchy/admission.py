@@ -9,13 +9,14 @@ from flexkv_core.block.types import BlockKey
 __all__ = ["Admission"]
 
 _WRITES_FOR_A_HIT = 16
-"""What one more hit may cost. From 12 to 24 the Mooncake traces fare alike; see benchmarks."""
+"""Writes that one more hit may cost. Mooncake traces do as well with 12 to 24; see benchmarks."""
+
 
 _SAMPLE_ONE_IN = 8
-"""Keys that the shadows follow: few enough to cost little, enough to tell the rules apart."""
+"""The shadows follow one key in so many: cheap, yet enough to tell the rules apart."""
 
 _FIRST_TRUST, _MAX_TRUST = 1 / 4, 2
-"""Writes without a hit for them, in capacities: before anything is known, and at most."""
+"""Writes that may go without a hit, as multiples of the capacity: at the start, and at most."""
 
 
 class Admission:
@@ -25,18 +26,17 @@ class Admission:
 
     - **second touch**: what was used before. Most blocks never are, so this saves most writes;
       but a block that comes back for the first time has to be computed again.
-    - **write all**: as a plain LRU tier does. Worth its writes where the tier is so large that
-      blocks still lie there when they come back.
+    - **write all**: as a plain LRU tier does. Worth its writes where the tier is large enough to
+      still hold blocks when they come back.
 
-    To see which one pays, both are played through on one key in 8: a shadow for each rule holds
-    the keys that an LRU tier under it would hold, and counts hits and writes. Every block that
-    write-all writes more costs trust, every hit that it has more earns it back 16 times. It rules
-    while it is trusted. Trust begins at the writes of a quarter of the tier and stays between
-    plus and minus twice the tier: so fast is a change of the load followed, and a short burst
-    changes little.
+    To see which one pays, both are simulated on one key in 8: a shadow for each rule holds the
+    keys that an LRU tier under that rule would hold, and counts hits and writes. Each extra write
+    costs write-all 1 trust, each extra hit earns it 16. It applies while its trust is positive.
+    Trust starts at a quarter of the capacity and stays within plus and minus twice the capacity:
+    it follows a lasting change of the load, and a short burst changes little.
 
-    Remembered are the keys of the last 2 to 4 x `capacity_blocks` different blocks, and in the
-    shadows those of a quarter of it: at most 800 bytes for a block of capacity.
+    Memory: the keys of the last 2 to 4 x `capacity_blocks` different blocks, and in the shadows
+    those of a quarter of the capacity; at most 800 bytes per block of capacity.
 
     Thread: scheduler thread only.
     """
@@ -49,7 +49,7 @@ class Admission:
         self._second_touch = _Shadow(num_sampled)
         self._max_trust = _MAX_TRUST * num_sampled
         self._trust = _FIRST_TRUST * num_sampled
-        """Writes that write-all may still make in its shadow without a hit for them."""
+        """Writes that write-all may still make in its shadow without earning a hit."""
 
     def touch(
         self, keys: Sequence[BlockKey], *, num_held: int, num_free: int, num_touched: int = 0
@@ -60,14 +60,14 @@ class Admission:
 
         Args:
             keys: The full blocks of the chain that are known now.
-            num_held: Leading blocks in the tier or on their way there. What an earlier call for
-                the same request has admitted is on its way.
+            num_held: Leading blocks in the tier or on their way there, which includes what an
+                earlier call for the same request admitted.
             num_free: Slots of the tier that can be taken without evicting.
             num_touched: Length of `keys` in the last call for the same request, 0 in the first:
-                that a request grows is no second use of what it has.
+                a request that grows does not use its earlier blocks a second time.
 
         Returns:
-            From `num_held` up to `len(keys)`, or to the capacity where the chain is longer.
+            At least `num_held`; at most `len(keys)`, or the capacity if the chain is longer.
 
         Cost: O(keys that are new to the request), and O(log keys).
         """
@@ -80,7 +80,7 @@ class Admission:
         return min(max(num_deserved, num_held + num_free), len(keys))
 
     def _compare(self, keys: Sequence[BlockKey], num_seen: int) -> None:
-        """Play a use of `keys`, of which the first `num_seen` come back, through in the shadows."""
+        """Simulate a use of `keys`, of which the first `num_seen` come back; adjust the trust."""
         returning = _sample(keys[:num_seen])
         sample = returning + _sample(keys[num_seen:])
         all_hits, all_writes = self._write_all.touch(sample, len(sample))
@@ -108,14 +108,14 @@ class _SeenKeys:
 
 
 class _Shadow:
-    """The keys that a least recently used tier would hold; tails leave first."""
+    """The keys that an LRU tier would hold; tails are evicted first."""
 
     def __init__(self, capacity_keys: int) -> None:
         self._capacity_keys = capacity_keys
         self._held: OrderedDict[BlockKey, None] = OrderedDict()
 
     def touch(self, keys: Sequence[BlockKey], num_wanted: int) -> tuple[int, int]:
-        """Use `keys`, and write the first `num_wanted`, or more with room.
+        """Use `keys`, and write the first `num_wanted`, or more while there is room.
 
         Returns:
             Hits and writes.
@@ -137,7 +137,7 @@ class _Shadow:
 
 
 def _num_leading(keys: Sequence[BlockKey], known: Container[BlockKey]) -> int:
-    """Return how many leading `keys` are `known`, where nothing is known behind an unknown one."""
+    """Return how many leading `keys` are `known`; none after an unknown one is."""
     return bisect_left(keys, x=True, key=lambda key: key not in known)
 
 

@@ -1,4 +1,4 @@
-"""Blocks of host memory are copied to a lower tier when they are used, not when they leave."""
+"""Copies blocks of host memory to a lower tier when they are used, not when they are evicted."""
 
 from collections.abc import Sequence
 
@@ -16,16 +16,16 @@ __all__ = ["Demoter"]
 _MAX_WAITING = 1024
 
 _SILENCE_S = 60.0
-"""A tier from which nothing has come back for so long is stuck: the slowest disk that is of any use
-writes a plan in half of that."""
+"""A tier that has not answered for this long is stuck: the slowest usable disk writes a plan in
+half the time."""
 
 
 class Demoter:
     """Decides what a tier should hold, and copies it there as fast as the tier takes it.
 
-    What is under way keeps its place in host memory, so at most a quarter of that tier is; the
-    rest waits, and is copied if it is still there then. Where too many chains wait the oldest is
-    given up. A tier that fails, or says nothing for a minute, is left alone, except on trial.
+    Blocks in flight are pinned in host memory, so they take at most a quarter of it; the rest
+    waits, and is copied if it is still there by then. When too many chains wait, the oldest is
+    given up. A tier that fails, or does not answer for a minute, gets only trial copies.
 
     Thread: scheduler thread only.
     """
@@ -49,14 +49,14 @@ class Demoter:
         )
         self._health = Health(f"writing to tier {tier}")
         self._waiting: dict[RequestId, tuple[Sequence[BlockKey], int]] = {}
-        """Chains with something to copy, oldest first, and how far."""
+        """Chains to copy, oldest first, and how many leading blocks of each."""
 
-        self._heard_s = 0.0
-        """When the last copy ended, or the first began after a time without any."""
+        self._last_answer_s = 0.0
+        """When the last copy ended, or none was in flight."""
 
     @property
     def is_off(self) -> bool:
-        """Whether the tier is left alone because it fails."""
+        """Whether the tier fails and gets only trial copies."""
         return self._health.is_off
 
     @property
@@ -70,10 +70,11 @@ class Demoter:
         Args:
             keys: Its full blocks.
             num_touched: Length of `keys` in the last call for the same request, 0 in the first.
-            num_admitted: What that call returned, 0 in the first: on its way, if not there yet.
+            num_admitted: What that call returned, 0 in the first: blocks that are on their way,
+                if not there yet.
         """
         if not num_touched:
-            self._use(keys)
+            self._count_use(keys)
         num_known = self._manager.lookup(keys, tier=self._tier).num_known
         num_held = max(num_known, num_admitted)
         num_wanted = self._admission.touch(
@@ -87,7 +88,7 @@ class Demoter:
         return num_wanted
 
     def offer(self, request_id: RequestId, keys: Sequence[BlockKey], num_wanted: int) -> None:
-        """Copy what host memory has and the tier lacks of the first `num_wanted` blocks, soon."""
+        """Queue what host memory has and the tier lacks of the first `num_wanted` blocks."""
         num_wanted = min(num_wanted, self._manager.lookup(keys, tier="host").num_ready)
         if self._manager.lookup(keys, tier=self._tier).num_known < num_wanted:
             self._waiting[request_id] = keys, num_wanted
@@ -95,9 +96,9 @@ class Demoter:
                 self._give_up(next(iter(self._waiting)))
 
     def take_plans(self, now_s: float) -> list[TransferPlan]:
-        """Return copies that may begin now."""
+        """Return plans for the copies that may begin now."""
         plans: list[TransferPlan] = []
-        self._listen(now_s)
+        self._check_silence(now_s)
         while self._waiting and self._in_flight.num_more and self._health.allows(now_s):
             request_id, (keys, num_wanted) = next(iter(self._waiting.items()))
             started = self._in_flight.start(request_id, keys, num_wanted)
@@ -105,31 +106,31 @@ class Demoter:
                 self._health.begin(now_s)
                 plans += started
             if self._in_flight.num_more:
-                self._give_up(request_id)  # of what there is now, nothing more can be copied
+                self._give_up(request_id)  # nothing more of it can be copied for now
         if self._health.is_off:
             for request_id in tuple(self._waiting):
                 self._give_up(request_id)
         return plans
 
     def conclude(self, completion: Completion, now_s: float) -> bool:
-        """Learn from a copy that has ended; False if it was not made here."""
+        """Learn from a copy that has ended; return False if it was not started here."""
         if self._in_flight.end(completion.job_id) is None:
             return False
-        self._heard_s = now_s
+        self._last_answer_s = now_s
         self._health.note(ok=completion.status is Status.OK, now_s=now_s)
         self._recorder.add("demoted_blocks", completion.num_published)
         self._recorder.add("demotion_skipped_blocks", completion.num_lost)
         return True
 
     def clear(self) -> None:
-        """Forget what waits: its bytes are not wanted any more."""
+        """Forget the waiting chains: their bytes are no longer wanted."""
         self._waiting.clear()
 
-    def _listen(self, now_s: float) -> None:
-        """Leave the tier alone if it has taken copies and says nothing any more."""
+    def _check_silence(self, now_s: float) -> None:
+        """Switch the tier off if it has taken copies and no longer answers."""
         if not self._in_flight.num_blocks:
-            self._heard_s = now_s
-        elif now_s > self._heard_s + _SILENCE_S:
+            self._last_answer_s = now_s
+        elif now_s > self._last_answer_s + _SILENCE_S:
             self._health.switch_off("does not answer", now_s)
 
     def _give_up(self, request_id: RequestId) -> None:
@@ -137,8 +138,8 @@ class Demoter:
         num_held = self._manager.lookup(keys, tier=self._tier).num_known
         self._recorder.add("demotion_skipped_blocks", max(0, num_wanted - num_held))
 
-    def _use(self, keys: Sequence[BlockKey]) -> None:
-        """Count a use of what the tier holds, whoever serves it: it is worth its room."""
+    def _count_use(self, keys: Sequence[BlockKey]) -> None:
+        """Count a use of the tier's blocks, even if host memory serves them: keep what is used."""
         lease = self._manager.hold(RequestId("admission"), keys, tier=self._tier)
         if lease is not None:
             self._manager.release(lease)

@@ -1,4 +1,4 @@
-"""From what each rank finds in its part of a tier to chains that the index can take in."""
+"""Turns what each rank finds in its part of a tier into chains that the index can restore."""
 
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -14,11 +14,11 @@ class FoundChain(NamedTuple):
 
     keys: list[BlockKey]
     num_given: int
-    """Leading blocks that an earlier chain had, too."""
+    """Leading blocks that an earlier chain already had."""
 
 
 class FoundChains:
-    """Collects what owners report until all have ended, and then gives out chains from their root.
+    """Collects what owners report until all have finished, then gives out chains from their root.
 
     A block counts if every owner has found its share, and if the same holds for every block
     before it: ranks that were killed at different moments leave different blocks behind.
@@ -45,7 +45,7 @@ class FoundChains:
         return not (self._searching or self._finders or self._useless)
 
     def note(self, report: TierReport) -> None:
-        """Take in what one owner has found since its last report."""
+        """Add what one owner has found since its last report."""
         if report.rank not in self._searching:
             return
         bit = self._bits[report.rank]
@@ -58,14 +58,14 @@ class FoundChains:
             self._searching.remove(report.rank)
 
     def next_chain(self) -> FoundChain | None:
-        """Return the next chain, from its root to a leaf; None if there is none (any more).
+        """Return the next chain, from its root to a leaf; None if none is left, or none yet.
 
-        Chains that share their beginning come one after the other, each whole.
+        Chains that share a prefix follow one another, each complete.
         """
         return None if self._searching else next(self._chains, None)
 
     def take_useless(self, max_blocks: int) -> list[BlockKey]:
-        """Return, after the last chain, what is of no use: shares or earlier blocks are missing."""
+        """Return, after the last chain, useless blocks: shares or earlier blocks are missing."""
         if self._searching:
             return []
         if self._finders:

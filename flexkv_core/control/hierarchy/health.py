@@ -14,7 +14,7 @@ class Health:
     """A circuit breaker for one direction of one tier: off after a few failures in a row.
 
     While it is off, one attempt is let through every 30 seconds, and the first that succeeds
-    switches on again. It says each change once.
+    switches it on again. Each change is logged once.
 
     Thread: its owner's.
     """
@@ -39,7 +39,7 @@ class Health:
             self._next_trial_s = now_s + _RETRY_S
 
     def note(self, *, ok: bool, now_s: float) -> None:
-        """Take in how an attempt ended."""
+        """Record how an attempt ended."""
         self._num_failures = 0 if ok else self._num_failures + 1
         if ok and self.is_off:
             self._next_trial_s = None

@@ -1,4 +1,4 @@
-"""Copies between two tiers that are under way."""
+"""Copies in flight between two tiers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from flexkv_core.plan import TransferPlan
 __all__ = ["CopiesInFlight", "CopyInFlight"]
 
 _PLAN_BYTES = 32 << 20
-"""Blocks become findable when their plan ends, so long copies are cut: where a deadline comes
-first, what came before it is then of use."""
+"""Blocks become findable only when their plan ends, so long copies are split: what arrived before
+a deadline can then be used."""
 
 _MAX_PLANS = 8
-"""Into so many, since each costs a step about 10 us."""
+"""The most plans one copy is split into, since each costs a step about 10 us."""
 
 _GRACE_S = 1.0
-"""How long after its deadline a plan may be reported."""
+"""How long after its deadline a plan may still be reported without being overdue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class CopyInFlight:
 
     plan: TransferPlan
     keys: Sequence[BlockKey]
-    """Empty if the chain is not in its tiers any more."""
+    """Empty once a reset has emptied its tiers."""
 
     first_block: int
 
@@ -41,7 +41,7 @@ class CopiesInFlight:
     def __init__(
         self, manager: CacheManager, source: str, target: str, *, block_bytes: int, max_blocks: int
     ) -> None:
-        """Plan from `source` to `target`; at most `max_blocks` are under way at any time."""
+        """Plan from `source` to `target`; at most `max_blocks` are in flight at any time."""
         self._manager = manager
         self._source = source
         self._target = target
@@ -49,13 +49,13 @@ class CopiesInFlight:
         self._max_blocks = max_blocks
         self._in_flight: dict[JobId, CopyInFlight] = {}
         self._overdue: set[JobId] = set()
-        """Those of `_in_flight` that were told of as silent."""
+        """Plans of `_in_flight` already reported as overdue."""
 
         self._num_blocks = 0
 
     @property
     def num_blocks(self) -> int:
-        """Blocks under way."""
+        """Blocks in flight."""
         return self._num_blocks
 
     @property
@@ -72,8 +72,8 @@ class CopiesInFlight:
     ) -> list[TransferPlan]:
         """Copy what the target lacks of the first `end_block` blocks of `keys`, head first.
 
-        It ends early where the source has no more, the target has no room, or `max_blocks` are
-        under way. What others are copying is not copied again.
+        It ends early if the source has no more, the target has no room, or `max_blocks` are in
+        flight. Blocks already being copied are not copied again.
         """
         position = self._manager.lookup(keys, tier=self._target).num_known
         num_ready = self._manager.lookup(keys, tier=self._source).num_ready
@@ -96,21 +96,21 @@ class CopiesInFlight:
             self._overdue.discard(job_id)
         return copy
 
-    def disown(self) -> None:
+    def forget_chains(self) -> None:
         """Forget which chains are copied, after a reset; the plans still count until they end."""
         for job_id, copy in self._in_flight.items():
             self._in_flight[job_id] = replace(copy, keys=())
 
-    def find_silence(self, now_s: float) -> bool:
-        """Return whether a plan has not ended soon after its deadline; each is told of once."""
-        silent = {
+    def has_newly_overdue(self, now_s: float) -> bool:
+        """Return whether a plan has become overdue since the last call."""
+        overdue = {
             job_id
             for job_id, copy in self._in_flight.items()
             if copy.plan.deadline_s is not None and now_s > copy.plan.deadline_s + _GRACE_S
         }
-        is_news = not silent <= self._overdue
-        self._overdue = silent
-        return is_news
+        is_new = not overdue <= self._overdue
+        self._overdue = overdue
+        return is_new
 
     def _start_one(
         self,
@@ -120,7 +120,7 @@ class CopiesInFlight:
         deadline_s: float | None,
     ) -> TransferPlan | None:
         manager = self._manager
-        # A run is held whole: to hold only what is copied would cut it for good.
+        # Pin the whole run: pinning only what is copied would split it for good.
         lease = manager.hold(request_id, keys, tier=self._source)
         assert lease is not None, "its blocks were seen a moment ago"
         reservation = manager.reserve(request_id, keys[:end], tier=self._target)

@@ -75,16 +75,16 @@ class LowerTier:
 
     @property
     def is_off(self) -> bool:
-        """Whether the tier fails, in one direction at least, and is left alone."""
+        """Whether reading or writing fails and is switched off, except for trials."""
         return self.promoter.is_off or self.demoter.is_off
 
     @property
     def has_work(self) -> bool:
-        """Whether something is to be done that only happens while the engine steps."""
+        """Whether there is work that only proceeds while the engine steps."""
         return self._must_order_generation or self.demoter.has_work or not self._restorer.is_over
 
     def digest(self, report: TierReport) -> None:
-        """Take in what an owner says."""
+        """Take in an owner's report."""
         for name, value in report.counts.items():
             record = self._recorder.add if METRICS[name].kind == "counter" else self._recorder.set
             record(name, value)
@@ -99,13 +99,13 @@ class LowerTier:
             self.demoter.conclude(completion, now_s)
 
     def take_orders(self, now_s: float) -> TierOrders:
-        """Return what the workers have to do next."""
+        """Return the workers' next orders."""
         self._fit_capacity()
         if not self._restorer.is_over:
             self._useless += self._restorer.step()
         plans = self.promoter.take_plans()
-        # Until the workers have told what they have, they do not know where there is room. They may
-        # not even have opened the tier, neither at the start nor when a generation begins.
+        # Until the workers have reported what they hold, they do not know where there is room. They
+        # may not even have opened the tier, at the start or when a generation begins.
         if self._restorer.is_over:
             plans += self.demoter.take_plans(now_s)
         gone, self._useless = self._useless + self._manager.take_gone(self._tier), []
@@ -116,7 +116,7 @@ class LowerTier:
     def reset(self) -> None:
         """Begin a new generation, after the manager was reset: nothing older is ever used again.
 
-        The tier is used again once every owner has said that it has begun it, too.
+        The tier is used again once every owner has reported this generation.
         """
         self._generation = secrets.token_hex(8)
         self._must_order_generation = True
@@ -126,7 +126,7 @@ class LowerTier:
         self.promoter.reset()
 
     def _fit_capacity(self) -> None:
-        """Give the tier the size that every owner has room for; blocks in use leave it later."""
+        """Resize the tier to what every owner has room for; blocks in use are evicted later."""
         num_free = self._manager.num_free_blocks(self._tier)
         if num_free + self._manager.num_used_blocks(self._tier) != self.capacity_blocks:
             self._manager.resize(self.capacity_blocks, tier=self._tier)

@@ -1,4 +1,4 @@
-"""Blocks of a lower tier are brought into host memory before they are offered to an engine."""
+"""Brings blocks of a lower tier into host memory before they are offered to an engine."""
 
 import sys
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ class _Wait:
     since_s: float
     deadline_s: float
     is_over: bool = False
-    """The request has taken its chance; it does not wait again."""
+    """The request has had its wait; it does not wait again."""
 
 
 class Promoter:
-    """Decides which requests wait for a tier, how long, and when what came is good enough.
+    """Decides which requests wait for a tier, and how long.
 
-    A request waits once, until its blocks are there or its deadline has passed: half the time that
-    computing them would take, and never longer than `timeout_s`. It is given what has come by then.
-    Only so many blocks are asked for as the tier has lately been fast enough to bring in that
-    time, and none where it is slower than computing. Blocks that are on their way for another
-    request are waited for and not asked for again. Together they take half the host tier at most.
+    A request waits once, until its blocks have arrived or its deadline has passed: half the time
+    that computing them would take, and never longer than `timeout_s`. Then it gets what has
+    arrived. Only as many blocks are copied as should arrive in that time at the tier's recent
+    speed, and none if the tier is slower than computing. Blocks already in flight for another
+    request are waited for but not copied again. Blocks in flight take at most half the host tier.
     A tier that fails, or does not answer by the deadline, is not waited for, except on trial.
 
     Thread: scheduler thread only.
@@ -65,7 +65,7 @@ class Promoter:
 
     @property
     def is_off(self) -> bool:
-        """Whether the tier is left alone because it fails."""
+        """Whether the tier fails and is only read on trial."""
         return self._health.is_off
 
     def must_wait(
@@ -75,7 +75,7 @@ class Promoter:
         now_s: float,
         block_compute_s: float | None,
     ) -> bool:
-        """Return whether a request whose chain is `keys` should be asked about again later.
+        """Return whether the request with chain `keys` should wait, and be asked about again.
 
         Args:
             request_id: The first call for it may start copies; see `take_plans`.
@@ -88,11 +88,11 @@ class Promoter:
             wait = self._begin(request_id, keys, now_s, block_compute_s)
             self._waits[request_id] = wait
         elif not wait.is_over:
-            self._look_again(wait, keys, now_s)
+            self._end_if_over(wait, keys, now_s)
         return not wait.is_over
 
     def forget(self, request_id: RequestId) -> None:
-        """Forget a request that has ended; what is under way for it goes on."""
+        """Forget a request that has ended; copies in flight for it go on."""
         self._waits.pop(request_id, None)
 
     def take_plans(self) -> list[TransferPlan]:
@@ -101,9 +101,9 @@ class Promoter:
         return plans
 
     def conclude(self, completion: Completion, now_s: float) -> bool:
-        """Learn from a copy that has ended; False if it was not made here.
+        """Learn from a copy that has ended; return False if it was not started here.
 
-        A block that cannot be read is dropped from its tier, with all behind it.
+        A block that cannot be read is dropped from its tier, with all after it.
         """
         copy = self._in_flight.end(completion.job_id)
         if copy is None:
@@ -119,8 +119,8 @@ class Promoter:
         return True
 
     def reset(self) -> None:
-        """Forget what is read, after the manager was reset."""
-        self._in_flight.disown()
+        """Forget which chains are being read, after the manager was reset."""
+        self._in_flight.forget_chains()
 
     def _begin(
         self,
@@ -129,40 +129,40 @@ class Promoter:
         now_s: float,
         block_compute_s: float | None,
     ) -> _Wait:
-        """Start copying what is worth it; the wait is over at once if nothing is."""
+        """Start copying what is worth copying; if nothing is, the wait is over at once."""
         host = self._manager.lookup(keys, tier="host")
         num_blocks = self._manager.lookup(keys, tier=self._tier).num_ready - host.num_ready
-        patience_s = self._timeout_s
+        max_wait_s = self._timeout_s
         if block_compute_s is not None:
-            patience_s = min(patience_s, num_blocks * block_compute_s / 2)
-        wait = _Wait(host.num_ready, now_s, now_s + patience_s)
-        if num_blocks > 0 and patience_s > 0:
-            num_in_time = self._num_in_time(host, patience_s, now_s, block_compute_s)
+            max_wait_s = min(max_wait_s, num_blocks * block_compute_s / 2)
+        wait = _Wait(host.num_ready, now_s, now_s + max_wait_s)
+        if num_blocks > 0 and max_wait_s > 0:
+            num_in_time = self._num_in_time(host, max_wait_s, now_s, block_compute_s)
             num_worth = min(num_blocks, num_in_time)
             self._recorder.add("promotion_slow_blocks", num_blocks - num_worth)
-            if self._ask(request_id, keys, host.num_ready + num_worth, wait):
+            if self._start_copies(request_id, keys, host.num_ready + num_worth, wait):
                 wait.end_block += num_worth
-        self._look_again(wait, keys, now_s)
+        self._end_if_over(wait, keys, now_s)
         return wait
 
     def _num_in_time(
-        self, host: Presence, patience_s: float, now_s: float, block_compute_s: float | None
+        self, host: Presence, max_wait_s: float, now_s: float, block_compute_s: float | None
     ) -> int:
-        """Return how many blocks behind the ready ones of `host` are expected in `patience_s`."""
+        """Return how many blocks after the ready ones of `host` should arrive in `max_wait_s`."""
         block_s = self._speed.seconds_for(1, now_s)
         if not block_s:
             return sys.maxsize
         if block_compute_s is not None and block_s >= block_compute_s:
             return 0
-        num_under_way = host.num_known - host.num_ready
-        num_of_others = max(0, self._in_flight.num_blocks - num_under_way)
-        return max(0, int(patience_s / block_s) - num_of_others)
+        num_own = host.num_known - host.num_ready
+        num_of_others = max(0, self._in_flight.num_blocks - num_own)
+        return max(0, int(max_wait_s / block_s) - num_of_others)
 
-    def _ask(
+    def _start_copies(
         self, request_id: RequestId, keys: Sequence[BlockKey], end_block: int, wait: _Wait
     ) -> bool:
-        """Start copies up to `end_block`; return whether it makes sense to wait for it."""
-        if self._in_flight.find_silence(wait.since_s):
+        """Start copies up to `end_block`; return whether they are worth waiting for."""
+        if self._in_flight.has_newly_overdue(wait.since_s):
             self._health.switch_off("does not answer", wait.since_s)
         if not self._health.allows(wait.since_s):
             return False
@@ -172,8 +172,8 @@ class Promoter:
             self._plans += started
         return bool(started) or not self._health.is_off
 
-    def _look_again(self, wait: _Wait, keys: Sequence[BlockKey], now_s: float) -> None:
-        """End `wait` if its blocks are there, if no more of them come, or if it is too late."""
+    def _end_if_over(self, wait: _Wait, keys: Sequence[BlockKey], now_s: float) -> None:
+        """End `wait` if its blocks have arrived, no more are in flight, or its deadline passed."""
         host = self._manager.lookup(keys, tier="host")
         is_late = now_s >= wait.deadline_s
         if host.num_ready >= wait.end_block or host.num_known == host.num_ready or is_late:

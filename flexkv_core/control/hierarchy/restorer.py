@@ -1,4 +1,4 @@
-"""The index takes in what earlier processes left in a tier, in bounded steps."""
+"""Restores to the index what earlier processes left in a tier, in bounded steps."""
 
 from collections.abc import Collection
 
@@ -11,14 +11,14 @@ from flexkv_core.plan import TierReport
 __all__ = ["Restorer"]
 
 _BLOCKS_A_STEP = 4096
-"""The index takes in 4096 blocks in about 1 ms, which a step can spare."""
+"""Adding 4096 blocks to the index takes about 1 ms, which a step can spare."""
 
 _BLOCKS_A_CHAIN = 64
-"""A chain of one new block takes the index as long as 64 blocks."""
+"""A chain of one new block takes the index as long as 64 blocks of a longer one."""
 
 
 class Restorer:
-    """Waits until every owner has told what it found, then gives it to the index.
+    """Waits until every owner has reported what it found, then adds it to the index.
 
     Thread: scheduler thread only.
     """
@@ -33,15 +33,15 @@ class Restorer:
 
     @property
     def is_over(self) -> bool:
-        """Whether everything that was found has been taken in, or been found useless."""
+        """Whether everything that was found has been restored or given up as useless."""
         return self._found.is_over
 
     def note(self, report: TierReport) -> None:
-        """Take in what one owner has found since its last report."""
+        """Add what one owner has found since its last report."""
         self._found.note(report)
 
     def step(self) -> list[BlockKey]:
-        """Let the index take in a part; return blocks that are of no use."""
+        """Restore the next part; return blocks that are of no use."""
         num_blocks = 0
         useless: list[BlockKey] = []
         while num_blocks < _BLOCKS_A_STEP and (chain := self._found.next_chain()):
@@ -52,7 +52,7 @@ class Restorer:
         return useless
 
     def _restore(self, chain: FoundChain) -> list[BlockKey]:
-        """Let the index take in what is new of `chain`, unless blocks before that have left it."""
+        """Restore the new blocks of `chain`, unless the blocks before them have left the index."""
         keys, num_known = chain
         if self._manager.lookup(keys, tier=self._tier).num_known >= num_known:
             num_known = self._manager.restore(keys, tier=self._tier)

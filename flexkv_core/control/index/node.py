@@ -8,12 +8,13 @@ The life of an entry, from the first block on:
 
     [ ready ][ written, waiting for a block before it ][ being written ] | not in this tier
 
-- **grow**: a reservation (`Write`) appends slots behind everything that is held or being written,
+- **grow**: a reservation (`Write`) appends slots after everything that is held or being written,
   over as many nodes as it needs, so the writes of an entry are in chain order and touch. A
-  second reservation of blocks that somebody writes gets only what lies behind them.
+  second reservation that covers blocks being written gets only the blocks after them.
 - **publish**: when all ranks have written, the blocks become ready as far as everything before
-  them is; a write that ends first waits as `is_written`, and its predecessor publishes both.
-- **fail**: a block that was not written takes everything behind it along, in its tier only.
+  them is; a write that ends before its predecessor waits as `is_written`, and the predecessor
+  publishes both.
+- **fail**: a block that was not written is dropped with everything after it, in its tier only.
 - **split**: the new node is the *upper* part and the old object stays the lower one. The same
   holds for an entry that reaches past the cut: pins, policy entries and the deepest entry
   of a write stay on the deeper part, the upper one is held by having a child. An entry that
@@ -21,7 +22,7 @@ The life of an entry, from the first block on:
 - **die**: evicted, failed, dropped or reset entries leave their node at once and can never be
   found again. The slots of a dead entry go back to the pool when nothing needs them: no pins,
   no child (dead or alive) left, and every write into it has been reported. Until then it keeps its
-  parent from being evicted, for a reader may still need both. A dead one never lives again.
+  parent from being evicted, since a reader may still need both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ __all__ = ["Entry", "Node", "TierState", "Write"]
 
 @dataclass(slots=True, eq=False)
 class TierState:
-    """One tier: its room, what leaves it next, and what has left it."""
+    """One tier: its slots, its eviction order, and what has left it."""
 
     index: int
     """Place in `Node.entries`."""
@@ -48,14 +49,14 @@ class TierState:
     pool: SlotPool
     policy: EvictionPolicy["Entry"]
     dead: dict["Entry", list[BlockKey]] = field(default_factory=dict)
-    """Entries that nobody can find and somebody still reads or writes, with the keys of their
-    blocks where plans name blocks by key."""
+    """Entries that can no longer be found but are still read or written, with the keys of their
+    blocks if the tier is addressed by key."""
 
     gone: list[BlockKey] = field(default_factory=list)
-    """Keys, where plans name blocks by key, whose bytes nobody needs any more."""
+    """Keys whose bytes are no longer needed, if the tier is addressed by key."""
 
     def keys_of(self, entry: "Entry", first: int = 0) -> list[BlockKey]:
-        """Return the keys of `entry`'s blocks from `first` on, if plans name blocks by key."""
+        """Return the keys of `entry`'s blocks from `first` on, if the tier is addressed by key."""
         if self.addressed_by == "slot":
             return []
         return entry.node.keys[first : entry.num_blocks]
@@ -65,7 +66,7 @@ class TierState:
 class Node:
     """A run of block keys, in at least one tier; only the root is empty.
 
-    Keys are chain hashes: where a key of two chains is equal, everything before it is.
+    Keys are chain hashes: two chains that share a key share everything before it.
     """
 
     start: int
@@ -79,11 +80,11 @@ class Node:
 
     @property
     def end(self) -> int:
-        """Position behind the last key."""
+        """One past the position of the last key."""
         return self.start + len(self.keys)
 
     def shared_end(self, keys: Sequence[BlockKey]) -> int:
-        """Return where the chain `keys`, which shares the first key, parts from this one.
+        """Return where the chain `keys`, which shares the first key, diverges from this one.
 
         Equality inside a run is monotone, as it is over a whole chain: a binary search.
         """
@@ -129,7 +130,7 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """The leading blocks of one node that one tier holds: state machine above."""
+    """The leading blocks of one node that one tier holds; its states are described above."""
 
     tier: TierState
     node: Node
@@ -144,7 +145,7 @@ class Entry:
     """Leading blocks that a match may use."""
 
     writes: list["Write"] = field(default_factory=list)
-    """What covers the blocks behind the ready ones, in chain order."""
+    """The writes that cover the blocks after the ready ones, in chain order."""
 
     num_pins: int = 0
     num_children: int = 0
@@ -161,12 +162,12 @@ class Entry:
 
     @property
     def end(self) -> int:
-        """Position behind the last block."""
+        """One past the position of the last block."""
         return self.start + self.num_blocks
 
     @property
     def ready_end(self) -> int:
-        """Position behind the last ready block."""
+        """One past the position of the last ready block."""
         return self.start + self.num_ready
 
     @property
@@ -176,7 +177,7 @@ class Entry:
 
     @property
     def is_evictable(self) -> bool:
-        """Whether this is a leaf of its tier that nobody needs."""
+        """Whether this is a leaf of its tier that is not in use."""
         held = self.num_pins or self.num_children or self.writes
         return self.is_alive and not held and self.parent is not None
 
@@ -191,7 +192,7 @@ class Entry:
         return f"{self.tier.name}[{self.start}, ready to {self.ready_end}, to {self.end}]"
 
     def children(self) -> list["Entry"]:
-        """Return what hangs below this and is alive."""
+        """Return the living entries directly below this one."""
         if not self.num_children:
             return []
         index = self.tier.index
@@ -199,14 +200,14 @@ class Entry:
         return [child for child in below if child is not None]
 
     def subtree(self) -> list["Entry"]:
-        """Return this entry and everything alive behind it, parents first."""
+        """Return this entry and every living one below it, parents first."""
         subtree = [self]
         for parent in subtree:
             subtree += parent.children()
         return subtree
 
     def split(self, upper_node: Node) -> "Entry":
-        """Cut where `upper_node` ends, and return the new part, which it holds."""
+        """Cut where `upper_node` ends, and return the new upper part, which belongs to it."""
         position, num_upper = upper_node.end, len(upper_node.keys)
         upper = Entry(
             tier=self.tier,
@@ -228,7 +229,7 @@ class Entry:
         return upper
 
     def up_to(self, position: int) -> Iterator["Entry"]:
-        """Yield this entry and its ancestors, down to the one that holds `position`."""
+        """Yield this entry and its ancestors, up to the one that holds `position`."""
         entry = self
         while entry.start > position:
             yield entry
@@ -243,10 +244,10 @@ class Write:
 
     first_block: int
     end_block: int
-    """Moves forward to where blocks were dropped."""
+    """Moves back to the first dropped block, if any is dropped."""
 
     entry: Entry
-    """The deepest one it was made for; dead if blocks were dropped."""
+    """The deepest entry it was made for; dead if blocks were dropped."""
 
     job_id: JobId | None = None
     """The plan that carried it out, once that has ended."""

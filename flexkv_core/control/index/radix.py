@@ -30,7 +30,7 @@ class Refusal(enum.Enum):
     """Everything in the tier is in use."""
 
     STILL_LEAVING = enum.auto()
-    """One of the blocks was dropped while somebody read or wrote it, and that has not ended."""
+    """One of the blocks was dropped while in use, and that read or write is still in flight."""
 
 
 class Presence(NamedTuple):
@@ -47,8 +47,8 @@ class PrefixIndex:
     """One radix tree of key runs, and what each tier holds of each run.
 
     A run is extended in place while it is a leaf, so the nodes on a path are the points where
-    chains really part: a walk costs one look-up and one comparison a node, and a binary search in
-    the last.
+    chains really diverge: a walk costs one look-up and one comparison per node, and a binary
+    search in the last.
 
     Thread: scheduler thread only. Cost: O(nodes on the path); nothing is done per block, except
     copying new keys and slots, 8 bytes each.
@@ -67,8 +67,8 @@ class PrefixIndex:
     def match(self, tier: TierState, keys: Sequence[BlockKey]) -> Match | None:
         """Pin the longest ready prefix of `keys` on `tier`, until `unpin`.
 
-        A run of which only a part is shared is split, so that the rest neither counts as used nor
-        is pinned. Chains mostly part there anyway, as soon as the new one is saved.
+        A run that is only partly shared is split, so that the rest is neither counted as used nor
+        pinned. The chains will mostly diverge there anyway, once the new one is saved.
         """
         node, shared_end = self._walk(keys)
         if shared_end < node.end:
@@ -85,7 +85,7 @@ class PrefixIndex:
         return Match(entry, entry.ready_end)
 
     def lookup(self, tier: TierState, keys: Sequence[BlockKey]) -> Presence:
-        """Return how much of `keys` is on `tier`, without using or pinning it."""
+        """Return how much of `keys` is on `tier`, without counting a use or pinning anything."""
         node, shared_end = self._walk(keys)
         entry = self._deepest(node, tier)
         num_known = min(entry.end, shared_end)
@@ -118,9 +118,9 @@ class PrefixIndex:
         return self._claim(tier, node, known_end, end)
 
     def finish(self, write: Write, num_good: int, job_id: JobId | None) -> int:
-        """End `write`, of which plan `job_id` wrote the first `num_good` blocks, and publish.
+        """End `write`, whose first `num_good` blocks plan `job_id` wrote, and publish them.
 
-        A bad block, and everything behind it on this tier, is dropped.
+        A bad block, and everything after it on this tier, is dropped.
 
         Returns:
             Blocks that became ready, including those of writes that had to wait for this one.
@@ -137,7 +137,7 @@ class PrefixIndex:
         return self._publish(path[-1])
 
     def drop_from(self, tier: TierState, keys: Sequence[BlockKey]) -> None:
-        """Drop the last block of `keys`, and everything behind it, from `tier`."""
+        """Drop the last block of `keys`, and everything after it, from `tier`."""
         node, shared_end = self._walk(keys)
         bad_block = len(keys) - 1
         entry = node.entries[tier.index]
@@ -149,10 +149,10 @@ class PrefixIndex:
     def clear(self) -> None:
         """Drop everything from every tier. Cost: O(nodes).
 
-        No key is reported as gone: whoever clears the index clears the stores as a whole.
+        No key is reported as gone: the caller clears the stores as a whole.
         """
         for tier in self.tiers:
-            self._bury(self._deepest(self.root, tier).subtree()[1:])
+            self._mark_dead(self._deepest(self.root, tier).subtree()[1:])
             tier.gone = []
         if self._events is not None:
             self._events.append(CacheCleared())
@@ -172,7 +172,7 @@ class PrefixIndex:
 
     @staticmethod
     def _deepest(node: Node, tier: TierState) -> Entry:
-        """Return what `tier` holds of `node` or of its nearest ancestor, the root at last."""
+        """Return the entry of `tier` for `node` or its nearest ancestor; the root has one."""
         while (entry := node.entries[tier.index]) is None:
             assert node.parent is not None
             node = node.parent
@@ -182,7 +182,7 @@ class PrefixIndex:
         """Evict until `num_blocks` slots are free, sparing the path to `path_end`.
 
         Returns:
-            How many of them there are.
+            How many are free now, `num_blocks` at most.
         """
         tier = path_end.tier
         num_lacking = num_blocks - tier.pool.num_free
@@ -193,7 +193,7 @@ class PrefixIndex:
         return min(num_blocks, tier.pool.num_free)
 
     def evict(self, tier: TierState, num_blocks: int) -> int:
-        """Free `num_blocks` slots, or as many as nobody needs, worst leaf first, tail first.
+        """Free `num_blocks` slots, or as many as are not in use: worst leaf first, tail first.
 
         Returns:
             Slots freed.
@@ -206,13 +206,13 @@ class PrefixIndex:
         return num_freed
 
     def _evict_tail(self, leaf: Entry, num_wanted: int) -> int:
-        """Free up to `num_wanted` slots of `leaf`, which its policy has just given."""
+        """Free up to `num_wanted` slots of `leaf`, which its policy has just returned."""
         num_blocks = min(num_wanted, leaf.num_blocks)
         policy, num_kept = leaf.tier.policy, leaf.num_blocks - num_blocks
         policy.record_eviction(leaf, num_blocks)
-        self._tell_removed(leaf, num_kept)
+        self._record_removed(leaf, num_kept)
         if not num_kept:
-            self._bury([leaf])
+            self._mark_dead([leaf])
         else:
             leaf.tier.gone += leaf.tier.keys_of(leaf, num_kept)
             leaf.tier.pool.give(leaf.slots[num_kept * SLOT_BYTES :])
@@ -223,7 +223,7 @@ class PrefixIndex:
         return num_blocks
 
     def _add_keys(self, node: Node, shared_end: int, keys: Sequence[BlockKey]) -> Node:
-        """Continue the chain, in `node` up to `shared_end`, by `keys`; return its last node."""
+        """Append `keys` to the chain that ends in `node` at `shared_end`; return its last node."""
         if shared_end < node.end:
             node = node.split(shared_end)
         if node.children or node.parent is None:
@@ -234,7 +234,7 @@ class PrefixIndex:
         return node
 
     def _claim(self, tier: TierState, node: Node, first_block: int, end_block: int) -> Write:
-        """Hold the blocks from `first_block` to `end_block` of the chain to `node`, unwritten."""
+        """Allocate blocks `first_block` to `end_block` of the chain to `node`, still unwritten."""
         self._clock += 1
         while node.start >= end_block:
             assert node.parent is not None
@@ -267,17 +267,17 @@ class PrefixIndex:
         return slots[num_bytes:]
 
     def _drop(self, entry: Entry, bad_block: int) -> None:
-        """Drop the blocks from `bad_block` on, which lies in `entry`, and all behind them."""
+        """Drop block `bad_block`, which lies in `entry`, and everything after it."""
         if bad_block > entry.start:
             entry.node.split(bad_block)
         for write in entry.writes:
             write.end_block = min(write.end_block, bad_block)
         subtree = entry.subtree()
         for dropped in subtree:
-            self._tell_removed(dropped, 0)
-        self._bury(subtree)
+            self._record_removed(dropped, 0)
+        self._mark_dead(subtree)
 
-    def _bury(self, entries: Sequence[Entry]) -> None:
+    def _mark_dead(self, entries: Sequence[Entry]) -> None:
         """Make `entries`, a whole subtree with parents first, unfindable."""
         for entry in reversed(entries):
             tier = entry.tier
@@ -291,7 +291,7 @@ class PrefixIndex:
 
     @staticmethod
     def _settle(entry: Entry) -> None:
-        """See what is possible now that `entry` may have lost its last user."""
+        """Free `entry` if dead, else let it be evicted, now that it may have lost its last user."""
         while entry.is_freeable:
             tier = entry.tier
             tier.gone += tier.dead.pop(entry)
@@ -329,20 +329,20 @@ class PrefixIndex:
         while entry.writes and entry.writes[0].is_written:
             write = entry.writes.pop(0)
             ready_end = min(write.end_block, entry.end)
-            self._tell_stored(entry, ready_end, write)
+            self._record_stored(entry, ready_end, write)
             entry.num_ready = ready_end - entry.start
         return entry.num_ready - num_ready
 
-    def _tell_removed(self, entry: Entry, num_kept: int) -> None:
+    def _record_removed(self, entry: Entry, num_kept: int) -> None:
         """Record that only the first `num_kept` blocks of `entry` stay findable."""
         if self._events is not None and num_kept < entry.num_ready:
             keys = entry.node.keys[num_kept : entry.num_ready]
             self._events.append(BlocksRemoved(entry.tier.name, keys))
 
-    def _tell_stored(self, entry: Entry, ready_end: int, write: Write) -> None:
+    def _record_stored(self, entry: Entry, ready_end: int, write: Write) -> None:
         """Record that `entry` becomes findable up to `ready_end`, thanks to `write`."""
         if self._events is None or write.job_id is None:
-            return  # nobody listens, or nobody knows the tokens of what was found on a disk
+            return  # no listener, or blocks found on a disk, whose tokens are unknown
         tier, node, first = entry.tier, entry.node, entry.num_ready
         assert node.parent is not None
         before = node.keys[first - 1 : first] if first else node.parent.keys[-1:]
@@ -357,6 +357,6 @@ class PrefixIndex:
 
 
 def _are_leaving(tier: TierState, keys: Sequence[BlockKey], first: int) -> bool:
-    """Tell whether one of `keys` from `first` on is dead on `tier`; hardly ever is anything."""
+    """Return whether any of `keys` from `first` on is dead on `tier`; dead entries are rare."""
     leaving = {key for keys_of_one in tier.dead.values() for key in keys_of_one}
     return bool(leaving) and not leaving.isdisjoint(keys[first:])

@@ -1,4 +1,4 @@
-"""The free places of one tier."""
+"""The free slots of one tier."""
 
 from array import array
 
@@ -17,11 +17,11 @@ class SlotPool:
         self.capacity_blocks = capacity_blocks
         self._free = bytearray(array("q", range(capacity_blocks)).tobytes())
         self._retired = bytearray()
-        """Slots that there is no room for at the moment, those taken out last at the end."""
+        """Slots withdrawn because the tier shrank, the most recent last."""
 
     @property
     def num_free(self) -> int:
-        """Slots that `take` can give."""
+        """Slots that `take` can return."""
         return len(self._free) // SLOT_BYTES
 
     @property
@@ -30,7 +30,7 @@ class SlotPool:
         return self.capacity_blocks - self.num_free
 
     def take(self, num_blocks: int) -> bytes:
-        """Return `num_blocks` slots. The caller has asked `num_free` before."""
+        """Return `num_blocks` slots. The caller has checked `num_free`."""
         start = len(self._free) - num_blocks * SLOT_BYTES
         assert start >= 0
         slots = bytes(memoryview(self._free)[start:])
@@ -43,7 +43,7 @@ class SlotPool:
         assert len(self._free) <= self.capacity_blocks * SLOT_BYTES
 
     def resize(self, capacity_blocks: int) -> None:
-        """Take in or give up slots, as many as are free, to come near `capacity_blocks` in all."""
+        """Add slots, or retire free ones, to get as close to `capacity_blocks` as possible."""
         num_more = capacity_blocks - self.capacity_blocks
         if num_more < 0:
             num_more = -min(-num_more, self.num_free)
@@ -54,16 +54,17 @@ class SlotPool:
 
     def _enlarge(self, num_more: int) -> None:
         num_bytes = min(num_more * SLOT_BYTES, len(self._retired))
-        ever = self.capacity_blocks + len(self._retired) // SLOT_BYTES
+        num_created = self.capacity_blocks + len(self._retired) // SLOT_BYTES
         start = len(self._retired) - num_bytes
         self._free += self._retired[start:]
         del self._retired[start:]
-        self._free += array("q", range(ever, ever + num_more - num_bytes // SLOT_BYTES)).tobytes()
+        end = num_created + num_more - num_bytes // SLOT_BYTES
+        self._free += array("q", range(num_created, end)).tobytes()
 
     def free_slots(self) -> bytes:
         """Return every free slot, for checks."""
         return bytes(self._free)
 
     def retired_slots(self) -> bytes:
-        """Return every slot that there is no room for, for checks."""
+        """Return every retired slot, for checks."""
         return bytes(self._retired)

@@ -1,1 +1,1 @@
-"""Where blocks lie: the host region, and the contract of tiers beneath it."""
+"""Where blocks are kept: the host region, and the contract of the tiers below it."""

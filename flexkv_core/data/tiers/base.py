@@ -23,7 +23,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class TierBlock(msgspec.Struct, frozen=True, array_like=True):
-    """One rank's share of one block, and where it lies in the tier's memory."""
+    """One rank's share of one block, and its slot in the tier's memory."""
 
     key: BlockKey
     parent: BlockKey | None
@@ -36,8 +36,8 @@ class Tier(ABC):
 
     Thread: `read`, `write` and `delete` are called from lane threads, several at a time. They
     block, release the GIL while bytes move, and return by `deadline_s` (on `time.monotonic()`) or
-    soon after. A failure is a status of the blocks it happened to, never an exception; a tier that
-    fails as a whole answers ERROR for every block.
+    soon after. A failure is a status of the blocks it affects, never an exception; a tier that
+    fails as a whole returns ERROR for every block.
     """
 
     name: str
@@ -45,25 +45,25 @@ class Tier(ABC):
 
     @abstractmethod
     def read(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
-        """Fill each block's place in memory, one status a block.
+        """Fill each block's slot in memory; return one status per block.
 
-        Implementer must: verify the bytes before answering OK, and write nothing outside the
-        block's own place. After any other status the place holds garbage and is not used. A read
+        Implementer must: verify the bytes before returning OK, and write nothing outside the
+        block's own slot. After any other status the slot holds garbage and is not used. A read
         that was given up must never write into memory later.
         """
 
     @abstractmethod
     def write(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
-        """Store each block; a key that is already there is OK and is not written again.
+        """Store each block; a key that is already stored is OK and is not written again.
 
-        Implementer must: make a block visible only whole.
+        Implementer must: never make a block visible before all of it is written.
         """
 
     def snapshot(self) -> "Tier":
-        """Return what plans that are submitted now read and write, whenever they run.
+        """Return the tier that plans submitted now read and write, whenever they run.
 
-        A tier that can be emptied at run time answers with its present generation: what was
-        planned before must not end up among what comes after.
+        A tier that can be emptied at run time returns its current generation: blocks of plans made
+        before a reset must not end up among those stored after it.
         """
         return self
 
@@ -73,4 +73,4 @@ class Tier(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the tier holds. Durable blocks stay. A second call does nothing."""
+        """Release the tier's resources. Durable blocks stay. A second call does nothing."""

@@ -22,7 +22,7 @@ __all__ = ["HostPool", "PoolAddress", "num_slots_in", "slot_stride"]
 logger = logging.getLogger(__name__)
 
 _HUGE_PAGE_BYTES = 2 << 20
-_PREFAULT_BYTES = 8 << 20  # a stop is noticed within 5 ms at the 1.6 GB/s of `prefault`
+_PREFAULT_BYTES = 8 << 20  # `close` is noticed within 5 ms at the 1.6 GB/s of `prefault`
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it
 _IDLE_NICE = 19
 
@@ -40,8 +40,8 @@ def num_slots_in(capacity_bytes: int, slot_bytes: int) -> int:
 class PoolAddress(msgspec.Struct, frozen=True, array_like=True):
     """Where another process of the same node finds a pool.
 
-    Process and file numbers are reused by the kernel; the inode of the region is not, so a pool
-    that is gone can never be mistaken for another file.
+    The kernel reuses process ids and file descriptors, but not the inode of the region, so another
+    file is never mistaken for a pool that is gone.
     """
 
     pid: int
@@ -75,10 +75,10 @@ class HostPool:
         Args:
             num_slots: At least 1.
             slot_bytes: Bytes used of each slot, at least 1.
-            huge_pages: Take 2 MiB pages that the administrator has reserved (`vm.nr_hugepages`).
+            huge_pages: Use 2 MiB pages that the administrator has reserved (`vm.nr_hugepages`).
 
         Raises:
-            TierError: The kernel does not give the memory.
+            TierError: The kernel refuses the memory.
 
         Cost: no memory is taken before it is touched (see `prefault`), except with huge pages.
         """
@@ -97,7 +97,7 @@ class HostPool:
         """Map the region of another process of this node; it lives until both have closed it.
 
         Raises:
-            TierError: The process has ended, has closed its pool, or may not be looked into.
+            TierError: The process has ended, has closed its pool, or may not be inspected.
         """
         path = f"/proc/{address.pid}/fd/{address.fd}"
         try:
@@ -125,16 +125,16 @@ class HostPool:
 
     @property
     def memory(self) -> SlotMemory:
-        """The slots as a tier sees them; keeps the region mapped, even when the pool is closed."""
+        """The slots as a tier sees them; keeps the region mapped even after `close`."""
         return SlotMemory(self.buffer, self.num_slots, self.slot_bytes, self.slot_stride)
 
     def prefault(self) -> None:
-        """Begin to take the memory now, on a thread of lowest priority, without changing a byte.
+        """Begin to fault the memory in, on a thread of lowest priority, without changing a byte.
 
         The first copy into fresh memory runs at 0.4-1.6 GB/s instead of 20, because the kernel
         zeroes and maps every page on the way; this thread does it at 1.6 GB/s ahead of the saves
-        (2 cores of an AMD EPYC virtual machine, Linux 6.18, November 2026). `fallocate`
-        instead leaves the zeroing to the first copy: 3 GB/s. Pinned memory needs neither.
+        (2 cores of an AMD EPYC virtual machine, Linux 6.18, November 2026). With `fallocate`
+        instead, the first copy still has to do the zeroing: 3 GB/s. Pinned memory needs neither.
         """
         if self._prefaulter is None:
             self._prefaulter = threading.Thread(
@@ -143,10 +143,10 @@ class HostPool:
             self._prefaulter.start()
 
     def close(self) -> None:
-        """Give the pool back. A second call does nothing.
+        """Close the pool. A second call does nothing.
 
-        The memory itself goes with the last view of `buffer` and the last process that maps it,
-        so a copy that is still running never loses the ground under it.
+        The memory itself is freed with the last view of `buffer` and the last process that maps
+        it, so a copy that is still running never loses its memory.
         """
         if self._fd < 0:
             return
@@ -159,7 +159,7 @@ class HostPool:
 
     def _populate(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _IDLE_NICE)
-        # mmap.madvise would hold the GIL for the whole call; ctypes gives it back.
+        # mmap.madvise would hold the GIL for the whole call; ctypes releases it.
         madvise = ctypes.CDLL(None, use_errno=True).madvise
         madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         size = len(self.buffer)

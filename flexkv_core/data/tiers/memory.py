@@ -1,4 +1,4 @@
-"""Where blocks lie while a tier moves them: slots of a host pool, or an engine's own pages."""
+"""Where blocks are while a tier moves them: slots of a host pool, or an engine's own pages."""
 
 import ctypes
 from abc import ABC, abstractmethod
@@ -22,14 +22,15 @@ __all__ = [
 ]
 
 MEMORY_ALIGNMENT = 4096
-"""What direct I/O asks of addresses and lengths: a page."""
+"""Alignment that direct I/O requires of addresses and lengths: a page."""
 
 MAX_PIECES = 1000
-"""Of one page: a cell with its header and padding is one call, and Linux takes 1024 buffers."""
+"""Pieces of one page at most: a cell with header and padding is one call, and Linux takes 1024
+buffers per call."""
 
 
 class BlockMemory(ABC):
-    """Equal places for one rank's blocks, addressed by slot. Owns nothing.
+    """Equal slots for one rank's blocks. Owns nothing.
 
     Thread: any; two calls may not use one slot at once.
     """
@@ -39,11 +40,11 @@ class BlockMemory(ABC):
     """Bytes of a block, over all pieces."""
 
     is_aligned: bool
-    """Whether every piece begins and ends on a memory page, as direct I/O asks."""
+    """Whether every piece begins and ends on a memory page, as direct I/O requires."""
 
     @abstractmethod
     def pieces(self, slot: int) -> Sequence[memoryview]:
-        """Return what the block in `slot` consists of, in the order in which it is stored."""
+        """Return the pieces of the block in `slot`, in the order in which it is stored."""
 
 
 class SlotMemory(BlockMemory):
@@ -64,7 +65,7 @@ class SlotMemory(BlockMemory):
 
 
 NO_MEMORY = SlotMemory(memoryview(b""), num_slots=0, slot_bytes=0, stride=1)
-"""What a tier uses that is closed."""
+"""The memory of a closed tier."""
 
 
 class PagePiece(NamedTuple):
@@ -90,14 +91,14 @@ class PageMemory(BlockMemory):
 
         Args:
             pieces: In the order in which they are stored.
-            num_pages: All there are.
-            owner: What must not be freed before this: a disk may answer late.
+            num_pages: All pages of the engine.
+            owner: Must not be freed before this object: a disk may answer late.
 
         Raises:
             LayoutError: A page has too many pieces to be moved in one call.
         """
         if len(pieces) > MAX_PIECES:
-            msg = f"a page lies in {len(pieces)} pieces: expected {MAX_PIECES} at most"
+            msg = f"a page consists of {len(pieces)} pieces, expected {MAX_PIECES} at most"
             raise LayoutError(msg)
         self._owner = owner
         self.num_slots = num_pages
@@ -114,7 +115,7 @@ class PageMemory(BlockMemory):
 
 
 def cut(pieces: Sequence[memoryview], first: int, num_bytes: int) -> list[memoryview]:
-    """Return bytes `first` to `first + num_bytes` of `pieces` taken as one."""
+    """Return bytes `first` to `first + num_bytes` of the concatenated `pieces`."""
     found = []
     for piece in pieces:
         inside = piece[max(first, 0) : max(first + num_bytes, 0)]

@@ -1,4 +1,4 @@
-"""Pin a host pool, so that a GPU copies from and to it asynchronously and at full speed.
+"""Pins a host pool, so that a GPU copies from and to it asynchronously and at full speed.
 
 Tested with a stand-in for the CUDA runtime only: it has not run on a GPU yet.
 """
@@ -19,7 +19,7 @@ _PORTABLE_AND_MAPPED = 1 | 2  # cudaHostRegisterPortable | cudaHostRegisterMappe
 
 
 class CudaError(Protocol):
-    """What the CUDA runtime returns."""
+    """A status code of the CUDA runtime."""
 
     @property
     def value(self) -> int:
@@ -50,12 +50,12 @@ def find_cuda_runtime() -> CudaRuntime | None:
 
 
 class PinnedPool:
-    """The registration of a pool with CUDA; it holds until `close`.
+    """The registration of a pool with CUDA, valid until `close`.
 
     The pool is registered in pieces of about 1 GiB, so that the driver's lock is free in between,
     and of whole slots, because one copy must not cross from one registration into another.
 
-    Thread: the owner of the pool. Close it before the pool, when no copy is under way.
+    Thread: the owner of the pool. Close it before the pool, when no copy is in flight.
     """
 
     def __init__(self, pool: HostPool, cuda: CudaRuntime) -> None:
@@ -64,7 +64,7 @@ class PinnedPool:
         Raises:
             TierError: CUDA refuses; nothing stays pinned.
 
-        Cost: touches every page of the pool, so prefaulting it as well is of no use.
+        Cost: touches every page of the pool, so prefaulting it as well would be wasted.
         """
         self._cuda = cuda
         self._addresses: list[int] = []
@@ -75,7 +75,7 @@ class PinnedPool:
             self._pin(base + start, min(step, size - start))
 
     def close(self) -> None:
-        """Give every piece back. A second call does nothing."""
+        """Unregister every piece. A second call does nothing."""
         while self._addresses:
             self._cuda.unregister(self._addresses.pop())
 

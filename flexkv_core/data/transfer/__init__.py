@@ -1,1 +1,1 @@
-"""Lanes: what moves bytes between two places."""
+"""Lanes: they move bytes between two places."""

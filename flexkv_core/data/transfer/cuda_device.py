@@ -1,7 +1,7 @@
 """The device port on a CUDA GPU: torch's streams and copies, and one Triton kernel.
 
-Written, not yet run on a GPU: tested with the kernel in Triton's interpreter and with streams that
-run at once.
+Not yet run on a GPU: tested with the kernel in Triton's interpreter and with streams that run at
+once.
 """
 
 import time
@@ -20,14 +20,14 @@ from flexkv_core.data.transfer.row_copies import find_row_copy
 __all__ = ["CudaDevice"]
 
 _POLL_S = 0.0005
-"""While somebody waits for the device; a block takes about as long to copy."""
+"""Between polls while a thread waits for the device; copying a block takes about as long."""
 
 
 class CudaDevice(Device):
     """One rank's pages on its GPU, staging beside them, and its pinned host pool.
 
-    A block lies in one piece in staging and in its slot, so each is one copy of the copy engine,
-    0.25 to 8 MiB. A copy never crosses from one slot into the next, as those may be pinned apart.
+    A block is contiguous in staging and in its slot, so each is one copy of the copy engine, 0.25
+    to 8 MiB. A copy never crosses from one slot into the next, as those may be pinned separately.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CudaDevice(Device):
         *,
         num_places: int,
     ) -> None:
-        """Take the memory of the staging area from torch's allocator.
+        """Allocate the staging area with torch.
 
         Args:
             slabs: The engine's pages, `[B, H, N, C]` on the GPU, one slab for each layer, or for
@@ -48,7 +48,7 @@ class CudaDevice(Device):
             num_places: Blocks in staging.
 
         Raises:
-            ValueError: The slabs are not one layout.
+            ValueError: The slabs do not have one layout.
         """
         pages = PageViews(slabs)
         self.num_places = num_places
@@ -105,7 +105,7 @@ class CudaDevice(Device):
         return True
 
     def _on(self, stream: Stream) -> torch.cuda.Stream:
-        """Return the torch stream; the engine may use another one in its next step."""
+        """Return the torch stream; the engine's own may be another one in its next step."""
         return self._side_streams.get(stream) or torch.cuda.current_stream(self._pages.device)
 
 

@@ -1,4 +1,4 @@
-"""What a GPU lane asks of a device: streams that run beside one another, events between them."""
+"""What a GPU lane needs of a device: concurrent streams, and events between them."""
 
 import enum
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ Ids = NDArray[np.int64]
 
 
 class Stream(enum.Enum):
-    """A queue of work on the device; what is in different ones runs in any order."""
+    """A queue of work on the device; work in different streams runs in any order."""
 
     COMPUTE = "compute"
     """The engine's own: the one its forward pass is queued on when the lane is called."""
@@ -22,22 +22,22 @@ class Stream(enum.Enum):
     """From staging to host memory."""
 
     IN = "in"
-    """From host memory to staging, and on into pages."""
+    """From host memory to staging, and from there into pages."""
 
 
 class Event(Protocol):
     """A point in a stream."""
 
     def query(self) -> bool:
-        """Return whether everything queued before it has ended; does not wait."""
+        """Return whether everything queued before it has ended. Never blocks."""
 
 
 class Device(ABC):
     """One rank's pages, a staging area beside them in device memory, and the rank's host slots.
 
     Staging is a row of places, each of which holds one block as it is stored: `[H, L, N, C]`. Part
-    `p` of place `s` is what one page of the engine fills of it; its id is `s * pages_per_block +
-    p`. All ids are checked by the caller.
+    `p` of place `s` is filled by one page of the engine; its id is `s * pages_per_block + p`. All
+    ids are checked by the caller.
 
     Every method but `wait_for` only queues work. Thread: that of the model runner.
     """
@@ -63,12 +63,12 @@ class Device(ABC):
 
     @abstractmethod
     def record(self, stream: Stream) -> Event:
-        """Return the point that `stream` is queued up to."""
+        """Return an event for everything queued on `stream` so far."""
 
     @abstractmethod
     def wait(self, stream: Stream, event: Event) -> None:
-        """Let what is queued on `stream` from now on begin only after `event`."""
+        """Make what is queued on `stream` from now on wait for `event`."""
 
     @abstractmethod
     def wait_for(self, event: Event, timeout_s: float) -> bool:
-        """Let this thread wait for `event`; False if `timeout_s` passed first."""
+        """Block this thread until `event`; return False if `timeout_s` passed first."""

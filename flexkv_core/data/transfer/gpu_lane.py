@@ -18,31 +18,31 @@ __all__ = ["GpuLane"]
 
 
 class _Copy(NamedTuple):
-    """A plan that the device works on."""
+    """A plan in flight on the device."""
 
     plan: TransferPlan
     end: Event
     places: Ids
-    """What it holds of the ring; empty for a load."""
+    """Staging it holds of the ring; empty for a load."""
 
     num_bytes: int
     begin_s: float
 
 
 class GpuLane(Lane):
-    """Queues every copy in `submit` and lets the device go on beside the forward pass.
+    """Queues every copy in `submit` and lets the device work on it beside the forward pass.
 
-    - A save gathers on the engine's own stream, so behind the pass that computes its pages and
-      before the next one that may reuse them; nothing else has to protect them. The side stream
-      then copies out of a ring in device memory. A save that finds no room in the ring is refused
-      with TIMEOUT: the forward pass never waits. Who plans saves keeps to `save_places`.
-    - A load copies into the other part of staging, and scatters from it after all that the engine
-      had queued: its pages may have been somebody else's a moment ago. A load larger than that
-      part goes through it in several rounds, which the stream itself keeps in order.
+    - A save gathers on the engine's own stream: after the pass that computes its pages and before
+      the next one that may reuse them, so nothing else has to protect them. The side stream then
+      copies out of a ring in device memory. A save that finds no room in the ring is refused with
+      TIMEOUT: the forward pass never waits. Plan no more than `save_places` blocks at a time.
+    - A load copies into the other part of staging, and scatters from it after everything that the
+      engine had queued: its pages may have belonged to another request a moment ago. A load larger
+      than that part goes through it in several rounds, which the stream itself keeps in order.
 
-    What is queued cannot be taken back. So a deadline is looked at before the first byte, and a
-    plan that was begun is reported when the device has done with it, however late: until then its
-    pages and slots are not given to anybody else.
+    Queued work cannot be taken back. So the deadline is checked before the first byte, and a plan
+    that was begun is reported when the device has finished it, however late: until then its pages
+    and slots are not given to any other request.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class GpuLane(Lane):
 
         Args:
             rank: Whose results these are.
-            device: Where pages and staging lie.
-            limits: What ids may name.
+            device: Has the pages and staging.
+            limits: Bounds of ids.
             num_host_slots: Slots of the host pool.
             block_bytes: This rank's share of a block.
             load_places: Places of staging for loads, at least 1; the others are for saves.
@@ -78,7 +78,7 @@ class GpuLane(Lane):
         self._clock = clock
         self._running: list[_Copy] = []
         self._last_load: Event | None = None
-        """Where the newest load ends in its stream, also one that could not be queued whole."""
+        """The end of the newest load in its stream, even if only part of it could be queued."""
 
         self._refused: list[TransferResult] = []
         self._closed = False
@@ -90,9 +90,9 @@ class GpuLane(Lane):
             self._refused.append(refused(plan, self._rank, status, error))
 
     def hold_compute(self) -> None:
-        """Let what the engine queues from now on run behind all loads that were submitted.
+        """Make what the engine queues from now on run after all submitted loads.
 
-        For engines that may give the pages of a load to somebody else before it has ended.
+        For engines that may give the pages of a load to another request before it has ended.
         """
         if self._last_load is not None:
             self._device.wait(Stream.COMPUTE, self._last_load)
@@ -117,7 +117,7 @@ class GpuLane(Lane):
         self._closed = True
 
     def _begin(self, plan: TransferPlan) -> tuple[Status, str]:
-        """Queue the copies of `plan`, or say why not."""
+        """Queue the copies of `plan`; return OK, or a status and an error."""
         if self._closed or (plan.deadline_s is not None and self._clock() >= plan.deadline_s):
             return Status.TIMEOUT, ""
         match plan.source, plan.target:
@@ -145,7 +145,7 @@ class GpuLane(Lane):
         device.gather(np.asarray(pages.page_ids, np.int64), self._parts_of(places))
         device.wait(Stream.OUT, device.record(Stream.COMPUTE))
         device.copy_out(places, slots)
-        self._note(plan, pages, device.record(Stream.OUT), places, begin_s)
+        self._track(plan, pages, device.record(Stream.OUT), places, begin_s)
         return Status.OK
 
     def _queue_load(self, plan: TransferPlan, pages: EnginePages, slots: Ids) -> Status:
@@ -155,7 +155,7 @@ class GpuLane(Lane):
             self._queue_rounds(pages, slots)
         finally:
             self._last_load = end = self._device.record(Stream.IN)
-        self._note(plan, pages, end, self._load_places[:0], begin_s)
+        self._track(plan, pages, end, self._load_places[:0], begin_s)
         return Status.OK
 
     def _queue_rounds(self, pages: EnginePages, slots: Ids) -> None:
@@ -172,7 +172,7 @@ class GpuLane(Lane):
             self._device.scatter(parts[skipped : skipped + len(some_pages)], some_pages)
             begin = end
 
-    def _note(
+    def _track(
         self, plan: TransferPlan, pages: EnginePages, end: Event, places: Ids, begin_s: float
     ) -> None:
         num_bytes = len(pages.page_ids) * self._page_bytes

@@ -19,7 +19,7 @@ class Lane(ABC):
 
     @abstractmethod
     def submit(self, plan: TransferPlan) -> None:
-        """Start `plan`. Never raises for what the plan's blocks may cause; that is a status."""
+        """Start `plan`. Never raises for a failure of its blocks; that is a status."""
 
     @abstractmethod
     def poll(self) -> list[TransferResult]:

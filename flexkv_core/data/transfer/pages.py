@@ -2,9 +2,9 @@
 
 The axes are those of the stored block, `[..., H, L, N, P]` (head, layer, token in page, plane),
 whatever order the engine keeps them in: strides do the conversion. One element is a whole plane of
-one token and head, as raw bytes (`V512` for 128 + 128 values of bf16). numpy has no bfloat16 and
-needs none to copy; it moves such elements with one memmove each, or one for many where they are
-adjacent, which is 1.15 to 1.2 x as fast as 8-byte words for token-major pages and equal for
+one token and head, as raw bytes (`V512` for 128 + 128 values of bf16). numpy has no bfloat16, but
+needs none to copy; it moves such elements with one memmove each, or one for many if they are
+adjacent. That is 1.15 to 1.2 x as fast as 8-byte words for token-major pages, and equally fast for
 head-major ones (2 cores of an AMD EPYC, numpy 2.3, November 2026).
 """
 
@@ -32,7 +32,7 @@ class RunView:
     """The pages of one `LayerRun`."""
 
     layers: range
-    """Where the run's layers lie among the rank's."""
+    """Positions of the run's layers among the rank's."""
 
     pages: Planes
     """`[num_pages, H, layers of the run, N, P]`; writing to it writes the engine's memory."""
@@ -71,9 +71,9 @@ def slot_view(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int = 0)
 
     Args:
         host: The slots.
-        fmt: What is in them.
-        pool: What fills them.
-        offset: Where its content begins in a token's.
+        fmt: The blocks in them.
+        pool: The pages that fill them.
+        offset: Where the pool's bytes begin within those of a token.
 
     Raises:
         LayoutError: `pool` cannot fill blocks of `fmt`, or they do not fit the slots.
@@ -106,18 +106,18 @@ def slot_view(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int = 0)
 
 
 def _element(num_bytes: int) -> "np.dtype[np.void]":
-    """Return the type of a plane; numpy copies what has the size of a number as numbers."""
+    """Return the type of a plane: an integer type if one has this size, else raw bytes."""
     kind = f"u{num_bytes}" if num_bytes in _SIZES_OF_NUMBERS else (np.void, num_bytes)
     return cast("np.dtype[np.void]", np.dtype(kind))
 
 
 def check_fit(host: HostPool, fmt: BlockFormat, pool: PagePool, offset: int = 0) -> None:
-    """Refuse what does not belong together; arguments and errors as in `slot_view`."""
+    """Reject a mismatch of host, format and pool; arguments and errors as in `slot_view`."""
     got = (pool.num_heads, pool.num_layers, offset + pool.token_bytes)
     expected = (fmt.num_heads, fmt.num_layers, fmt.token_bytes)
     if got != expected:
         msg = (
-            f"the engine's pages have (heads, layers, bytes of a token and head) = {got}, the "
+            f"the engine's pages have (heads, layers, bytes per token and head) = {got}, the "
             f"stored block has {expected}: both must be made from the same model and rank"
         )
         raise LayoutError(msg)

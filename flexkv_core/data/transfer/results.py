@@ -1,4 +1,4 @@
-"""How every executor reports on a plan, so that none forgets the plan's job or epoch."""
+"""Results for every executor, so that none forgets the plan's job or epoch."""
 
 from flexkv_core.plan import Status, TransferPlan, TransferResult
 

@@ -1,4 +1,4 @@
-"""Copies of rows between device and pinned memory: in one call where CUDA has it, or in turn.
+"""Copies rows between device and pinned memory: in one call if CUDA has it, else one by one.
 
 Tested with a stand-in for the CUDA runtime, and against the signatures of cuda-bindings 12.9 and
 13.5: it has not run on a GPU yet.
@@ -19,11 +19,11 @@ RowCopy = Callable[[torch.Tensor, Ids, torch.Tensor, Ids, torch.cuda.Stream], No
 `source_ids[i]` to `target_ids[i]`.
 
 Both sides are `[rows, row_bytes]` uint8, contiguous within a row: one on the GPU, one in pinned
-memory. A target row is named once. Thread: any.
+memory. No target row is named twice. Thread: any.
 """
 
 _FIRST_VERSION = 12080
-"""CUDA 12.8, which brought the call."""
+"""CUDA 12.8, which introduced the call."""
 
 
 def find_row_copy() -> RowCopy:
@@ -47,7 +47,7 @@ def copy_one_by_one(
     source_ids: Ids,
     stream: torch.cuda.Stream,
 ) -> None:
-    """Queue one copy a row: a `RowCopy`."""
+    """Queue one copy per row: a `RowCopy`."""
     with torch.cuda.stream(stream):
         for to_id, from_id in zip(target_ids.tolist(), source_ids.tolist(), strict=True):
             target[to_id].copy_(source[from_id], non_blocking=True)
@@ -60,7 +60,7 @@ class BatchedCopy:
         """Use `runtime`, which is `cuda.bindings.runtime`."""
         self._runtime = runtime
         self._attributes = runtime.cudaMemcpyAttributes()
-        # A source may be written by what is queued before it: it is read in the stream's order.
+        # Work queued earlier may still write a source, so it is read in the stream's order.
         order = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
         self._attributes.srcAccessOrder = order
 
@@ -79,7 +79,7 @@ class BatchedCopy:
             target_ids: The same.
             source: The same.
             source_ids: The same.
-            stream: Not the legacy default stream, which the call does not take.
+            stream: Not the legacy default stream, which the call does not accept.
 
         Raises:
             TierError: CUDA refuses the batch.

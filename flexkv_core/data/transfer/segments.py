@@ -1,4 +1,4 @@
-"""From the ids in a plan to pieces that one strided copy can move, checked before any byte does."""
+"""Turns the ids in a plan into pieces for one strided copy each, checked before any byte moves."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,14 +13,14 @@ __all__ = ["Limits", "Segment", "find_page_problem", "find_slot_problem", "segme
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What ids may name."""
+    """Bounds of the ids in a plan."""
 
     num_pages: int
     pages_per_block: int
 
 
 class Segment(NamedTuple):
-    """Pages that are neighbours in the engine's pool and in one block."""
+    """Pages that are adjacent in the engine's pool and in one block."""
 
     pages: slice
     slot: int
@@ -29,7 +29,7 @@ class Segment(NamedTuple):
 
 
 def find_slot_problem(plan: TransferPlan, slots: HostSlots, num_slots: int) -> str:
-    """Return one sentence about what is wrong with a plan's slots, or "" if nothing is."""
+    """Return a sentence on what is wrong with a plan's slots, or ""."""
     if plan.num_blocks < 1:
         return f"a plan of {plan.num_blocks} blocks moves nothing"
     if len(slots.slots) != 8 * plan.num_blocks:
@@ -38,7 +38,7 @@ def find_slot_problem(plan: TransferPlan, slots: HostSlots, num_slots: int) -> s
 
 
 def find_page_problem(plan: TransferPlan, pages: EnginePages, limits: Limits) -> str:
-    """Return one sentence about what is wrong with a plan's pages, or ""."""
+    """Return a sentence on what is wrong with a plan's pages, or ""."""
     per_block = limits.pages_per_block
     whole = plan.num_blocks * per_block
     end = pages.first_page + len(pages.page_ids)
@@ -50,7 +50,7 @@ def find_page_problem(plan: TransferPlan, pages: EnginePages, limits: Limits) ->
 
 
 def segments_of(pages: EnginePages, slots: HostSlots, pages_per_block: int) -> list[Segment]:
-    """Cut a run of pages where a block ends and where page ids are not consecutive."""
+    """Cut a run of pages wherever a block ends or page ids are not consecutive."""
     ids = np.asarray(pages.page_ids, np.int64)
     slot_ids = np.frombuffer(slots.slots, np.int64)
     positions = np.arange(pages.first_page, pages.first_page + len(ids))

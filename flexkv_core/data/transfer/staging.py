@@ -10,7 +10,7 @@ __all__ = ["StagingRing"]
 
 
 class StagingRing:
-    """Places that are taken in turn."""
+    """Places that are taken in turn: the one free for longest comes first."""
 
     def __init__(self, num_places: int) -> None:
         """Begin with all places free."""
@@ -23,5 +23,5 @@ class StagingRing:
         return np.array([self._free.popleft() for _ in range(num_places)], np.int64)
 
     def give_back(self, places: Ids) -> None:
-        """Return what `take` gave, once nothing reads or writes it any more."""
+        """Give back what `take` returned, once nothing reads or writes it."""
         self._free.extend(places.tolist())

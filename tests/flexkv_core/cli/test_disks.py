@@ -42,7 +42,7 @@ def test_memory_and_containers_are_noted(tmp_path, mounts):
     in_memory = find_disk(tmp_path, mounts((tmp_path, "tmpfs")))
     in_container = find_disk(tmp_path, mounts((tmp_path, "overlay")))
     said = " ".join(disk_notes([in_memory, in_container]))
-    assert "lies in memory (tmpfs)" in said
+    assert "is in memory (tmpfs)" in said
     assert "mount a volume" in said
 
 

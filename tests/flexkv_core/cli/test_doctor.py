@@ -64,7 +64,7 @@ def test_an_engine_of_another_version_is_a_problem(flexkv, environment):
     report = flexkv("doctor", "--json")
     assert report.status == 1
     [problem] = report.json["problems"]
-    assert problem.startswith("vllm 0.40.1 is installed, and this release supports >=0.28,<0.34")
+    assert problem.startswith("vllm 0.40.1 is installed, but this release supports >=0.28,<0.34")
 
 
 def test_the_directories_of_the_ssd_tier_are_looked_at(flexkv, environment, make_slab, tmp_path):

@@ -124,7 +124,7 @@ def test_the_text_names_what_an_operator_asks_for(
     text = flexkv("ls", tmp_path).out
 
     assert f"namespace {namespace.short}: 2 blocks of 64 tokens, bfloat16\n" in text
-    assert "  weight version r1\n  user team\n  not KV but what belongs to it: swa\n" in text
+    assert "  weight version r1\n  user team\n  state kept beside the KV: swa\n" in text
     assert "swa\n  temporary: deleted once no engine uses it\n" in text
     assert "  heads-0-3.layers-0-31  1      0       2      1.0 MiB  24.0 KiB  2023-11-14 22" in text
     assert "broken.slab (1.0 MiB): the superblock cannot be read\n" in text
@@ -153,7 +153,7 @@ def test_what_is_of_before_a_reset_is_listed_apart(
 
     assert [(row["outdated"], row["blocks"]) for row in listed] == [(False, 3), (True, 2)]
     assert [row["temporary"] for row in listed] == [False, False]
-    assert "  of before a reset: no engine will read it" in flexkv("ls", tmp_path).out
+    assert "  from before a reset: no engine will read it" in flexkv("ls", tmp_path).out
 
 
 def test_temporary_slabs_of_a_namespace_are_listed_apart(flexkv, make_slab, tmp_path):

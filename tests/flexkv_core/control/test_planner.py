@@ -108,7 +108,7 @@ def test_a_load_stays_inside_the_lease_when_its_run_has_grown(tiers):
 @pytest.mark.parametrize(("first", "num"), [(-1, 2), (0, 0), (10, 1), (5, 6)])
 def test_blocks_outside_the_lease_are_refused(tiers, first, num):
     tiers.store(tiers.host, A)
-    with pytest.raises(LeaseError, match="plan a part of what was matched"):
+    with pytest.raises(LeaseError, match="plan only blocks that were matched"):
         planner.plan_get(TICKET, tiers.lease(tiers.host, A), PAGES, first, num)
 
 

@@ -95,7 +95,7 @@ def test_a_circle_is_an_error(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
 
-    with pytest.raises(OSError, match="leads in a circle"):
+    with pytest.raises(OSError, match="form a loop"):
         Paths().follow(str(tmp_path / "a"))
 
 

@@ -1,4 +1,4 @@
-"""One column of a rank's blocks: key -> slot, and the transfers between slots and host memory."""
+"""One column of a rank's blocks: key -> slot, and the transfers between slots and memory."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,13 +29,13 @@ class ColumnStore:
         clock: Callable[[], float] = time.monotonic,
         log: KeyLog | None = None,
     ) -> None:
-        """Begin with no keys; whoever scans the slabs of `space` adds what they hold.
+        """Begin with no keys; the scan of the slabs of `space` adds what they hold.
 
         Args:
             space: Where slots come from.
             counts: Where to count.
             clock: What deadlines are compared with.
-            log: Told of every change, where other processes follow.
+            log: Where every change is logged, if other processes follow.
         """
         self.space = space
         self._counts = counts
@@ -51,8 +51,8 @@ class ColumnStore:
     def read(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
         """Fill the cells; MISS where a key is unknown.
 
-        A corrupt cell is erased on the disk: the next process might take it for the block, and what
-        is stored in its place for a second copy. Its key is still to be forgotten.
+        A corrupt cell is erased on the disk: otherwise the next process might take it for the
+        block, and its replacement for a second copy. The caller must still forget its key.
         """
         self.space.drop_lost()
         statuses = [Status.MISS] * len(cells)
@@ -66,11 +66,11 @@ class ColumnStore:
                 self._erase(run, corrupt)
         finally:
             for run in runs:
-                self.space.leave(run.slab, run.slots)
+                self.space.unpin(run.slab, run.slots)
         return statuses
 
     def write(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
-        """Store the cells; OK where a key is there already, ERROR where there is no room."""
+        """Store the cells; OK if a key is already stored, ERROR if there is no room."""
         self.space.drop_lost()
         statuses = [Status.OK] * len(cells)
         with self.space.lock:
@@ -83,42 +83,42 @@ class ColumnStore:
         return statuses
 
     def forget(self, keys: Sequence[BlockKey]) -> None:
-        """Let nobody find `keys`; their slots are free once no call uses them."""
+        """Make `keys` unfindable; their slots become free once no call uses them."""
         with self.space.lock:
             for key in keys:
                 for slab in self.space.slabs:
                     slab.slots.forget(key)
-        self._tell(keys)
+        self._log_changes(keys)
 
-    def learn(
+    def recover(
         self, slab: Slab, first_slot: int, headers: Sequence[CellHeader | None]
     ) -> list[StoredKey]:
-        """Take in what was found in consecutive slots of a slab that was adopted.
+        """Add what was found in consecutive slots of an adopted slab.
 
         Returns:
-            The keys that can be read from now on. A slot without a header, or whose key lies
-            elsewhere too, is free.
+            The keys that can be read from now on. A slot without a header, or whose key is also
+            stored elsewhere, becomes free.
         """
-        learned = []
+        recovered = []
         with self.space.lock:
-            still_there = range(first_slot, len(slab.slots))  # the end may have been cut off since
+            still_there = range(first_slot, len(slab.slots))  # the slab may have been cut since
             for slot, header in zip(still_there, headers, strict=False):
                 if header is None or self.space.find(header.key):
                     slab.slots.release(slot)
                 else:
                     slab.slots.publish(header.key, slot)
-                    learned.append(StoredKey(header.key, header.parent))
-        self._tell([stored.key for stored in learned])
-        return learned
+                    recovered.append(StoredKey(header.key, header.parent))
+        self._log_changes([stored.key for stored in recovered])
+        return recovered
 
     def close(self) -> None:
-        """Leave the slabs to others; calls that are under way still end well."""
+        """Release the slabs; calls in flight still end normally."""
         if self._log is not None:
             self._log.close()
         self.space.close()
 
     def _pin(self, cells: Sequence[Cell]) -> list[Run[Slab]]:
-        """Pin the slots of all cells that are there."""
+        """Pin the slots of all cells that are stored."""
         places = []
         with self.space.lock:
             for position, cell in enumerate(cells):
@@ -131,7 +131,7 @@ class ColumnStore:
     def _write_some(
         self, cells: Sequence[Cell], positions: Sequence[int], deadline_s: float | None
     ) -> tuple[Status, Sequence[int]]:
-        """Write the first of `positions`, as many as one run takes; return how and how many."""
+        """Write the first of `positions`, as many as fit one run; return their status and them."""
         if deadline_s is not None and self._clock() > deadline_s:
             return Status.TIMEOUT, positions
         taken = self.space.take(min(len(positions), max_run_cells(cells)))
@@ -152,13 +152,13 @@ class ColumnStore:
             self._erase(run, range(len(run.slots)))  # there may be headers without their payloads
             return Status.ERROR
         finally:
-            self.space.leave(run.slab, run.slots)
+            self.space.unpin(run.slab, run.slots)
         self._counts.add("ssd_write_bytes", run.num_bytes)
         self._counts.add("ssd_write_seconds", self._clock() - begin_s)
         return Status.OK
 
     def _erase(self, run: Run[Slab], positions: Iterable[int]) -> None:
-        """Erase cells of a run, whose slots are pinned: nobody else writes there meanwhile."""
+        """Erase cells of a run, whose slots are pinned: no other call writes there meanwhile."""
         try:
             for position in positions:
                 run.slab.erase(run.slots[position])
@@ -170,9 +170,9 @@ class ColumnStore:
             for slot, cell in zip(run.slots, run.cells, strict=True):
                 if self.space.find(cell.key) is None:
                     run.slab.slots.publish(cell.key, slot)
-        self._tell([cell.key for cell in run.cells])
+        self._log_changes([cell.key for cell in run.cells])
 
-    def _tell(self, keys: Sequence[BlockKey]) -> None:
-        """Let followers know that something about `keys` has changed; without the lock."""
+    def _log_changes(self, keys: Sequence[BlockKey]) -> None:
+        """Log for followers that `keys` have changed; call without the lock."""
         if self._log is not None and keys:
             self._log.note(keys)

@@ -8,7 +8,7 @@ __all__ = ["Counts"]
 
 
 class Counts:
-    """Counters that any thread may add to; takers get what changed."""
+    """Counters that any thread may add to; `take` returns what changed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -2,12 +2,11 @@
 
     <directory>/.lock                          held while slabs are added, adopted or deleted
     <directory>/<namespace>/<column>/*.slab
-    <directory>/.*.keys                        logs of who has followers: `key_log`
-    <directory>/.*.generation                  what counts under a name: `generations`
+    <directory>/.*.keys                        logs of writers with followers: `key_log`
+    <directory>/.*.generation                  current generation of a name: `generations`
 
-A slab that its owner has locked is never touched. One that nobody has locked is a *leftover*:
-whoever can use it adopts it; whoever needs its room deletes it, oldest first. A log that nobody
-has locked is of no use.
+A slab that its owner has locked is never touched. An unlocked one is a *leftover*: a process that
+can use it adopts it; one that needs its room deletes it, oldest first. An unlocked log is useless.
 """
 
 import logging
@@ -43,21 +42,21 @@ class _Leftover:
     size: int
     modified_s: float
     is_useless: bool
-    """Temporary, or without a superblock: nobody will adopt it."""
+    """Temporary, or without a superblock: it will never be adopted."""
 
 
 class Directory:
-    """Room for slabs. Thread: any; what changes slabs is done within `locked`."""
+    """Room for slabs. Thread: any; changes to slabs are made within `locked`."""
 
     def __init__(self, path: Path, cap_bytes: int | None, leftover_bytes: int) -> None:
-        """See `SsdOptions` for the limits; nothing is touched yet."""
+        """Touch nothing yet; for the limits see `SsdOptions`."""
         self.path = path
         self._cap_bytes = cap_bytes
         self._leftover_bytes = leftover_bytes
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep everybody else from adding, adopting and deleting slabs.
+        """Keep every other process from adding, adopting and deleting slabs.
 
         Raises:
             OSError: The directory cannot be made or written to.
@@ -67,7 +66,7 @@ class Directory:
             yield
 
     def folder(self, superblock: Superblock) -> Path:
-        """Return where the slabs of a column lie."""
+        """Return the folder of a column's slabs."""
         return self.path / superblock.namespace.short / superblock.column
 
     def make_folder(self, superblock: Superblock) -> Path:
@@ -81,7 +80,7 @@ class Directory:
         """Delete leftovers until slabs may grow by `wanted_bytes`; within `locked`.
 
         Returns:
-            By how much they may grow: `wanted_bytes`, or less if there is no more to delete.
+            By how much they may grow: `wanted_bytes`, or less if nothing is left to delete.
         """
         self._delete_logs()
         with ExitStack() as unlocking:
@@ -98,7 +97,7 @@ class Directory:
         return max(0, min(wanted_bytes, self._room(used_bytes)))
 
     def make_log(self, name: str, content: bytes) -> tuple[Path, SlabFile]:
-        """Make a log, which takes the place of one that has its name; not within `locked`.
+        """Make a log, replacing any of the same name; call outside `locked`.
 
         Raises:
             OSError: There is no room.
@@ -116,7 +115,7 @@ class Directory:
                 file.close()
 
     def _survey(self, unlocking: ExitStack) -> tuple[int, list[_Leftover]]:
-        """Return the bytes of all slabs, and the leftovers in the order in which they go.
+        """Return the bytes of all slabs, and the leftovers in the order of deletion.
 
         They stay locked until `unlocking` ends.
         """
@@ -152,7 +151,7 @@ class Directory:
 
 
 def directories_of(options: SsdOptions) -> list[Directory]:
-    """Return the directories of a tier, whether they can be used or not."""
+    """Return the directories of a tier, usable or not."""
     return [
         Directory(path, options.directory_cap_bytes, options.leftover_bytes)
         for path in options.directories
@@ -160,10 +159,10 @@ def directories_of(options: SsdOptions) -> list[Directory]:
 
 
 def open_directories(options: SsdOptions) -> list[Directory]:
-    """Return the directories of a tier, and say which cannot be used now.
+    """Return the directories of a tier, and log which cannot be used now.
 
     Raises:
-        TierError: None of them can.
+        TierError: None of them can be used.
     """
     directories = directories_of(options)
     reasons = []

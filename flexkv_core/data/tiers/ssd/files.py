@@ -1,4 +1,4 @@
-"""The border to the operating system: every system call of the tier on a file is in here.
+"""The boundary to the operating system: every system call of the tier on a file is in here.
 
 All functions raise OSError and nothing else.
 """
@@ -56,14 +56,14 @@ class OpenFile:
 
     @property
     def is_unlinked(self) -> bool:
-        """Whether it has no name any more: nobody would find it again."""
+        """Whether it has lost its name and can no longer be found."""
         try:
             return os.fstat(self.fd).st_nlink == 0
-        except OSError:  # a network file system says "stale"
+        except OSError:  # "stale" on a network file system
             return True
 
     def make_direct(self) -> bool:
-        """Bypass the page cache from here on, if the file system lets one read like that."""
+        """Bypass the page cache from here on, if the file system supports that."""
         flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         try:
             fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -77,7 +77,7 @@ class OpenFile:
         return True
 
     def read(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill `buffers` from `offset`; return the bytes there were before the end of the file."""
+        """Fill `buffers` from `offset`; return the number of bytes before the end of the file."""
         num_bytes = sum(map(len, buffers))
         done = 0
         while done < num_bytes:
@@ -89,19 +89,19 @@ class OpenFile:
         return done
 
     def _whole(self, step: int, wanted: int) -> int:
-        """Return how far an incomplete transfer may be believed: direct ones go on by pages."""
+        """Return how much of an incomplete transfer counts: direct ones resume at a page."""
         return step - step % PAGE_BYTES if self.is_direct and step < wanted else step
 
 
 class SharedFile(OpenFile):
-    """A file that another process of this user writes, open to read and closed with the object."""
+    """A file that another process of this user writes, open for reading until garbage-collected."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open `path`.
 
         Raises:
-            OSError: There is none, or it is not a plain file of ours.
+            OSError: It is missing, or not a plain file of this user.
         """
         with ExitStack() as undo:
             fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
@@ -114,7 +114,7 @@ class SharedFile(OpenFile):
             return file
 
     def is_named(self, path: Path) -> bool:
-        """Tell whether `path` still is its name."""
+        """Return whether `path` is still its name."""
         try:
             return os.path.samestat(os.lstat(path), os.fstat(self.fd))
         except OSError:
@@ -122,7 +122,7 @@ class SharedFile(OpenFile):
 
 
 class SlabFile(OpenFile):
-    """An open file that this process alone uses, proven by a lock that ends with the process.
+    """An open file that only this process uses, ensured by a lock that ends with the process.
 
     Use `create` or `take`.
 
@@ -134,8 +134,8 @@ class SlabFile(OpenFile):
         """Make an empty file; None if the name is taken. Call under the lock of the folder.
 
         Raises:
-            OSError: The file system refuses, or has no locks, or says that the file is another's:
-                then there is none.
+            OSError: The file system refuses, has no locks, or gives the file to another user; no
+                file is left behind.
         """
         try:
             fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
@@ -145,13 +145,13 @@ class SlabFile(OpenFile):
             undo.callback(path.unlink)
             file = cls._locked(fd)
             if file is None:
-                raise OSError(errno.EPERM, "new files belong to somebody else here")
+                raise OSError(errno.EPERM, "new files here belong to another user")
             undo.pop_all()
             return file
 
     @classmethod
     def take(cls, path: Path) -> Self | None:
-        """Open a file of ours that nobody uses; None if it is used, gone, or not ours."""
+        """Open an unlocked file of this user; None if it is locked, gone, or another user's."""
         try:
             return cls._locked(os.open(path, _FLAGS))
         except OSError:
@@ -159,7 +159,7 @@ class SlabFile(OpenFile):
 
     @classmethod
     def _locked(cls, fd: int) -> Self | None:
-        """Lock `fd`, or close it if it is used, deleted, or nothing that we would have made."""
+        """Lock `fd`, or close it if it is locked, deleted, or not a plain file of this user."""
         with ExitStack() as undo:
             undo.callback(os.close, fd)
             if not try_lock(fd):
@@ -171,7 +171,7 @@ class SlabFile(OpenFile):
 
     @property
     def modified_s(self) -> float:
-        """When it was last written or adopted, on the clock of the wall."""
+        """When it was last written or adopted, in wall-clock time."""
         return os.fstat(self.fd).st_mtime
 
     def write(self, buffers: Sequence[memoryview], offset: int) -> None:
@@ -186,7 +186,7 @@ class SlabFile(OpenFile):
             buffers = _skip(buffers, step)
 
     def allocate(self, size: int) -> None:
-        """Let the file grow to `size`, with room on the disk that nobody else can take."""
+        """Grow the file to `size`, with disk space reserved for it."""
         before = self.size
         try:
             os.posix_fallocate(self.fd, before, size - before)
@@ -195,19 +195,19 @@ class SlabFile(OpenFile):
             raise
 
     def truncate(self, size: int) -> None:
-        """Cut the file to `size`."""
+        """Truncate the file to `size`."""
         os.ftruncate(self.fd, size)
 
     def sync(self) -> None:
-        """Let what was written outlive a loss of power."""
+        """Make what was written survive a loss of power."""
         os.fsync(self.fd)
 
     def touch(self) -> None:
-        """Say that the file is of use: leftovers are deleted oldest first."""
+        """Mark the file as used now: leftovers are deleted oldest first."""
         os.utime(self.fd)
 
     def unlink(self, path: Path) -> None:
-        """Delete the file, if `path` still is its name."""
+        """Delete the file, if `path` is still its name."""
         try:
             if os.path.samestat(os.lstat(path), os.fstat(self.fd)):
                 path.unlink()
@@ -215,12 +215,12 @@ class SlabFile(OpenFile):
             return
 
     def close(self) -> None:
-        """Unlock it. No call may be under way: its number goes to the next file opened."""
+        """Unlock it. No call may be in flight: the next file opened gets its descriptor."""
         os.close(self.fd)
 
 
 def _skip(buffers: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
-    """Return what is left of `buffers` behind their first `num_bytes`."""
+    """Return what is left of `buffers` after their first `num_bytes`."""
     rest = list(buffers)
     while rest and num_bytes >= len(rest[0]):
         num_bytes -= len(rest.pop(0))
@@ -230,12 +230,12 @@ def _skip(buffers: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
 
 
 class HeaderFile:
-    """A slab's second, buffered opening, by which one thread reads many headers fast.
+    """A second, buffered descriptor of a slab, by which one thread reads many headers fast.
 
-    `prefetch` only asks for a page: the disk works on hundreds at once while Python decodes those
-    that have come. It reads 60 000 to 90 000 headers a second where 8 threads with O_DIRECT read
+    `prefetch` only requests a page: the disk works on hundreds at once while Python decodes those
+    that have arrived. This reads 60 000 to 90 000 headers a second, 8 threads with O_DIRECT read
     40 000 to 55 000 (2 cores of an AMD EPYC virtual machine, slots of 8 and 68 KiB, November
-    2026). It holds no lock, and works on after the slab was closed.
+    2026). It holds no lock, and keeps working after the slab was closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -243,7 +243,7 @@ class HeaderFile:
         self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def prefetch(self, offset: int) -> None:
-        """Have the page at `offset` read."""
+        """Start reading the page at `offset`."""
         os.posix_fadvise(self._fd, offset, PAGE_BYTES, os.POSIX_FADV_WILLNEED)
 
     def read(self, offset: int, num_bytes: int) -> bytes:
@@ -251,7 +251,7 @@ class HeaderFile:
         return os.pread(self._fd, num_bytes, offset)
 
     def drop(self, offset: int, num_bytes: int) -> None:
-        """Give back the memory that held what was read."""
+        """Drop what was read from the page cache."""
         os.posix_fadvise(self._fd, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
@@ -260,12 +260,12 @@ class HeaderFile:
 
 
 def make_folder(path: Path) -> None:
-    """Make `path` for this user alone, unless it is there."""
+    """Make `path` for this user alone, unless it exists."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def available_bytes(folder: Path) -> int:
-    """Return what the file system of `folder` still has for users."""
+    """Return the bytes that the file system of `folder` still has for users."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
@@ -274,12 +274,12 @@ def available_bytes(folder: Path) -> int:
 def replacing(path: Path) -> Iterator[SlabFile]:
     """Yield a new file that takes the name `path` in the end; call under the lock of the folder.
 
-    If what is done with it fails, it is closed and deleted; otherwise it is the caller's.
+    If the `with` block fails, the file is closed and deleted; otherwise it is the caller's.
     """
     unfinished = path.with_name(path.name + _UNFINISHED)
     unfinished.unlink(missing_ok=True)
     file = SlabFile.create(unfinished)
-    assert file is not None, "only who has the lock makes files"
+    assert file is not None, "files are made only under the lock"
     with ExitStack() as undo:
         undo.callback(file.close)
         undo.callback(unfinished.unlink)
@@ -289,10 +289,10 @@ def replacing(path: Path) -> Iterator[SlabFile]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Let `path` hold `content`, also after a loss of power; call under the lock of the folder.
+    """Write `content` to `path` so that it survives a loss of power; call under the folder's lock.
 
     Raises:
-        OSError: It may hold what it held before, or be as asked.
+        OSError: `path` may hold its old content or the new one.
     """
     with replacing(path) as file:
         file.write([memoryview(content)], 0)
@@ -302,10 +302,10 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def empty_durably(path: Path) -> None:
-    """Let `path` be an empty file, also after a loss of power; for this no room is needed.
+    """Make `path` an empty file, even after a loss of power; this needs no disk space.
 
     Raises:
-        OSError: It may hold what it held before, or not be there.
+        OSError: `path` may hold its old content, or be missing.
     """
     fd = os.open(path, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -316,17 +316,17 @@ def empty_durably(path: Path) -> None:
 
 
 def remove_durably(path: Path) -> None:
-    """Delete `path`, if it is there, also for after a loss of power."""
+    """Delete `path`, if it exists, so that it stays deleted after a loss of power."""
     path.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Be the only one who adds or deletes files in `folder`.
+    """Hold the lock under which files are added to and deleted from `folder`.
 
     Raises:
-        OSError: The folder cannot be written to, or somebody holds the lock for too long.
+        OSError: The folder cannot be written to, or another process holds the lock for too long.
     """
     with hold_lock(folder / _LOCK_NAME, until(_LOCK_WAIT_S)) as is_held:
         if not is_held:
@@ -339,7 +339,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that does not know the call
+        if error.errno != errno.EINVAL:  # EINVAL: the file system does not support it
             raise
     finally:
         os.close(fd)

@@ -20,17 +20,18 @@ __all__ = ["FollowedColumn"]
 
 _MAX_HEADER_BYTES = 1 << 20
 _STEP_BYTES = (1 << 20) // RECORD_BYTES * RECORD_BYTES
-"""Of a log, read at once."""
+"""Bytes of a log read at once."""
 
 
 class FollowedColumn:
-    """Cells by key, where their writer says that they lie.
+    """Cells by key, in the places that their writer's log names.
 
-    A cell is believed for its own header and checksum. One that turns out to be something else was
-    most likely overwritten: a miss. It stays known and is not erased, since the slot is its
-    writer's, who reads the same bytes, erases what is corrupt, and says what becomes of it.
+    A cell is verified by its own header and checksum. One that turns out to be something else was
+    most likely overwritten: a miss. It stays known and is not erased, since the slot belongs to the
+    writer, which reads the same bytes, erases what is corrupt, and logs the change.
 
-    Thread: any. `_lock` guards what is known; it is held while a log is read, not while cells are.
+    Thread: any. `_lock` guards the known places; it is held while a log is read, not while cells
+    are.
     """
 
     def __init__(
@@ -45,9 +46,9 @@ class FollowedColumn:
         """Know nothing yet.
 
         Args:
-            log_paths: Where the log may lie.
-            header: What it is to say of itself, slabs aside, and what only the writer knows: the
-                name of a generation, and whether it is temporary.
+            log_paths: Where the log may be.
+            header: The expected one, except for the slabs and what only the writer knows: the name
+                of a generation, and whether it is temporary.
             counts: Where to count.
             clock: What deadlines are compared with.
             is_aligned: Whether pieces of cells begin and end on memory pages.
@@ -62,14 +63,14 @@ class FollowedColumn:
         self._places: dict[BlockKey, tuple[SlabView, int]] = {}
 
     def count_leading(self, keys: Sequence[BlockKey]) -> int:
-        """Return how many of `keys` are there before the first that is not, as of now."""
+        """Return how many leading `keys` are stored as of now."""
         with self._lock:
             self._catch_up()
             known = self._places
             return next((at for at, key in enumerate(keys) if key not in known), len(keys))
 
     def read(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
-        """Fill the cells; MISS where a key is unknown, or its place has other bytes by now."""
+        """Fill the cells; MISS if a key is unknown, or its place now holds other bytes."""
         with self._lock:
             places = [
                 CellPlace(*self._places[cell.key], position)
@@ -84,23 +85,23 @@ class FollowedColumn:
         return statuses
 
     def _catch_up(self) -> None:
-        """Take in what the writer has said since the last time; under the lock."""
+        """Apply what the writer has logged since the last call; under the lock."""
         if self._log is None or not self._log.is_current:
             self._open()
         if self._log is not None:
             self._drop_lost()
             for record in self._log.new_records():
-                self._take_in(record)
+                self._apply(record)
 
     def _open(self) -> None:
-        """Begin with the log that there is now, and forget all others."""
+        """Switch to the current log, and forget all others."""
         logs = filter(None, map(_OpenLog.open, self._log_paths))
-        self._log = next((log for log in logs if self._is_followed(log.header)), None)
+        self._log = next((log for log in logs if self._is_writers_log(log.header)), None)
         self._places = {}
         self._slabs = [] if self._log is None else self._log.open_slabs(is_aligned=self._is_aligned)
 
-    def _is_followed(self, found: LogHeader) -> bool:
-        """Tell whether a log is of our writer, and of the weights of now."""
+    def _is_writers_log(self, found: LogHeader) -> bool:
+        """Return whether a log is our writer's, and for the current weights."""
         expected = msgspec.structs.replace(
             self._header.superblock,
             identity=found.superblock.identity,
@@ -111,7 +112,7 @@ class FollowedColumn:
             self._header, superblock=expected, slabs=found.slabs
         )
 
-    def _take_in(self, record: KeyRecord) -> None:
+    def _apply(self, record: KeyRecord) -> None:
         number = record.slab
         slab = None if number is None or number >= len(self._slabs) else self._slabs[number]
         if slab is None:
@@ -120,7 +121,7 @@ class FollowedColumn:
             self._places[record.key] = slab, record.slot
 
     def _drop_lost(self) -> None:
-        """Let go of slabs that were deleted: open, they would still take room on the disk."""
+        """Drop slabs that were deleted: while open, they would still take room on the disk."""
         lost = [slab for slab in self._slabs if slab is not None and slab.is_lost]
         if lost:
             self._slabs = [None if slab in lost else slab for slab in self._slabs]
@@ -133,7 +134,7 @@ class _OpenLog:
     """One log, read while it grows."""
 
     def __init__(self, path: Path, file: SharedFile, header: LogHeader, position: int) -> None:
-        """Go on at `position`, behind the header. Use `open`."""
+        """Continue at `position`, after the header. Use `open`."""
         self.header = header
         self._path = path
         self._file = file
@@ -141,7 +142,7 @@ class _OpenLog:
 
     @classmethod
     def open(cls, path: Path) -> "_OpenLog | None":
-        """Open a log; None if there is none that can be read."""
+        """Open a log; None if it is missing or cannot be read."""
         try:
             file = SharedFile.open(path)
             found = LogHeader.unpack(_read(file, 0, min(_MAX_HEADER_BYTES, file.size)))
@@ -151,7 +152,7 @@ class _OpenLog:
 
     @property
     def is_current(self) -> bool:
-        """Whether no other log has taken its place, and nobody has cut it."""
+        """Whether the log has not been replaced or truncated."""
         return self._file.is_named(self._path) and self._file.size >= self._position
 
     def open_slabs(self, *, is_aligned: bool) -> list[SlabView | None]:
@@ -162,14 +163,14 @@ class _OpenLog:
         ]
 
     def new_records(self) -> Iterator[KeyRecord]:
-        """Yield what has been written since the last call; what cannot be read comes later."""
+        """Yield what has been written since the last call; what cannot be read is retried later."""
         content = self._step()
         while content:
             yield from unpack_records(content)
             content = self._step()
 
     def _step(self) -> bytes:
-        """Return the next records, as many as are there whole."""
+        """Return the next complete records."""
         try:
             num_bytes = min(_STEP_BYTES, self._file.size - self._position)
             content = _read(self._file, self._position, num_bytes)

@@ -23,13 +23,13 @@ __all__ = ["Follower"]
 
 
 class Follower(Tier):
-    """Finds and reads the blocks of a writer: an `SsdTier` whose options say that it has followers.
+    """Finds and reads the blocks of a writer: an `SsdTier` with `has_followers`.
 
-    It changes nothing on the disk, and knows what the writer's logs say: nothing before the writer
-    has stored something, and nothing any more once it has ended well.
+    It changes nothing on the disk, and knows only what the writer's logs say: nothing before the
+    writer has stored something, and nothing after it has closed.
 
     Thread: `read` any, several at once; everything else one at a time. `_columns` is replaced
-    whole when a generation begins, and a call that is under way then ends on those it began with.
+    whole when a generation begins; a call in flight ends on the columns it began with.
     """
 
     name = "ssd"
@@ -45,16 +45,16 @@ class Follower(Tier):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Follow whoever was opened with the same arguments, now or later.
+        """Follow the writer that was opened with the same arguments, now or later.
 
         Args:
-            memory: Where blocks lie; a block's cells lie one behind the other.
+            memory: Where blocks are read to; a block's cells follow one another.
             namespace: What the blocks are blocks of.
             columns: The writer's, in the order of a block's cells.
             cell_bytes: Size of a cell, the same in all columns.
-            options: The writer's directories; limits mean nothing.
+            options: The writer's directories; limits are ignored.
             engine_id: The same on all ranks of the engine, and never another engine's, not even
-                one that has ended: what it left under this name would be taken for this engine's.
+                one that has ended: its log under this name would be taken for this engine's.
             clock: What deadlines are compared with.
         """
         self._memory = memory
@@ -69,7 +69,7 @@ class Follower(Tier):
         self._columns = self._new_columns()
 
     def count_leading(self, keys: Sequence[BlockKey]) -> int:
-        """Return how many of `keys` are there before the first that is not, as of now."""
+        """Return how many leading `keys` are stored as of now."""
         return min((column.count_leading(keys) for column in self._columns), default=0)
 
     @override
@@ -87,21 +87,21 @@ class Follower(Tier):
 
     @override
     def write(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
-        """Answer ERROR: the writer does it."""
+        """Return ERROR: only the writer writes."""
         return [Status.ERROR] * len(blocks)
 
     @override
     def snapshot(self) -> "Follower":
-        """Return a tier that goes on with the columns of now, whatever begins later."""
+        """Return a tier that keeps the current columns when a later generation begins."""
         return copy.copy(self)
 
     @override
     def delete(self, keys: Sequence[BlockKey]) -> None:
-        """Do nothing: what is there is the writer's."""
+        """Do nothing: the blocks are the writer's."""
 
     @override
     def close(self) -> None:
-        """Follow nobody any more; calls that are under way still end well."""
+        """Stop following; calls in flight still end normally."""
         self._columns = ()
         self._memory = NO_MEMORY
 
@@ -110,7 +110,7 @@ class Follower(Tier):
         return self._counts.take()
 
     def begin_generation(self) -> None:
-        """Forget everything, and follow the writer once it has done so as often."""
+        """Forget everything, and follow the writer once it has begun as many generations."""
         self._num_resets += 1
         self._columns = self._new_columns()
 

@@ -1,4 +1,4 @@
-"""What lies on the disk. Pure functions of bytes: nothing here does I/O.
+"""The format on the disk. Pure functions of bytes: nothing here does I/O.
 
     <directory>/<namespace>/<column>/<name>.slab
 
@@ -7,10 +7,10 @@
     slot         one cell: header (4096 bytes), payload, padding to whole pages
 
 A cell is valid if its header and its payload have the checksums that the header states, and if the
-header names the identity and the key that the reader expects: then it is the right content, in
-whatever file and slot it lies. Nothing else on the disk is needed to find it again, and nothing
-that is read from the disk is believed before it is checked. Tokens are not stored: the key proves
-them, and prompts do not belong on a disk in clear.
+header names the identity and the key that the reader expects: then it is the right content,
+whatever its file and slot. Nothing else on the disk is needed to find it again, and nothing read
+from the disk is trusted before it is checked. Tokens are not stored: the key proves them, and
+prompts do not belong on a disk in plain text.
 """
 
 import struct
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 PAGE_BYTES = 4096
-"""Everything begins on a page: what O_DIRECT asks of offsets, and size of a header."""
+"""Everything begins on a page, as O_DIRECT requires of offsets; also the size of a header."""
 
 SLAB_SUFFIX = ".slab"
 LOG_SUFFIX = ".keys"
@@ -51,7 +51,7 @@ _NO_PARENT = bytes(32)
 
 
 def checksum(*pieces: bytes | memoryview) -> int:
-    """Return the XXH3 of `pieces` taken as one, 64 bits: against accidents, not an attacker.
+    """Return the 64-bit XXH3 of the concatenated `pieces`: against accidents, not attackers.
 
     Cost: about 20 GB/s; the GIL is released for large pieces.
     """
@@ -62,7 +62,7 @@ def checksum(*pieces: bytes | memoryview) -> int:
 
 
 def column_identity(namespace: Namespace, column: Column, generation: str = "") -> bytes:
-    """Return the 32 bytes by which a cell says what it is a cell of."""
+    """Return the 32 bytes that identify what a cell is a cell of."""
     name = f"{column.name}:{generation}" if generation else column.name
     return sha256(b"flexkv-column:" + namespace.digest + name.encode()).digest()
 
@@ -75,10 +75,10 @@ def slot_bytes(cell_bytes: int) -> int:
 class Superblock(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """What a slab says of itself.
+    """The description at the start of a slab.
 
-    Append-only: defaults are left out, so where a later field has no meaning, earlier releases
-    read what this one writes.
+    Append-only: defaults are left out, so where a later field has its default, earlier releases
+    can read what this one writes.
     """
 
     namespace: Namespace
@@ -86,15 +86,15 @@ class Superblock(
     """`Column.name`."""
 
     identity: str
-    """`column_identity` in hex: what decides; namespace, column and generation are for people."""
+    """`column_identity` in hex, which decides; namespace, column and generation are for people."""
 
     cell_bytes: int
     is_temporary: bool = False
-    """Nobody will ever look for these blocks again: weights that were changed in place have no
-    name. Whoever finds such a slab unlocked deletes it."""
+    """These blocks will never be looked up again: weights that were changed in place have no name.
+    A process that finds such a slab unlocked deletes it."""
 
     generation: str = ""
-    """Of weights that change in place: differs for all that were called the same; "" elsewhere."""
+    """Tells apart weights that changed in place under one name; "" for all others."""
 
     def pack(self) -> bytes:
         """Return one page."""
@@ -128,7 +128,7 @@ class Superblock(
 
 
 class CellHeader(msgspec.Struct, frozen=True):
-    """What a cell says of itself."""
+    """The description at the start of a cell."""
 
     identity: bytes
     key: BlockKey

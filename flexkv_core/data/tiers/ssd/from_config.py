@@ -1,4 +1,4 @@
-"""The files of one rank's SSD tier, as the options say."""
+"""Opens one rank's SSD tier as the options say."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = F
 
     Args:
         cache: Has an SSD tier.
-        quota_bytes: This rank's part of the room.
+        quota_bytes: This rank's share of the space.
         has_followers: Whether other ranks read what this one writes.
     """
     return SsdOptions(
@@ -35,17 +35,17 @@ def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = F
 
 
 def require_directory(options: SsdOptions) -> None:
-    """Refuse directories of which none can be used, before anything is known of their content.
+    """Reject directories if none can be used, before their content is known.
 
     Raises:
         ConfigError: None of them can be written to.
     """
-    with _as_refusal():
+    with _as_config_error():
         open_directories(options)
 
 
 def nominal_blocks(options: SsdOptions, num_columns: int, cell_bytes: int) -> int:
-    """Return how many blocks a rank will have room for, if its disks have it."""
+    """Return how many blocks a rank has room for, if its disks have the space."""
     slab_bytes = len(options.directories) * PAGE_BYTES
     return max(0, (options.quota_bytes // num_columns - slab_bytes) // slot_bytes(cell_bytes))
 
@@ -53,13 +53,13 @@ def nominal_blocks(options: SsdOptions, num_columns: int, cell_bytes: int) -> in
 def record_reset(
     options: SsdOptions, blank: Namespace, columns: Sequence[Column], name: str
 ) -> None:
-    """Let nothing be found that was stored before a reset, though no file is open yet.
+    """Make everything stored before a reset unfindable, though no file is open yet.
 
     Args:
         options: Where the blocks are.
         blank: `Origin.blank`. Without a name for the weights there is nothing to record.
         columns: This rank's.
-        name: What nothing else was ever called.
+        name: Of the new generation; never used before.
     """
     Generations(directories_of(options), blank, columns).begin(name)
 
@@ -80,17 +80,17 @@ def open_ssd_tier(
         columns: This rank's.
         cell_bytes: Size of each cell.
         memory: What blocks are read to and written from.
-        engine_id: The same on all ranks of the engine, and its own.
+        engine_id: The same on all ranks of the engine, and unique to it.
 
     Raises:
         ConfigError: None of the directories can be used.
     """
-    with _as_refusal():
+    with _as_config_error():
         return SsdTier(memory, namespace, columns, cell_bytes, options, engine_id)
 
 
 @contextmanager
-def _as_refusal() -> Iterator[None]:
+def _as_config_error() -> Iterator[None]:
     try:
         yield
     except TierError as error:

@@ -1,12 +1,11 @@
-"""Which generation of blocks counts under a name that the user gave to weights.
+"""Which generation of blocks is valid under a name that the user gave to weights.
 
     <directory>/.<namespace>.<column>.generation     magic, length, checksum, JSON
 
-Such a name stays when the weights change in place. So what is stored says by a token of which
-generation it is, and a record in every directory says which token is the newest: whatever file or
-folder of before comes back, nothing in it is of that generation. The highest count wins. Where
-there is no record, or one that cannot be read, nobody knows what has changed meanwhile, and a new
-generation begins.
+Such a name stays when the weights change in place. So everything stored carries the token of its
+generation, and a record in every directory names the newest token: if an older file or folder comes
+back, nothing in it is of that generation. The highest count wins. If there is no record, or one
+that cannot be read, weights may have changed meanwhile, and a new generation begins.
 """
 
 import logging
@@ -42,16 +41,16 @@ _MAX_BYTES = 4096
 
 
 class Generation(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
-    """What a record says."""
+    """The content of a record."""
 
     count: int
-    """One more than the highest count that was known when this generation began."""
+    """One more than the highest count known when this generation began."""
 
     token: str
     """`Superblock.generation`."""
 
     def followed_by(self, token: str) -> "Generation":
-        """Return the next one."""
+        """Return the next generation."""
         return Generation(self.count + 1, token)
 
     def pack(self) -> bytes:
@@ -67,13 +66,13 @@ class Generation(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=
 
 _NONE = Generation(0, "")
 _Resolve = Callable[[Generation, Generation], Generation]
-"""From our own generation, and one that another process has recorded since, to ours from now on."""
+"""Maps our generation, and a newer one that another process recorded, to ours from now on."""
 
 
 class Generations:
     """The generation of each of a rank's columns.
 
-    Where the user gave no name, nothing is recorded, and all tokens are empty.
+    If the user gave no name, nothing is recorded and all tokens are empty.
 
     Thread: one at a time.
     """
@@ -90,29 +89,29 @@ class Generations:
         ]
 
     def resume(self, token: str) -> list[str] | None:
-        """Go on with the newest generations that are known.
+        """Continue with the newest known generations.
 
         Args:
-            token: Of a new one, where none is known; nothing else was ever called so.
+            token: Of a new generation, where none is known; never used before.
 
         Returns:
-            The token of each column; None if no directory keeps a record: what is stored could
-            not be told from what comes after.
+            The token of each column; None if no directory keeps a record: blocks stored now could
+            not be told from later ones.
         """
         for record in self._records:
             record.resume(token)
-        return self._settle(_adopt)
+        return self._record_all(_adopt)
 
     def begin(self, token: str) -> list[str] | None:
-        """Let the generation `token` be newer than all others; otherwise like `resume`."""
+        """Make the generation `token` newer than all others; otherwise like `resume`."""
         for record in self._records:
             record.begin(token)
-        tokens = self._settle(_supersede)
+        tokens = self._record_all(_supersede)
         if tokens is None:
-            self._spoil()
+            self._invalidate()
         return tokens
 
-    def _settle(self, resolve: _Resolve) -> list[str] | None:
+    def _record_all(self, resolve: _Resolve) -> list[str] | None:
         if not self._has_name:
             return [""] * len(self._records)
         failures = [self._write(directory, resolve) for directory in self._directories]
@@ -125,7 +124,7 @@ class Generations:
         return [record.generation.token for record in self._records]
 
     def _write(self, directory: "Directory", resolve: _Resolve) -> OSError | None:
-        """Let `directory` say what was chosen; return why it does not."""
+        """Record the chosen generations in `directory`; return the error if that fails."""
         try:
             with directory.locked():
                 for record in self._records:
@@ -135,20 +134,20 @@ class Generations:
         return None
 
     def _remove_older(self, directory: "Directory", reason: OSError) -> None:
-        """Delete records that could not be replaced: where there is none, the others count."""
+        """Delete records that could not be replaced: without one, the other directories count."""
         outcomes = [record.remove_older(directory.path) for record in self._records]
         if False in outcomes:
             logger.warning(
                 "ssd.generation_not_recorded directory=%s: %s; blocks from before the reset are"
-                " found again if all other directories of ssd_cache_dir are gone or rolled back at"
-                " a later start",
+                " found again if, at a later start, all other directories of ssd_cache_dir are gone"
+                " or rolled back",
                 directory.path,
                 reason.strerror,
             )
 
-    def _spoil(self) -> None:
-        """Empty all records, as none could be replaced: then the next start begins anew."""
-        outcomes = [record.spoil() for record in self._records]
+    def _invalidate(self) -> None:
+        """Empty all records, as none could be replaced: the next start begins a new generation."""
+        outcomes = [record.invalidate() for record in self._records]
         if False in outcomes:
             logger.warning(
                 "ssd.generation_not_recorded directories=%s: blocks from before the reset may be"
@@ -159,9 +158,9 @@ class Generations:
 
 
 def is_outdated(superblock: Superblock, folders: Sequence[Path]) -> bool:
-    """Tell whether an engine that starts on `folders` now would not read such slabs.
+    """Return whether an engine that starts on `folders` now would ignore such slabs.
 
-    That is so after a reset, and for temporary slabs.
+    It does after a reset, and if they are temporary.
     """
     namespace = superblock.namespace
     if not namespace.weight_version:
@@ -172,7 +171,7 @@ def is_outdated(superblock: Superblock, folders: Sequence[Path]) -> bool:
 
 
 class _Record:
-    """What the directories say of one column."""
+    """The record of one column, in all directories."""
 
     def __init__(self, folders: Sequence[Path], name: str) -> None:
         self.generation = _NONE
@@ -180,7 +179,7 @@ class _Record:
         self._name = name
 
     def resume(self, token: str) -> None:
-        """Choose the newest generation, or a new one if there may be one that is not known."""
+        """Choose the newest generation, or a new one if there may be an unknown one."""
         newest = _newest(self._found())
         self.generation = newest if self.is_known else newest.followed_by(token)
 
@@ -190,10 +189,10 @@ class _Record:
         self.generation = newest.followed_by(token)
 
     def write(self, folder: Path, resolve: _Resolve) -> None:
-        """Let `folder` say what was chosen; under its lock.
+        """Record the chosen generation in `folder`; under its lock.
 
         Raises:
-            OSError: It may say something else.
+            OSError: The record may still be another.
         """
         newest, own = _newest(self._found()), self.generation
         if newest.token != own.token and newest.count >= own.count:
@@ -202,21 +201,21 @@ class _Record:
             write_durably(folder / self._name, self.generation.pack())
 
     def remove_older(self, folder: Path) -> bool:
-        """Let `folder` say nothing instead of something older; tell whether that is so."""
+        """Delete the record of `folder` if it is older; return whether no older one is left."""
         found = _read(folder / self._name)
         if found == _NONE or (found is not None and found >= self.generation):
             return True
         return _try(remove_durably, folder / self._name)
 
-    def spoil(self) -> bool:
-        """Let no folder say anything that can be read; tell whether none is believed now."""
+    def invalidate(self) -> bool:
+        """Make the records of all folders unreadable; return whether none is believed now."""
         for folder in self._folders:
             _try(empty_durably, folder / self._name)
         return not self.is_known
 
     @property
     def is_known(self) -> bool:
-        """Whether there is a record, and none that cannot be read: that may be newer."""
+        """Whether there is a record, and none is unreadable: such a one may be newer."""
         found = self._found()
         return None not in found and _newest(found) != _NONE
 
@@ -225,7 +224,7 @@ class _Record:
 
 
 def _record_name(namespace: Namespace, column: str) -> str:
-    # Weights may be told to have changed before it is known which they were.
+    # Weights may be reported as changed before it is known which they were.
     return f".{namespace.without_content.short}.{column}{GENERATION_SUFFIX}"
 
 
@@ -250,7 +249,7 @@ def _newest(found: Sequence[Generation | None]) -> Generation:
 
 
 def _read(path: Path) -> Generation | None:
-    """Return what a record says, `_NONE` if there is no record, None if nobody can tell."""
+    """Return a record, `_NONE` if there is none, None if it cannot be read."""
     content = bytearray(_MAX_BYTES)
     try:
         num_bytes = SharedFile.open(path).read([memoryview(content)], 0)

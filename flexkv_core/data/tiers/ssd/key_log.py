@@ -1,11 +1,10 @@
-"""Where the keys of a column lie, written down for processes of the same engine that only read.
+"""Logs where the keys of a column are, for processes of the same engine that only read.
 
     <directory>/.<name>.keys     header: magic, length, checksum, JSON; records of 40 bytes
 
 A log is for live processes of one machine: it is never synced, never used for recovery and deleted
-by its writer; whoever makes room deletes those of processes that were killed. Whoever reads one
-believes nothing of it, since a cell says itself what it is: a record that is late, torn or wrong
-costs a miss.
+by its writer; logs of killed processes are deleted when a process makes room. A reader need not
+trust it, since every cell describes itself: a record that is late, torn or wrong costs a miss.
 """
 
 import logging
@@ -41,29 +40,28 @@ RECORD_BYTES = _RECORD.size
 
 _GONE = 0xFFFF_FFFF
 _MIN_RECORDS = 1 << 16
-"""A log begins anew with twice the records that it began with and so many more: it takes 80 bytes
-a block and 2.6 MB at most, and a write costs its own records and a share of the next beginning."""
+"""A log is rewritten when it has twice its first number of records plus this many: it takes at most
+80 bytes a block plus 2.6 MB, and a write costs its own records and a share of the next rewrite."""
 
 _RETRY_S = 60.0
-"""After a failure followers are left without a log for so long."""
+"""How long followers are left without a log after a failure."""
 
 
 class LogHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a log says of itself."""
+    """The description at the start of a log."""
 
     engine_id: str
     num_resets: int = msgspec.field(name="generation")
-    """How often the writer has forgotten everything. A follower that has done so as often keeps
-    the blocks of the same weights."""
+    """How often the writer was reset. A follower that was reset as often has the same weights."""
 
     superblock: Superblock
     """Of the slabs."""
 
     slabs: tuple[str, ...] = ()
-    """Paths; records name slabs by their place here."""
+    """Paths; records name a slab by its index here."""
 
     def pack(self) -> bytes:
-        """Return the beginning of a log."""
+        """Return the start of a log."""
         return pack_text(_MAGIC, self)
 
     @classmethod
@@ -73,21 +71,21 @@ class LogHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class KeyRecord(NamedTuple):
-    """Where a key lies from here on in the log."""
+    """Where a key is, until a later record says otherwise."""
 
     key: BlockKey
     slab: int | None
-    """Place in the header; None for nowhere."""
+    """Index in the header's `slabs`; None for a key that is gone."""
 
     slot: int
 
     def pack(self) -> bytes:
-        """Return `RECORD_BYTES`."""
+        """Return `RECORD_BYTES` bytes."""
         return _RECORD.pack(self.key, _GONE if self.slab is None else self.slab, self.slot)
 
 
 def unpack_records(content: bytes | memoryview) -> Iterator[KeyRecord]:
-    """Read whole records, whatever they say."""
+    """Read complete records, without validating them."""
     for key, slab, slot in _RECORD.iter_unpack(content):
         yield KeyRecord(BlockKey(key), None if slab == _GONE else slab, slot)
 
@@ -99,12 +97,12 @@ def log_name(engine_id: str, namespace: Namespace, column: Column) -> str:
 
 
 class KeyLog:
-    """The log of one column, written by the process that has its slabs.
+    """The log of one column, written by the process that owns its slabs.
 
-    It begins anew when there are other slabs, and when most of it is outdated; a file takes the
-    name of the one before at once. Whatever fails costs followers their hits, and nothing else.
+    It is rewritten when the slabs change, and when most of it is outdated; the new file atomically
+    replaces the old. A failure costs followers their hits, and nothing else.
 
-    Thread: any; `_writing` lets one write at a time, and so the last record of a key is true.
+    Thread: any; `_writing` admits one write at a time, so the last record of a key is true.
     """
 
     def __init__(
@@ -118,8 +116,8 @@ class KeyLog:
         """Write nothing yet.
 
         Args:
-            space: Where keys lie; knows the slabs.
-            directories: The log lies in the first, or in the next once one has failed.
+            space: Finds keys; has the slabs.
+            directories: The log is in the first, or in the next once one has failed.
             name: Of the file: `log_name`.
             header: Without slabs.
             clock: By which a log that failed is tried again.
@@ -139,7 +137,7 @@ class KeyLog:
         self._is_closed = False
 
     def note(self, keys: Iterable[BlockKey]) -> None:
-        """Write down where `keys` lie now. After every change, not under the lock of the space."""
+        """Log where `keys` are now. Call after every change, not under the lock of the space."""
         with self._writing:
             if self._is_closed or self._clock() < self._retry_s:
                 return
@@ -152,7 +150,7 @@ class KeyLog:
                 self._directories.rotate(-1)
 
     def close(self) -> None:
-        """Delete the log: nobody follows any more."""
+        """Delete the log: following ends."""
         with self._writing:
             self._is_closed = True
             self._end()
@@ -160,17 +158,17 @@ class KeyLog:
     def _write(self, keys: Iterable[BlockKey]) -> None:
         with self._space.lock:
             slabs = self._space.slabs
-            is_of_use = slabs is self._slabs and self._size < self._max_size
-            records = self._records_of(keys) if is_of_use else _all_records(slabs)
+            can_append = slabs is self._slabs and self._size < self._max_size
+            records = self._records_of(keys) if can_append else _all_records(slabs)
         content = b"".join(record.pack() for record in records)
-        if self._file is not None and is_of_use:
+        if self._file is not None and can_append:
             self._file.write([memoryview(content)], self._size)
             self._size += len(content)
         else:
             self._begin(slabs, content)
 
     def _records_of(self, keys: Iterable[BlockKey]) -> list[KeyRecord]:
-        """Return where `keys` lie; under the lock of the space."""
+        """Return where `keys` are; under the lock of the space."""
         records = []
         for key in keys:
             slab, slot = self._space.find(key) or (None, 0)
@@ -179,7 +177,7 @@ class KeyLog:
         return records
 
     def _begin(self, slabs: tuple[Slab, ...], records: bytes) -> None:
-        """Write a log of all keys in the place of the one before."""
+        """Replace the log by a new one of all keys."""
         paths = tuple(str(slab.path) for slab in slabs)
         content = msgspec.structs.replace(self._header, slabs=paths).pack() + records
         path, file = self._directories[0].make_log(self._name, content)
@@ -193,13 +191,13 @@ class KeyLog:
         file, self._file = self._file, None
         if file is None:
             return
-        with suppress(OSError):  # then it is a leftover
+        with suppress(OSError):  # then it stays as a leftover
             file.unlink(self._path)
         file.close()
 
 
 def _all_records(slabs: Sequence[Slab]) -> list[KeyRecord]:
-    """Return where all keys lie; under the lock of the space."""
+    """Return where all keys are; under the lock of the space."""
     return [
         KeyRecord(key, number, slot)
         for number, slab in enumerate(slabs)

@@ -1,4 +1,4 @@
-"""Cells of a call that lie together: read by one transfer, timed and counted."""
+"""Adjacent cells of a call: read by one transfer, timed and counted."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -18,27 +18,27 @@ _S = TypeVar("_S", bound=SlabView)
 
 @dataclass(frozen=True, slots=True)
 class CellPlace(Generic[_S]):
-    """Where one cell of a call lies."""
+    """Where one cell of a call is stored."""
 
     slab: _S
     slot: int
     position: int
-    """Where the cell stands in the call."""
+    """Index of the cell in the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[_S]):
-    """Cells of a call that lie in consecutive slots: one transfer."""
+    """Cells of a call in consecutive slots: one transfer."""
 
     slab: _S
     slots: Sequence[int]
     cells: Sequence[Cell]
     positions: Sequence[int]
-    """Where the cells stand in the call."""
+    """Indices of the cells in the call."""
 
     @property
     def num_bytes(self) -> int:
-        """What the transfer moves."""
+        """Bytes that the transfer moves."""
         return len(self.slots) * self.slab.slot_bytes
 
 
@@ -55,7 +55,7 @@ class RunReader:
         self._has_failed = False
 
     def read(self, run: Run[Any], deadline_s: float | None) -> list[Status]:
-        """Fill the cells of a run, and say how each ended."""
+        """Fill the cells of a run; return one status per cell."""
         begin_s = self._clock()
         if deadline_s is not None and begin_s > deadline_s:
             return [Status.TIMEOUT] * len(run.cells)
@@ -69,7 +69,7 @@ class RunReader:
         return statuses
 
     def note_failure(self, run: Run[Any], error: OSError) -> None:
-        """Count that a run could not be moved, and say so the first time."""
+        """Count that a run could not be moved, and log the first time."""
         self._counts.add("ssd_io_errors")
         if not self._has_failed:
             logger.warning("ssd.io_failed path=%s: %s", run.slab.path, error.strerror)

@@ -1,4 +1,4 @@
-"""Finding the blocks of earlier processes: a thread reads the headers of adopted slabs."""
+"""Finds the blocks of earlier processes: a thread reads the headers of adopted slabs."""
 
 import logging
 import threading
@@ -20,24 +20,24 @@ __all__ = ["SlabScan"]
 logger = logging.getLogger(__name__)
 
 _BATCH_SLOTS = 256
-"""Headers that the disk looks for at once."""
+"""Headers that the disk fetches at once."""
 
 _STOP_WAIT_S = 1.0
 
 
 class SlabScan:
-    """Tells columns what their slabs hold, and lists the blocks that all columns hold.
+    """Adds to columns what their slabs hold, and lists the blocks that all columns hold.
 
-    A header is believed if its checksum is right and it is one of its column; payloads are
-    verified when they are read. What only some columns hold is forgotten in the end; on the disk
-    it stays, as second copies do: another degree of parallelism may need no more, and of two copies
-    either may be the good one.
+    A header is trusted if its checksum is right and it is of its column; payloads are verified when
+    they are read. Blocks that only some columns hold are forgotten in the end, but stay on the
+    disk, as second copies do: they may be complete for another degree of parallelism, and of two
+    copies either may be the good one.
 
     Thread: any; a thread of its own does the work.
     """
 
     def __init__(self, columns: Sequence[ColumnStore], counts: Counts) -> None:
-        """Begin with the slabs that the columns have now."""
+        """Begin to scan the slabs that the columns have now."""
         self._columns = columns
         self._counts = counts
         self._found: deque[StoredKey] = deque()
@@ -51,11 +51,11 @@ class SlabScan:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing more to take, ever."""
+        """Whether there will be nothing more to take."""
         return not self._thread.is_alive() and not self._found
 
     def take(self, limit: int) -> list[StoredKey]:
-        """Return up to `limit` blocks that were found and are still there, each once."""
+        """Return up to `limit` blocks that were found and are still stored, each once."""
         taken = [self._found.popleft() for _ in range(min(limit, len(self._found)))]
         return [stored for stored in taken if self._is_whole(stored)]
 
@@ -64,7 +64,7 @@ class SlabScan:
         self._thread.join()
 
     def stop(self) -> None:
-        """Read no more headers, and have nothing more to take."""
+        """Stop reading headers, and forget what was not taken."""
         self._stop.set()
         self._thread.join(_STOP_WAIT_S)
         self._found.clear()
@@ -76,13 +76,13 @@ class SlabScan:
             self._end()
 
     def _scan(self, column: ColumnStore, scan: "_Scan") -> None:
-        """Read one slab; without its headers it is of no use."""
+        """Read one slab; retire it if its headers cannot be read."""
         try:
             with closing(HeaderFile(scan.slab.path)) as file:
                 for first_slot, headers in scan.batches(file):
                     if self._stop.is_set():
                         return
-                    for stored in column.learn(scan.slab, first_slot, headers):
+                    for stored in column.recover(scan.slab, first_slot, headers):
                         self._note(stored)
         except OSError as error:
             logger.warning("ssd.not_recovered path=%s: %s", scan.slab.path, error.strerror)
@@ -96,7 +96,7 @@ class SlabScan:
             self._partial[stored.key] = stored
 
     def _end(self) -> None:
-        """Look once more at what some columns lacked: a write may have added it."""
+        """Check again the blocks that some columns lacked: a write may have added them."""
         for stored in self._partial.values():
             if self._is_whole(stored):
                 self._report(stored)
@@ -114,7 +114,7 @@ class SlabScan:
 
 
 class _Scan:
-    """The headers of one slab; those that are added later are none of its business."""
+    """The headers of one slab, as of now: slots added later are not read."""
 
     def __init__(self, slab: Slab, counts: Counts) -> None:
         self.slab = slab
@@ -134,7 +134,7 @@ class _Scan:
                 file.drop(offset_of(batch.start), len(batch) * self.slab.slot_bytes)
 
     def _header(self, file: HeaderFile, offset: int) -> CellHeader | None:
-        """Return a header; None where the disk cannot read it, as good as an empty slot."""
+        """Return a header; None if the disk cannot read it, as for an empty slot."""
         try:
             page = file.read(offset, PAGE_BYTES)
         except OSError:

@@ -1,4 +1,4 @@
-"""One slab: a locked file of equal slots, each the place of one cell."""
+"""One slab: a locked file of equal slots, each with room for one cell."""
 
 import logging
 import mmap
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 _MAX_RUN_CELLS = 256
 _MAX_BUFFERS = 1024
-"""Linux takes so many in one call."""
+"""The most that Linux takes in one call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A block's part in one column, and where it lies in memory."""
+    """A block's part in one column, and where it is in memory."""
 
     key: BlockKey
     parent: BlockKey | None
@@ -49,7 +49,7 @@ class Cell:
 def cells_of(
     blocks: Sequence[TierBlock], memory: BlockMemory, column: int, cell_bytes: int
 ) -> list[Cell]:
-    """Return the cells of `blocks` in one of the columns, which lie one behind the other."""
+    """Return the cells of `blocks` in one column; a block's columns follow one another."""
     first = column * cell_bytes
     return [
         Cell(block.key, block.parent, cut(memory.pieces(block.slot), first, cell_bytes))
@@ -58,7 +58,7 @@ def cells_of(
 
 
 class _HeaderPages(threading.local):
-    """A thread's own room for the headers of one call; begins on a page, as O_DIRECT asks."""
+    """A thread's own buffers for the headers of one call; page-aligned, as O_DIRECT requires."""
 
     def __init__(self) -> None:
         memory = memoryview(mmap.mmap(-1, (_MAX_RUN_CELLS + 1) * PAGE_BYTES))
@@ -68,7 +68,7 @@ class _HeaderPages(threading.local):
 
 _headers = _HeaderPages()
 _EMPTY_PAGE = memoryview(mmap.mmap(-1, PAGE_BYTES))
-"""In memory on a page, as O_DIRECT asks; never written."""
+"""Page-aligned, as O_DIRECT requires; never written."""
 
 
 def max_run_cells(cells: Sequence[Cell]) -> int:
@@ -78,7 +78,7 @@ def max_run_cells(cells: Sequence[Cell]) -> int:
 
 
 def read_superblock(file: SlabFile) -> Superblock | None:
-    """Return what a slab says of itself; None if it cannot be believed, or not be read."""
+    """Return a slab's superblock; None if it is invalid or cannot be read."""
     page = bytearray(PAGE_BYTES)
     try:
         file.read([memoryview(page)], 0)
@@ -96,12 +96,12 @@ class SlabView:
     def __init__(
         self, file: OpenFile, path: Path, superblock: Superblock, *, is_aligned: bool
     ) -> None:
-        """Read `file`, which is at `path`; directly where the file system and the cells allow.
+        """Read `file`, which is at `path`, with direct I/O if the file system and the cells allow.
 
         Args:
-            file: Open for as long as this is used.
+            file: Stays open as long as this is used.
             path: Its name.
-            superblock: What it says of itself.
+            superblock: Its superblock.
             is_aligned: Whether pieces of cells begin and end on memory pages.
         """
         self.path = path
@@ -115,7 +115,7 @@ class SlabView:
 
     @classmethod
     def open(cls, path: Path, superblock: Superblock, *, is_aligned: bool) -> Self:
-        """Open a slab that another process writes, to be closed with the last who uses it.
+        """Open a slab that another process writes; it is closed with its last user.
 
         Raises:
             OSError: It cannot be opened.
@@ -124,11 +124,11 @@ class SlabView:
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody has deleted the file."""
+        """Whether the file has been deleted."""
         return self._reader.is_unlinked
 
     def size_with(self, num_slots: int) -> int:
-        """Return the size of the file if it had `num_slots` slots."""
+        """Return the size of a file with `num_slots` slots."""
         return PAGE_BYTES + num_slots * self.slot_bytes
 
     def read(self, first_slot: int, cells: Sequence[Cell]) -> list[Status]:
@@ -146,7 +146,7 @@ class SlabView:
         ]
 
     def header_of(self, page: bytes | memoryview) -> CellHeader | None:
-        """Return the header at the beginning of `page`; None if it is none of this column."""
+        """Return the header at the beginning of `page`; None if there is none of this column."""
         header = CellHeader.unpack(page)
         if header is None or header.identity != self._identity:
             return None
@@ -202,7 +202,7 @@ class Slab(SlabView):
 
         Args:
             path: Its name.
-            superblock: What it says of itself.
+            superblock: Its superblock.
             is_aligned: Whether pieces of cells begin and end on memory pages.
 
         Raises:
@@ -223,9 +223,9 @@ class Slab(SlabView):
     def adopt(
         cls, path: Path, superblock: Superblock, max_bytes: int, *, is_aligned: bool = True
     ) -> "Slab | None":
-        """Take over what another process left; None if it is used, or is not `superblock`'s.
+        """Take over a slab that another process left; None if in use, or of another superblock.
 
-        Slots that do not lie whole within the file and within `max_bytes` are cut off.
+        Slots that are not entirely within the file and within `max_bytes` are cut off.
 
         Raises:
             OSError: The file system refuses.
@@ -246,7 +246,7 @@ class Slab(SlabView):
             return slab
 
     def resize(self, num_slots: int) -> None:
-        """Let the file have `num_slots` slots; `slots` is the caller's to change.
+        """Resize the file to `num_slots` slots; the caller updates `slots`.
 
         Raises:
             OSError: There is no room; nothing has changed.
@@ -276,10 +276,10 @@ class Slab(SlabView):
         self._file.write(self._buffers(pages, cells), self.size_with(first_slot))
 
     def erase(self, slot: int) -> None:
-        """Empty the header in `slot`: nobody finds a cell there again.
+        """Clear the header in `slot`: no cell is found there again.
 
         Raises:
-            OSError: It may be there still.
+            OSError: The header may still be there.
         """
         self._file.write([_EMPTY_PAGE], self.size_with(slot))
 
@@ -295,5 +295,5 @@ class Slab(SlabView):
             self._file.truncate(0)
 
     def close(self) -> None:
-        """Unlock the file for others. No call may be under way."""
+        """Unlock the file for others. No call may be in flight."""
         self._file.close()

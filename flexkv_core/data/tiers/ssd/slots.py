@@ -1,4 +1,4 @@
-"""The slots of one slab: which key lies where, what is free, what is in use."""
+"""The slots of one slab: which key is where, what is free, what is in use."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,12 @@ __all__ = ["SlotTable"]
 class SlotTable:
     """Key -> slot, and the state of every slot. Not thread safe: its column's lock guards it.
 
-    A slot is free or taken. It stays taken while a call that pinned it is under way, whatever
-    happens to its key, so bytes that are being read or written are never written over.
+    A slot is free or taken. It stays taken while a call has it pinned, whatever happens to its key,
+    so bytes that are being read or written are never overwritten.
     """
 
     def __init__(self, num_slots: int) -> None:
-        """Begin with `num_slots` slots whose content nobody knows yet: taken, without a key."""
+        """Begin with `num_slots` slots of unknown content: taken, without a key."""
         self.num_free = 0
         self._taken = bytearray(b"\1" * num_slots)  # 0 for a free slot: bytearray.find finds runs
         self._cursor = 0
@@ -38,7 +38,7 @@ class SlotTable:
         self.num_free += num_slots
 
     def cut(self, num_slots: int) -> bool:
-        """Forget all slots but the first `num_slots`, unless a call uses one; tell whether so."""
+        """Remove all but the first `num_slots`; False, changing nothing, if one is in use."""
         if any(slot >= num_slots for slot in self._num_pins):
             return False
         for key in [key for key, slot in self._slots.items() if slot >= num_slots]:
@@ -56,10 +56,10 @@ class SlotTable:
         return list(self._slots.items())
 
     def take(self, num_slots: int) -> range:
-        """Take and pin free slots that lie together; as many of `num_slots` as are easily found.
+        """Take and pin adjacent free slots, as many of `num_slots` as are easily found.
 
-        They are free again when they are unpinned, unless `publish` has been called. A chain that
-        is written in one run is read in one run.
+        They become free again when unpinned, unless `publish` has been called. A chain that is
+        written in one run is read in one run.
         """
         length = min(num_slots, self.num_free)
         while length:
@@ -70,7 +70,7 @@ class SlotTable:
         return range(0)
 
     def publish(self, key: BlockKey, slot: int) -> None:
-        """Let `key` be found in `slot`, which is taken."""
+        """Make `key` findable in `slot`, which is taken."""
         self._slots[key] = slot
         self._released.discard(slot)
 
@@ -94,7 +94,7 @@ class SlotTable:
             self._num_pins[slot] = self._num_pins.get(slot, 0) + 1
 
     def unpin(self, slots: Iterable[int]) -> None:
-        """Take back a `pin`."""
+        """Undo a `pin`."""
         for slot in slots:
             self._num_pins[slot] -= 1
             if self._num_pins[slot] == 0:
@@ -104,7 +104,7 @@ class SlotTable:
                     self.release(slot)
 
     def _find_free(self, length: int) -> int:
-        """Return where `length` free slots begin, looking behind the last ones taken first."""
+        """Return where `length` free slots begin, searching after the last ones taken first."""
         run = bytes(length)
         start = self._taken.find(run, self._cursor)
         return start if start >= 0 else self._taken.find(run)

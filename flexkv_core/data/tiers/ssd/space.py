@@ -21,19 +21,19 @@ logger = logging.getLogger(__name__)
 _MIN_STEP_BYTES = 64 << 20
 _MAX_STEP_BYTES = 1 << 30
 _NUM_STEPS = 64
-"""A column reaches its quota in about so many steps: the first is quickly made, and room that is
+"""A column reaches its quota in about this many steps: the first is quickly made, and space that is
 never used is not taken."""
 
 _RETRY_S = 60.0
-"""A directory that failed or had no room is left alone for so long."""
+"""How long a directory that failed or had no room is left alone."""
 
 
 class Space:
     """Where the slots of one column come from.
 
     Thread: any. `lock` guards `slabs` and their slot tables and is never held during I/O. A second
-    lock, `_changing`, lets one call at a time make, grow or retire slabs; what waits for it are
-    calls that found no room. Where both are taken, `_changing` comes first.
+    lock, `_changing`, lets one call at a time make, grow or retire slabs; calls that found no room
+    wait for it. If both are taken, `_changing` comes first.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Space:
 
         Args:
             directories: Slots are spread over them evenly.
-            superblock: What every slab says of itself.
+            superblock: Of every slab.
             quota_bytes: Size of all slabs together.
             engine_id: The same on all ranks of an engine: they name and choose slabs alike, so
                 that one engine adopts all cells of a block.
-            clock: By which failed directories are tried again.
-            is_aligned: Whether the memory of cells is, so that files may be read directly.
+            clock: Times the retries of failed directories.
+            is_aligned: Whether the memory of cells is aligned, so that direct I/O can be used.
         """
         self.lock = threading.Lock()
         self.slabs: tuple[Slab, ...] = ()
@@ -74,10 +74,10 @@ class Space:
 
     @property
     def num_slots(self) -> int:
-        """Slots that there are, and more that may be.
+        """Existing slots, plus those that may be added.
 
-        All that the quota allows; if every directory has failed, one when one is to be tried again:
-        a failure costs whoever relies on this.
+        That is all the quota allows. If every directory has failed, only one slot may be added, and
+        only once a directory is due for a retry: the write that relies on it may fail again.
         """
         with self.lock:
             num_slots = sum(len(slab.slots) for slab in self.slabs)
@@ -102,7 +102,7 @@ class Space:
                 self._add(slab)
 
     def find(self, key: BlockKey) -> tuple[Slab, int] | None:
-        """Return where `key` lies; under `lock`."""
+        """Return where `key` is; under `lock`."""
         for slab in self.slabs:
             slot = slab.slots.find(key)
             if slot is not None:
@@ -110,10 +110,10 @@ class Space:
         return None
 
     def take(self, num_slots: int) -> tuple[Slab, range] | None:
-        """Take and pin up to `num_slots` free slots that lie together, growing if there is none.
+        """Take and pin up to `num_slots` adjacent free slots, growing if there is none.
 
         Returns:
-            The slots, which `leave` unpins; None if there is no room.
+            The slots, to be released by `unpin`; None if there is no room.
         """
         run = self._take_free(num_slots)
         if run is not None:
@@ -124,8 +124,8 @@ class Space:
                 run = self._take_free(num_slots)
             return run
 
-    def leave(self, slab: Slab, slots: Iterable[int]) -> None:
-        """Unpin `slots`; the last call on a slab that was retired closes it."""
+    def unpin(self, slab: Slab, slots: Iterable[int]) -> None:
+        """Unpin `slots`; the last call on a retired slab closes it."""
         with self.lock:
             slab.slots.unpin(slots)
             is_over = slab.is_retired and slab.slots.is_idle
@@ -133,12 +133,12 @@ class Space:
             slab.close()
 
     def retire(self, slabs: Sequence[Slab]) -> None:
-        """Forget slabs and all keys in them; they stay locked until no call uses them."""
+        """Remove slabs and all keys in them; they stay locked until no call uses them."""
         with self._changing:
             self._retire(slabs)
 
     def drop_lost(self) -> None:
-        """Retire slabs that somebody has deleted."""
+        """Retire slabs whose files have been deleted."""
         lost = [slab for slab in self.slabs if slab.is_lost]
         if lost:
             logger.warning("ssd.slabs_lost paths=%s", [str(slab.path) for slab in lost])
@@ -147,7 +147,8 @@ class Space:
     def resize(self, quota_bytes: int) -> None:
         """Use no more than `quota_bytes` from here on; the newest slabs are cut first.
 
-        One of which nothing would be left, or whose end is in use, is left to whoever finds it.
+        A slab of which nothing would be left, or whose end is in use, is retired whole; its file
+        stays as a leftover.
         """
         with self._changing:
             self._quota_bytes = quota_bytes
@@ -156,7 +157,7 @@ class Space:
                     self._retire(self.slabs[-1:])
 
     def unlink(self) -> None:
-        """Delete the files of all slabs: nobody will find their blocks again."""
+        """Delete the files of all slabs: their blocks are not found again."""
         with self._changing:
             for slab in self.slabs:
                 self._unlink(slab)
@@ -190,7 +191,7 @@ class Space:
             slab.close()
 
     def _cut(self, slab: Slab) -> bool:
-        """Shorten `slab` by what is used beyond the quota; False if it cannot be."""
+        """Shorten `slab` by what exceeds the quota; return False if that is impossible."""
         num_slots = self._num_slots_in(slab.size + self._room() - PAGE_BYTES)
         with self.lock:
             is_cut = num_slots > 0 and slab.slots.cut(num_slots)
@@ -203,7 +204,7 @@ class Space:
         return is_cut
 
     def _take_free(self, num_slots: int) -> tuple[Slab, range] | None:
-        """Take slots from the slabs in turn: what is written together is spread over drives."""
+        """Take slots from the slabs in turn, which spreads what is written over the drives."""
         with self.lock:
             for offset in range(len(self.slabs)):
                 slab = self.slabs[(self._turn + offset) % len(self.slabs)]
@@ -213,7 +214,7 @@ class Space:
         return None
 
     def _grow(self) -> bool:
-        """Grow by a step in every directory that may have room; tell whether one had."""
+        """Grow by a step in every directory that may have room; return whether one had."""
         directories = [] if self._is_closed else self._usable()
         return True in [self._grow_in(directory) for directory in directories]
 
@@ -230,7 +231,7 @@ class Space:
         return has_grown
 
     def _extend(self, directory: Directory) -> bool:
-        """Add a step's slots to this column's slab in `directory`; False if the quota is used."""
+        """Add a step's slots to this column's slab in `directory`; False at the quota."""
         slab = self._slab_in(directory)
         own_bytes = 0 if slab else PAGE_BYTES
         wanted = min(self._step_slots, self._num_slots_in(self._room() - own_bytes))
@@ -286,7 +287,7 @@ class Space:
         return [directory for directory, retry_s in self._retry_s.items() if retry_s <= now]
 
     def _room(self) -> int:
-        """Return the bytes of the quota that no slab has."""
+        """Return the bytes of the quota that no slab uses."""
         return self._quota_bytes - sum(slab.size for slab in self.slabs)
 
     def _num_slots_in(self, num_bytes: int) -> int:

@@ -34,8 +34,8 @@ class SsdTier(Tier):
     parallel degree can read its part. It can be read when all of its cells are there.
 
     Thread: `read`, `write`, `delete` any, several at once; everything else the worker's. No lock
-    is held during I/O; `_columns` and `_scan` are replaced whole when a generation begins, and
-    a call that is under way then ends on the slabs it began with.
+    is held during I/O; `_columns` and `_scan` are replaced whole when a generation begins; a call
+    in flight ends on the slabs it began with.
     """
 
     name = "ssd"
@@ -52,17 +52,17 @@ class SsdTier(Tier):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Adopt what earlier processes left, and begin to look through it.
+        """Adopt what earlier processes left, and begin to scan it.
 
         Args:
-            memory: Where blocks lie; a block's cells lie one behind the other. Direct I/O needs
-                cells whose pieces begin and end on memory pages.
+            memory: Where blocks are read to and written from; a block's cells follow one another.
+                Direct I/O needs cells whose pieces begin and end on memory pages.
             namespace: What the blocks are blocks of.
             columns: This rank's, in the order of a block's cells.
             cell_bytes: Size of a cell, the same in all columns.
             options: Directories and limits.
-            engine_id: The same on all ranks of the engine, and different from every other engine
-                that uses the directories now.
+            engine_id: The same on all ranks of the engine, and different from that of every other
+                engine that uses the directories now.
             clock: What deadlines are compared with.
 
         Raises:
@@ -121,7 +121,7 @@ class SsdTier(Tier):
 
     @override
     def snapshot(self) -> "SsdTier":
-        """Return a tier that goes on with the columns of now, whatever begins later."""
+        """Return a tier that keeps the current columns when a later generation begins."""
         return copy.copy(self)
 
     @override
@@ -130,7 +130,7 @@ class SsdTier(Tier):
 
     @override
     def close(self) -> None:
-        """Leave the slabs to the next process; calls that are under way still end well.
+        """Leave the slabs to the next process; calls in flight still end normally.
 
         Temporary slabs are deleted. A second call does nothing.
         """
@@ -142,20 +142,20 @@ class SsdTier(Tier):
 
     @property
     def capacity_blocks(self) -> int:
-        """Blocks there is room for; falls with a disk that is full, rises when it may have more."""
+        """Blocks there is room for; falls when the disk is full, rises when it may have space."""
         return min((column.space.num_slots for column in self._columns), default=0)
 
     @property
     def is_recovered(self) -> bool:
-        """Whether everything that was found has been taken."""
+        """Whether all blocks that were found have been taken."""
         return self._scan.is_over
 
     def take_recovered(self, limit: int) -> list[StoredKey]:
-        """Return up to `limit` blocks that earlier processes have left whole."""
+        """Return up to `limit` complete blocks that earlier processes left."""
         return self._scan.take(limit)
 
     def wait_recovered(self) -> None:
-        """Wait until all that earlier processes have left has been found."""
+        """Wait until everything that earlier processes left has been found."""
         self._scan.join()
 
     def resize(self, quota_bytes: int) -> None:
@@ -172,10 +172,10 @@ class SsdTier(Tier):
         """Forget everything: the weights have changed in place.
 
         Args:
-            name: What nothing else was ever called.
+            name: Of the new generation; never used before.
             keeps_name: The user named the weights, and the name stays: what was stored under it is
-                deleted, and what comes back of it is not found. Otherwise it is left for a process
-                with the old weights, and from here on slabs are temporary.
+                deleted, and not found if it comes back. Otherwise it is left for a process with
+                the old weights, and from here on slabs are temporary.
         """
         self._scan.stop()
         self._num_resets += 1
@@ -187,12 +187,12 @@ class SsdTier(Tier):
         self._replace_columns(self._new_columns())
 
     def _name_generation(self, name: str, tokens: list[str] | None) -> None:
-        """Say what comes is of, by column; None for a generation that nobody will look for."""
+        """Set the generation of new slabs, by column; None for one never looked up again."""
         self._is_temporary = tokens is None
         self._tokens = dict(zip(self._layout, tokens or [name] * len(self._layout), strict=True))
 
     def _new_columns(self) -> tuple[ColumnStore, ...]:
-        """Return a store without slabs for each column, in the generation of now."""
+        """Return a store without slabs for each column, in the current generation."""
         return tuple(map(self._new_column, self._layout))
 
     def _new_column(self, column: Column) -> ColumnStore:
@@ -222,7 +222,7 @@ class SsdTier(Tier):
         return KeyLog(space, self._directories, name, header, self._clock)
 
     def _replace_columns(self, columns: tuple[ColumnStore, ...]) -> None:
-        """Use `columns` from here on, and leave the slabs of those before."""
+        """Use `columns` from here on, and close the former ones."""
         former, self._columns = self._columns, columns
         for column in former:
             column.close()

@@ -138,5 +138,5 @@ def test_a_broken_invariant_is_named(subject, invariant, sabotage):
 
 def test_a_violation_is_raised(subject):
     lose_a_slot(subject)
-    with pytest.raises(IntegrityError, match="I7: 19 slots are somewhere, expected each of 20"):
+    with pytest.raises(IntegrityError, match="I7: 19 slots are accounted for, expected each of 20"):
         check_index(subject.index, {subject.lease: 1}, {subject.write})

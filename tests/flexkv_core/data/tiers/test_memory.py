@@ -45,7 +45,7 @@ def test_the_last_piece_of_the_last_page_is_within_reach(numbers):
 
 def test_pieces_that_one_call_cannot_take_are_refused(numbers):
     pieces = [PagePiece(numbers.ctypes.data, 1, 1)] * (MAX_PIECES + 1)
-    with pytest.raises(LayoutError, match="1001 pieces: expected 1000"):
+    with pytest.raises(LayoutError, match="1001 pieces, expected 1000"):
         PageMemory(pieces, num_pages=1)
 
 

@@ -114,15 +114,15 @@ def adopted(column, cells, disk):
 
 def test_headers_become_keys_and_other_slots_are_free(column, adopted, disk):
     header = CellHeader(bytes(32), disk.key(1), disk.key(0), 8192, 0)
-    assert column.learn(adopted, 0, [None, header]) == [StoredKey(disk.key(1), disk.key(0))]
+    assert column.recover(adopted, 0, [None, header]) == [StoredKey(disk.key(1), disk.key(0))]
     assert adopted.slots.find(disk.key(1)) == 1
     assert adopted.slots.num_free == 1
 
 
 def test_the_second_place_of_a_key_is_free(column, adopted, disk):
     header = CellHeader(bytes(32), disk.key(1), None, 8192, 0)
-    column.learn(adopted, 0, [header])
-    assert column.learn(adopted, 1, [header]) == []
+    column.recover(adopted, 0, [header])
+    assert column.recover(adopted, 1, [header]) == []
     assert adopted.slots.find(disk.key(1)) == 0
     assert adopted.slots.num_free == 1
 

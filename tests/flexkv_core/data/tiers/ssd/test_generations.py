@@ -235,20 +235,20 @@ def test_a_start_deletes_no_record_that_it_could_only_not_replace_in_time(
 def test_engines_that_start_at_once_share_a_generation(generations, monkeypatch):
     """Both have found nothing before either has written."""
     first, second = generations(), generations()
-    write = _Settling(monkeypatch)
+    write = _HeldBack(monkeypatch)
     assert first.resume("a") is second.resume("b") is None
     write.goes_on()
-    assert first._settle(*write.calls[0]) == second._settle(*write.calls[1]) == ["a"]
+    assert first._record_all(*write.calls[0]) == second._record_all(*write.calls[1]) == ["a"]
 
 
 def test_of_engines_that_are_reset_at_once_the_last_wins(generations, folders, monkeypatch):
     generations().resume("first")
     first, second = generations(), generations()
-    write = _Settling(monkeypatch)
+    write = _HeldBack(monkeypatch)
     assert first.begin("a") is second.begin("b") is None
     write.goes_on()
-    assert first._settle(*write.calls[0]) == ["a"]
-    assert second._settle(*write.calls[1]) == ["b"]
+    assert first._record_all(*write.calls[0]) == ["a"]
+    assert second._record_all(*write.calls[1]) == ["b"]
     assert said(folders[0]) == said(folders[1]) == Generation(3, "b")
 
 
@@ -333,13 +333,13 @@ def test_a_file_system_that_cannot_sync_folders_is_enough(generations, monkeypat
     assert generations().resume("first") == ["first"]
 
 
-class _Settling:
+class _HeldBack:
     """Holds back what is to be written, until the test lets it go on."""
 
     def __init__(self, monkeypatch):
         self.calls = []
         self._patch = monkeypatch
-        monkeypatch.setattr(Generations, "_settle", lambda _, *arguments: self.note(arguments))
+        monkeypatch.setattr(Generations, "_record_all", lambda _, *arguments: self.note(arguments))
 
     def note(self, arguments):
         self.calls.append(arguments)

@@ -93,7 +93,7 @@ def test_directories_are_taken_in_turn(make, small_steps):
 
 def test_slots_that_nobody_published_are_free_again(make):
     space = make(1)
-    space.leave(*space.take(1))
+    space.unpin(*space.take(1))
     assert space.take(1) is not None
 
 
@@ -112,7 +112,7 @@ def test_slabs_beyond_less_room_are_left_and_the_oldest_stays(make, disk, small_
     space = make(16, directories=2)
     taken = [space.take(4) for _ in range(2)]
     for slab, slots in taken:
-        space.leave(slab, slots)
+        space.unpin(slab, slots)
     oldest, newest = space.slabs
     space.resize(4096 + 2 * disk.slot_bytes)
     assert space.slabs == (oldest,)
@@ -125,7 +125,7 @@ def test_less_room_cuts_the_end_off_a_slab_and_the_rest_stays(make, disk, tmp_pa
     slab, slots = space.take(10)
     for slot in slots:
         slab.slots.publish(disk.key(slot), slot)
-    space.leave(slab, slots)
+    space.unpin(slab, slots)
     space.resize(4096 + 10 * disk.slot_bytes - 1)
     assert space.slabs == (slab,)
     assert [slab.slots.find(disk.key(slot)) for slot in slots] == [*range(9), None]
@@ -139,13 +139,13 @@ def test_a_slab_whose_end_is_in_use_is_left_whole(make, disk):
     space.resize(4096 + 9 * disk.slot_bytes)
     assert space.slabs == ()
     assert slab.path.stat().st_size == 4096 + 10 * disk.slot_bytes
-    space.leave(slab, slots)
+    space.unpin(slab, slots)
 
 
 def test_a_slab_that_cannot_be_cut_is_left(make, disk, monkeypatch):
     space = make(10)
     slab, slots = space.take(10)
-    space.leave(slab, slots)
+    space.unpin(slab, slots)
 
     def refuse(_):
         raise OSError(errno.EIO, "I/O error")
@@ -202,7 +202,7 @@ def leave_slabs(make, number):
     """Leave `number` slabs of 10 slots, made by as many engines."""
     spaces = [make(10, engine_id=f"engine {index}") for index in range(number)]
     for space in spaces:
-        space.leave(*space.take(1))
+        space.unpin(*space.take(1))
     for space in spaces:
         space.close()
 
@@ -352,7 +352,7 @@ def test_a_slab_in_use_is_closed_by_its_last_call(make, tmp_path, disk):
     space.close()
     [path] = files(tmp_path)
     assert Slab.adopt(path, disk.superblock(), 1 << 30) is None
-    space.leave(slab, slots)
+    space.unpin(slab, slots)
     adopted = Slab.adopt(path, disk.superblock(), 1 << 30)
     assert adopted is not None
     adopted.close()

@@ -41,7 +41,7 @@ def untold(monkeypatch):
     """How it was: nothing on the disk tells one generation from another."""
 
     def forget():
-        monkeypatch.setattr(Generations, "_settle", lambda self, _: [""] * len(self._records))
+        monkeypatch.setattr(Generations, "_record_all", lambda self, _: [""] * len(self._records))
 
     return forget
 
