@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["SAFE_FLAGS", "hold_lock", "is_own_file", "try_lock", "until"]
@@ -59,10 +59,10 @@ def hold_lock(path: Path, gives_up: Callable[[], bool]) -> Iterator[bool]:
         while not is_held and not gives_up():
             is_held = try_lock(fd)
         yield is_held
-        if is_held:
-            # Closing is not enough: a child forked meanwhile also has the file open.
-            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
+        with suppress(OSError):
+            # Closing is not enough: a child that was forked meanwhile has the file open as well.
+            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 

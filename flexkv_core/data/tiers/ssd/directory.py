@@ -145,6 +145,7 @@ class Directory:
     def _delete(self, leftover: _Leftover) -> None:
         logger.info("ssd.leftover_deleted path=%s bytes=%d", leftover.path, leftover.size)
         leftover.file.unlink(leftover.path)
+        leftover.file.truncate(0)  # it stays open until all are looked at, but its room is free now
         for folder in (leftover.path.parent, leftover.path.parent.parent):
             with suppress(OSError):
                 folder.rmdir()

@@ -96,6 +96,20 @@ def test_leftovers_give_way_where_the_disk_is_full(tmp_path, leave, monkeypatch)
     assert [path.exists() for path in paths] == [False, True]
 
 
+def test_a_leftover_frees_its_room_at_once_so_that_no_more_are_deleted(
+    tmp_path, leave, monkeypatch
+):
+    paths = [leave("a", modified_s=1), leave("b", modified_s=2)]
+    opened = [os.open(path, os.O_RDONLY) for path in paths]  # what is open still takes room
+    total = sum(path.stat().st_size for path in paths)
+    monkeypatch.setattr(
+        "flexkv_core.data.tiers.ssd.directory.available_bytes",
+        lambda _: total - sum(os.fstat(fd).st_size for fd in opened),
+    )
+    assert room(tmp_path, 1) == 1
+    assert [path.exists() for path in paths] == [False, True]
+
+
 def test_a_slab_in_use_is_never_deleted(tmp_path, occupy, leave):
     used, leftover = occupy("used"), leave("leftover")
     assert room(tmp_path, 1 << 20, cap=1000) == 0
