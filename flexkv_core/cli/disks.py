@@ -1,6 +1,5 @@
 """The directories of the SSD tier, before an engine uses them."""
 
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from flexkv_core.cli.folders import find_slabs
 from flexkv_core.cli.text import bytes_text
 from flexkv_core.config import CacheConfig
 from flexkv_core.data.tiers.ssd.files import SlabFile, available_bytes
+from flexkv_core.identity.as_read import Mounts
 
 __all__ = ["Disk", "disk_notes", "disk_problems", "find_disk"]
 
 _IN_MEMORY = ("tmpfs", "ramfs")
-_MOUNTS = Path("/proc/self/mountinfo")
 
 
 class Disk(msgspec.Struct, kw_only=True):
@@ -37,7 +36,7 @@ class Disk(msgspec.Struct, kw_only=True):
     """Of the slabs."""
 
 
-def find_disk(directory: Path, mounts: Path = _MOUNTS) -> Disk:
+def find_disk(directory: Path, mounts: Path | None = None) -> Disk:
     """Inspect one directory; write nothing but one file without a name.
 
     Args:
@@ -49,7 +48,7 @@ def find_disk(directory: Path, mounts: Path = _MOUNTS) -> Disk:
     return Disk(
         path=str(directory),
         exists=directory.is_dir(),
-        file_system=_file_system(folder.resolve(), mounts),
+        file_system=Mounts.read(mounts).kind_of(str(folder.resolve())),
         direct_io=_can_be_direct(folder),
         device=folder.stat().st_dev,
         bytes_free=available_bytes(folder),
@@ -84,18 +83,6 @@ def disk_notes(disks: Sequence[Disk]) -> Iterator[str]:
             yield f"{disk.path} is in a container and lost with it: mount a volume to keep it"
         if disk.direct_io is False:
             yield f"{disk.path}: {disk.file_system} has no direct I/O: the page cache is used"
-
-
-def _file_system(folder: Path, mounts: Path) -> str:
-    """Return the type of the file system that `folder` is on."""
-    best, found = -1, "unknown"
-    for line in mounts.read_text().splitlines():
-        place, _, source = line.partition(" - ")
-        mount = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
-        # Of two mounts at one point, the later one hides the other.
-        if folder.is_relative_to(mount) and len(mount.parts) >= best:
-            best, found = len(mount.parts), source.split()[0]
-    return found
 
 
 def _can_be_direct(folder: Path) -> bool | None:

@@ -107,18 +107,22 @@ class Mounts:
             self._kinds[_unescaped(point)] = filesystem.split(" ")[0]
 
     @classmethod
-    def read(cls) -> Self:
+    def read(cls, path: Path | None = None) -> Self:
         """Return those of this process; none, so that nothing is local, if they cannot be read."""
         try:
-            return cls(_MOUNTS.read_text("utf-8", "surrogateescape"))
+            return cls((path or _MOUNTS).read_text("utf-8", "surrogateescape"))
         except OSError:
             return cls("")
 
-    def is_local(self, path: str) -> bool:
-        """Return whether the times at a real path come from this machine's clock."""
+    def kind_of(self, path: str) -> str:
+        """Return the type of the file system that a real path is on; "unknown" if it is not."""
         while path and path not in self._kinds:
             path = path.rpartition("/")[0]
-        return self._kinds.get(path or "/") in _LOCAL
+        return self._kinds.get(path or "/", "unknown")
+
+    def is_local(self, path: str) -> bool:
+        """Return whether the times at a real path come from this machine's clock."""
+        return self.kind_of(path) in _LOCAL
 
 
 def survey(checkpoint: Checkpoint) -> Survey | str:
