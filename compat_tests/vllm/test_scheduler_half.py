@@ -337,3 +337,29 @@ def test_without_a_reset_what_both_ranks_have_found_is_restored(half):
     orders = half._ssd.take_orders(0.0)
     assert not orders.generation
     assert half.manager.num_used_blocks("ssd") == 1
+
+
+@pytest.mark.parametrize("load_async", [True, False])
+def test_loaded_tokens_are_counted_whether_their_step_waits_for_them_or_not(
+    deployment, adapters, load_async
+):
+    from flexkv_connectors.vllm.scheduler import SchedulerHalf
+
+    cache = msgspec.structs.replace(deployment.cache, load_async=load_async)
+    counters = Counters()
+    half = SchedulerHalf(
+        dataclasses.replace(deployment, cache=cache), counters, adapters, uses_ssd=True
+    )
+    for rank in range(2):
+        half.digest(report_of(rank, []))
+    serve(half, request_of())
+    request = request_of(request_id="again")
+    num_tokens = half.match(request, 0)
+    load = half.accept(request, list(range(NUM_TOKENS // 16)), num_tokens)
+    if load_async:
+        saved(half, load.plan)
+        compute(half, request)
+    else:
+        compute(half, request)
+        saved(half, load.plan)
+    assert counters.drain()["load_tokens"] == num_tokens

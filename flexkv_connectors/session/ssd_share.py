@@ -1,4 +1,4 @@
-"""One rank's share of the SSD tier: its files, the lanes to them, and what it has to say."""
+"""One rank's share of the SSD tier: its files, the lanes to them, and what it reports."""
 
 import threading
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["SsdShare"]
 
-_RECOVERED_A_REPORT = 2048
+_MAX_RECOVERED_PER_REPORT = 2048
 """Keys of 64 bytes with their parents: 130 KB in one of the engine's messages."""
 
 
 class SsdShare:
     """What an owner does for the SSD tier.
 
-    The files are opened once it is known what they are files of. Until then the share says how
-    much it will hold, and the scheduler's side orders nothing.
+    The files are opened once the model is identified. Until then the share reports how much it
+    will hold, and the scheduler's side orders nothing.
 
     Thread: the worker's. Files are opened by the thread that identifies the model, and read and
     written by the threads of two lanes, so that loads never queue behind saves.
@@ -59,13 +59,16 @@ class SsdShare:
         self._begun = ""
         """The last that the tier has begun."""
 
-        self._told: tuple[object, ...] = ()
+        self._reported: tuple[object, ...] = ()
         """Capacity, end of the search and generation, as they were last reported."""
 
         self._lanes: Mapping[Route, Lane] = {}
         self._tier: SsdTier | None = None
         self._is_closed = False
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()
+        """Held while the files are opened, by a thread of the identification, and while it is
+        decided that they are not opened any more."""
+
         self._identification = origin.find(deployment.cache, self._open)
 
     def take_lanes(self) -> Mapping[Route, "Lane"]:
@@ -85,16 +88,16 @@ class SsdShare:
             tier.delete(orders.gone)
 
     def take_report(self) -> TierReport | None:
-        """Return what the scheduler half has not heard yet, or None."""
+        """Return what has changed since the last report, or None."""
         tier = self._current_tier()
         counts = {} if tier is None else tier.take_counts()
-        recovered = [] if tier is None else tier.take_recovered(_RECOVERED_A_REPORT)
+        recovered = [] if tier is None else tier.take_recovered(_MAX_RECOVERED_PER_REPORT)
         is_over = self._identification.is_unknown if tier is None else tier.is_recovered
         capacity_blocks = self._promised_blocks() if tier is None else tier.capacity_blocks
-        told = capacity_blocks, is_over, self._generation
-        if told == self._told and not (counts or recovered):
+        state = capacity_blocks, is_over, self._generation
+        if state == self._reported and not (counts or recovered):
             return None
-        self._told = told
+        self._reported = state
         return TierReport(
             tier="ssd",
             rank=self._deployment.rank,
@@ -108,7 +111,7 @@ class SsdShare:
     def stop(self) -> None:
         """Open no files any more; lanes that were not taken are closed."""
         self._identification.close()
-        with self._opening:
+        with self._lock:
             self._is_closed = True
             for lane in self._lanes.values():
                 lane.close()
@@ -125,7 +128,7 @@ class SsdShare:
             ConfigError: None of the directories can be used any more.
         """
         deployment, memory = self._deployment, self._pool.memory
-        with self._opening, ExitStack() as undo:
+        with self._lock, ExitStack() as undo:
             if self._is_closed:
                 return
             tier = open_ssd_tier(

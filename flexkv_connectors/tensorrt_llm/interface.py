@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import Any, cast
 
-from flexkv_connectors.tensorrt_llm.messages import StepReport
+from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.versions import require_supported
 from flexkv_core.errors import UnsupportedEngineError
 
@@ -66,9 +66,9 @@ def own_rank() -> int:
     return int(_utils().mpi_rank())
 
 
-def gather_reports(report: StepReport) -> list[StepReport]:
+def gather_reports(report: RankReport) -> list[RankReport]:
     """Return what every rank reports. A collective: every rank calls it, or none."""
-    return cast("list[StepReport]", _utils().mpi_allgather(report))
+    return cast("list[RankReport]", _utils().mpi_allgather(report))
 
 
 def _utils() -> Any:  # noqa: ANN401 a module without types

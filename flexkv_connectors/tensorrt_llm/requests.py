@@ -1,17 +1,18 @@
-"""What is known of one request, and the keys of its blocks."""
+"""TensorRT-LLM's requests: their tokens, and what makes keys of them."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
-from flexkv_connectors.session.tier_use import TierUse
-from flexkv_core.block.keys import MAX_NAME_LETTERS, KeyChain, chain_seed
-from flexkv_core.block.types import BlockKey, RequestId
-from flexkv_core.control.lease import Lease
-from flexkv_core.errors import TokenError
+from typing_extensions import override
 
-__all__ = ["RequestState", "chain_of", "may_skip"]
+from flexkv_connectors.session.deployment import Deployment
+from flexkv_connectors.session.request import RequestState
+from flexkv_core.block.keys import MAX_NAME_LETTERS, KeyChain, chain_seed
+from flexkv_core.block.types import RequestId
+
+__all__ = ["TrtllmRequest", "chain_of", "may_skip"]
 
 _THIS_PROCESS = secrets.token_bytes(16)
 """What the engine calls a LoRA is a number of the user's; it means nothing to other processes."""
@@ -59,69 +60,32 @@ def _salt_of(request: Any) -> str | None:  # noqa: ANN401 LlmRequest
     return f"id:{number}" if salt is None and number is not None else salt
 
 
-class RequestState:
+class TrtllmRequest(RequestState):
     """One allocation of pages for a request, from its match to its end.
 
     The engine's own request is not kept: the one that is asked about belongs to its C++ side.
     """
 
-    __slots__ = (
-        "_chain",
-        "id",
-        "is_loading",
-        "is_told",
-        "lease",
-        "may_save",
-        "num_tried_blocks",
-        "offer",
-        "page_ids",
-        "ssd_use",
-        "tokens",
-    )
+    __slots__ = ("is_described", "tokens")
 
-    def __init__(self, number: int, tokens: Iterable[int], chain: KeyChain | None) -> None:
-        self.id = number
-        self._chain = chain
+    def __init__(
+        self,
+        request_id: RequestId,
+        tokens: Iterable[int],
+        deployment: Deployment,
+        chain: KeyChain | None,
+    ) -> None:
+        super().__init__(request_id, deployment, chain)
+        self.may_load = self.may_save = chain is not None
         self.tokens = list(tokens)
-        self.page_ids: list[int] = []
-        """The engine's page table of the request; a page that it has not got is below 0."""
-
-        self.lease: Lease | None = None
-        """What the offer stands on, until its load is planned."""
-
-        self.offer = range(0)
-        """Tokens that the engine was offered, until their load is planned."""
-
-        self.is_loading = False
-        """While it is, the engine must not give the pages to anybody else."""
-
-        self.is_told = False
-        """Whether the engine has described this allocation from its beginning."""
-
-        self.may_save = chain is not None
-        self.num_tried_blocks = 0
-        """Leading blocks whose saving was decided; what did not fit then is tried with the next."""
-
-        self.ssd_use: TierUse | None = None
+        self.is_described = False
+        """Whether the engine has described this allocation from its first page on."""
 
     @property
-    def request_id(self) -> RequestId:
-        """The request's name in the core."""
-        return RequestId(str(self.id))
+    @override
+    def num_tokens(self) -> int:
+        return len(self.tokens)
 
-    def keys(self) -> Sequence[BlockKey]:
-        """Return the keys of all full blocks of the tokens known by now, if they have any."""
-        if self._chain is None:
-            return ()
-        try:
-            self._chain.advance(self.tokens)
-        except TokenError:
-            self._chain = None
-            self.may_save = False
-            return ()
-        return self._chain.keys
-
-    def pages_until(self, num_tokens: int, page_tokens: int) -> Sequence[int]:
-        """Return the pages of the first `num_tokens` tokens, up to the first that is not there."""
-        pages = self.page_ids[: num_tokens // page_tokens]
-        return pages[: next((at for at, page in enumerate(pages) if page < 0), len(pages))]
+    @override
+    def extend(self, chain: KeyChain) -> None:
+        chain.advance(self.tokens)

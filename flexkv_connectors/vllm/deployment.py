@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexkv_connectors.session import deployment as common
-from flexkv_connectors.session.deployment import PageShape, block_tokens_of, require_cells
+from flexkv_connectors.session.deployment import (
+    Deployment,
+    PageShape,
+    block_tokens_of,
+    require_cells,
+)
 from flexkv_connectors.vllm.cpu_pages import PLAIN, VEC, page_order
 from flexkv_connectors.vllm.support import (
     why_not_device,
@@ -26,12 +30,12 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
-__all__ = ["Deployment", "draft_of", "read_cache_config", "translate", "why_not"]
+__all__ = ["VllmDeployment", "draft_of", "read_cache_config", "translate", "why_not"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment(common.Deployment):
-    """What vLLM's deployments have besides."""
+class VllmDeployment(Deployment):
+    """One vLLM engine: a deployment, and what only vLLM has options for."""
 
     page_order: str
     """`cpu_pages.page_order`."""
@@ -106,7 +110,7 @@ def read_cache_config(vllm_config: "VllmConfig") -> CacheConfig:
 
 def translate(
     vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", cache: CacheConfig
-) -> Deployment:
+) -> VllmDeployment:
     """Read the deployment from an engine that `why_not` has nothing against.
 
     Raises:
@@ -119,7 +123,7 @@ def translate(
     replicas, degree = _num_replicas(vllm_config), parallel.tensor_parallel_size
     total_heads = spec.num_heads * degree // replicas
     first_layer, _ = vllm_config.model_config.get_layers_start_end_indices(parallel)
-    return Deployment(
+    return VllmDeployment(
         cache=cache,
         rank=parallel.rank,
         num_ranks=degree * parallel.pipeline_parallel_size,

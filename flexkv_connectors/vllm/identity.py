@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.vllm.deployment import Deployment, draft_of
+from flexkv_connectors.vllm.deployment import VllmDeployment, draft_of
 from flexkv_core.block.cells import BLOCK_FORMAT_VERSION
 from flexkv_core.block.namespace import Namespace, canonical_dtype, settings_digest
 from flexkv_core.config import CacheConfig
@@ -36,7 +36,7 @@ _MEDIA_SETTINGS = (
 
 
 def why_no_ssd(
-    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: Deployment
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: VllmDeployment
 ) -> str | None:
     """Name what keeps blocks from being recognised after a restart, if anything does.
 
@@ -54,7 +54,7 @@ def why_no_ssd(
 
 
 def origin_of(
-    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: Deployment
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: VllmDeployment
 ) -> Origin:
     """Describe the blocks of an engine that `why_no_ssd` has nothing against.
 
@@ -73,7 +73,7 @@ def origin_of(
 def namespace_of(
     vllm_config: "VllmConfig",
     kv_cache_config: "KVCacheConfig",
-    deployment: Deployment,
+    deployment: VllmDeployment,
     identities: Mapping[str, str],
 ) -> Namespace:
     """Return the namespace of blocks whose `Origin.sources` have `identities`.

@@ -83,8 +83,8 @@ class LowerTier:
         """Whether something is to be done that only happens while the engine steps."""
         return self._must_order_generation or self.demoter.has_work or not self._restorer.is_over
 
-    def digest(self, report: TierReport) -> None:
-        """Take in what an owner says."""
+    def handle_report(self, report: TierReport) -> None:
+        """Take in what an owner reports of its share of the tier."""
         for name, value in report.counts.items():
             record = self._recorder.add if METRICS[name].kind == "counter" else self._recorder.set
             record(name, value)
