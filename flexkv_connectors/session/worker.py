@@ -114,7 +114,7 @@ class WorkerSession:
         for load in loads:
             if load.plan is not None:
                 self._loads[load.plan.job_id] = load
-                self.submit([load.plan])
+                self.worker.submit(self._in_rows(load.plan))
 
     def submit(self, plans: Iterable[TransferPlan]) -> None:
         """Begin copies that write into our tiers."""
