@@ -1,7 +1,7 @@
-"""What the scheduler and the workers of one engine tell each other, in the engine's own messages.
+"""What the scheduler and the workers of one engine send each other, in the engine's own messages.
 
 Engines pickle them, so these are plain classes at module level that hold nothing but builtins and
-msgspec structs. An adapter extends or wraps them with what its engine's messages carry besides.
+msgspec structs. Adapters extend or wrap them for what else their engine has to send.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The loads that an engine was promised and has not been given an answer about.
+"""The loads that an engine counts on, until it has been told how they ended.
 
 A load that is never reported leaves its request waiting for ever, and one that is reported twice,
 or that nobody asked for, kills the engine. So promises are kept apart from the code that fulfils

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class RequestState(ABC):
     """One request, from its arrival to its end.
 
-    An adapter says which tokens it has, and how they become keys.
+    Subclasses supply its tokens, and what else enters its keys.
 
     Thread: the scheduler's.
     """
@@ -58,7 +58,7 @@ class RequestState(ABC):
         """The blocks of the last offer, until its load is planned or the offer is withdrawn."""
 
         self.offer = range(0)
-        """Tokens that the engine was last offered, or is having loaded."""
+        """Tokens that were last offered to the engine, or that are being loaded for it."""
 
         self.is_loading = False
         """Whether a plan in flight writes to its pages."""
@@ -70,7 +70,7 @@ class RequestState(ABC):
         """Leading blocks whose saving was decided; what did not fit then is tried with the next."""
 
         self.lower: LowerTierRequest | None = None
-        """What the SSD tier knows of it, once there is such a tier."""
+        """Its dealings with the SSD tier, if there is one."""
 
     @property
     @abstractmethod
@@ -113,7 +113,7 @@ class RequestState(ABC):
         return self.chain.keys
 
     def offered_pages(self) -> list[int]:
-        """Return the pages of the offer, as far as there are any; no other request reads them."""
+        """Return the pages of the offer up to the first that is missing; they are not shared."""
         first_page = self.offer.start // self._deployment.page_tokens
         return self.page_ids[first_page : self._num_pages(self.offer.stop)]
 
@@ -121,7 +121,7 @@ class RequestState(ABC):
         """Return how many leading blocks can be saved once `num_computed` tokens are computed."""
         if not self.may_save:
             return 0
-        # Pages of blocks that were tried are there: a step costs what is new in it.
+        # Only new pages are looked at: a decoding step must not cost as much as the whole prompt.
         num_seen = self.num_tried_blocks * self._deployment.pages_per_block
         num_pages = self._num_pages(max(0, min(num_computed, self.num_tokens)), num_seen)
         return num_pages // self._deployment.pages_per_block
@@ -134,6 +134,6 @@ class RequestState(ABC):
         return max(0, loaded.stop - max(num_host_tokens, loaded.start))
 
     def _num_pages(self, num_tokens: int, num_seen: int = 0) -> int:
-        """Return how many pages the first `num_tokens` tokens fill, up to one that is not there."""
+        """Return how many pages `num_tokens` tokens fill, up to the first that is missing."""
         end = min(num_tokens // self._deployment.page_tokens, len(self.page_ids))
         return next((at for at in range(num_seen, end) if self.page_ids[at] < 0), end)

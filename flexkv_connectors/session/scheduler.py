@@ -36,7 +36,7 @@ _METRICS: Mapping[JobKind, tuple[str, str, str]] = {
 
 
 class SchedulerSession(Generic[S]):
-    """Decides for one engine what is loaded and saved; its adapter says of what, and when.
+    """Decides what is loaded and saved for the requests that an adapter asks about.
 
     Thread: the scheduler's. Nothing blocks. A request already asked about costs O(1) a step, a
     new block O(blocks of its request).
@@ -50,13 +50,13 @@ class SchedulerSession(Generic[S]):
         Args:
             deployment: The engine's shape.
             counters: Where counts go.
-            events: Where it is logged what becomes findable and what leaves; None for nowhere.
+            events: Where blocks that become findable or leave are logged; None for nowhere.
         """
         self.states: dict[RequestId, S] = {}
         """Requests that have not ended; an adapter adds them."""
 
         self.saving: dict[JobId, S] = {}
-        """Whose blocks a plan in flight saves."""
+        """The request whose blocks a plan in flight saves."""
 
         self.pools = RankPools(deployment.owners, deployment.replicas)
         self._deployment = deployment
@@ -66,10 +66,10 @@ class SchedulerSession(Generic[S]):
         self._stores: Stores | None = None
         self._is_reset = False
         self._ssd_reports: list[TierReport] = []
-        """What owners have reported of the SSD tier and it has not taken in."""
+        """Reports of owners that the SSD tier has not taken in; it may not be open yet."""
 
         self._loading: dict[JobId, tuple[S, range]] = {}
-        """Whose pages a plan in flight fills, and with which tokens."""
+        """The request whose pages a plan in flight fills, and the tokens that it fills in."""
 
         self._ended: list[S] = []
         """Requests that have ended since the last orders."""
@@ -86,7 +86,7 @@ class SchedulerSession(Generic[S]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a rank is to report, or has something to do for the SSD tier."""
+        """Whether a report is expected, or the SSD tier has work that needs another step."""
         if self._stores is None or not self.pools.are_ready:
             return True
         manager, ssd = self._stores
@@ -106,12 +106,14 @@ class SchedulerSession(Generic[S]):
         return lower is not None and lower.fetch(state.keys(), time.monotonic(), block_compute_s)
 
     def offer(self, state: S, num_local_tokens: int) -> int:
-        """Return how many tokens the engine may have loaded; whole pages. Their blocks are held.
+        """Offer what host memory has of a request; its blocks stay there until the load is planned.
 
         Args:
             state: The request.
-            num_local_tokens: The engine's own prefix hit, which ends on a page: the offer begins
-                there.
+            num_local_tokens: The engine's own prefix hit, in whole pages: the offer starts there.
+
+        Returns:
+            How many tokens are offered, in whole pages; 0 for none.
         """
         if self._stores is None or not self.pools.are_ready:
             return 0
@@ -127,16 +129,16 @@ class SchedulerSession(Generic[S]):
         return num_tokens
 
     def withdraw(self, state: S) -> None:
-        """Let go of the blocks of an offer, if there is one."""
+        """Release the blocks of an offer, if there is one."""
         if state.lease is not None and self._stores is not None:
             self._stores.manager.release(state.lease)
         state.lease = None
 
     def plan_load(self, state: S) -> Load:
-        """Plan to fill the pages of an offer, as far as the engine has got them.
+        """Plan to fill the pages of an offer, up to the first that is missing.
 
         Returns:
-            A load without a plan if there are no pages, or if a drop or a reset has taken the
+            A load, without a plan if there are no pages, or if a drop or a reset has removed
             blocks of the offer.
         """
         pages = state.offered_pages()
@@ -151,9 +153,9 @@ class SchedulerSession(Generic[S]):
         return Load(state.request_id, pages, plan)
 
     def plan_save(self, state: S, num_computed: int) -> TransferPlan | None:
-        """Plan the full blocks among the first `num_computed` tokens that nobody has saved yet.
+        """Plan to save the full blocks of the first `num_computed` tokens that are not saved yet.
 
-        Where they are staged in device memory, what finds no place there is tried in a later step.
+        Blocks that find no place in the staging memory of a device are tried in a later step.
         """
         num_blocks = state.num_savable_blocks(num_computed)
         if self._stores is None or num_blocks <= state.num_tried_blocks:
@@ -177,7 +179,7 @@ class SchedulerSession(Generic[S]):
         return plan
 
     def take_ssd_orders(self) -> TierOrders | None:
-        """Return what the workers have to do in this step for the SSD tier, or None."""
+        """Return this step's orders for the SSD tier, or None if there are none."""
         self._ended = []
         if self.ssd is None:
             return None
@@ -185,7 +187,7 @@ class SchedulerSession(Generic[S]):
         return None if orders == TierOrders() else orders
 
     def end(self, state: S) -> None:
-        """Forget a request that has ended; what is in flight for it goes on."""
+        """Forget a request that has ended; copies in flight for it go on."""
         self.states.pop(state.request_id, None)
         self._ended.append(state)
         self.withdraw(state)
@@ -193,7 +195,7 @@ class SchedulerSession(Generic[S]):
             state.lower.end()
 
     def handle_reports(self, reports: Iterable[RankReport]) -> None:
-        """Take in what ranks report; begin to cache once every owner has opened its pool."""
+        """Take in reports of ranks; open the tiers once every owner has reported its pool."""
         reports = list(reports)
         for report in reports:
             self.pools.note(report)
@@ -213,29 +215,29 @@ class SchedulerSession(Generic[S]):
                     self._conclude(completion)
 
     def drop_failed_pages(self, failed_pages: Collection[int]) -> set[int]:
-        """Drop the blocks that could not be loaded into `failed_pages`, and all behind them.
+        """Drop the blocks that could not be loaded into `failed_pages`, and all after them.
 
-        What a step computes behind a load that fails is computed from rubbish. That is true for
-        every request that shares the page, in whatever namespace of ours.
+        A step whose load fails has computed what follows from the wrong KV. That holds for every
+        request that shares the page, in any namespace.
 
         Returns:
-            The failed pages and those behind them in their requests.
+            The failed pages and those after them in their requests.
         """
-        rubbish = set(failed_pages)
+        wrong_pages = set(failed_pages)
         for state in (*self.states.values(), *self._ended):
             self.withdraw(state)  # a request that waits for room may have been offered such blocks
             pages = enumerate(state.page_ids)
             position = next((at for at, page in pages if page in failed_pages), None)
             if position is not None:
-                rubbish.update(state.page_ids[position:])
+                wrong_pages.update(state.page_ids[position:])
                 self._drop_from(state, position // self._deployment.pages_per_block)
-        return rubbish
+        return wrong_pages
 
     def reset(self) -> None:
-        """Forget every block. What is being copied ends without becoming findable.
+        """Forget every block; those of copies in flight do not become findable.
 
-        The weights may be others from now on, so requests that have begun are not saved any more:
-        part of their KV is of the old ones.
+        The weights may have changed, so requests that have begun are not saved any more: part of
+        their KV was computed with the old ones.
         """
         for state in self.states.values():
             self.withdraw(state)
@@ -264,7 +266,7 @@ class SchedulerSession(Generic[S]):
         return stores
 
     def _lower(self, state: S) -> LowerTierRequest | None:
-        """Return what the SSD tier knows of a request; the first call tells it of the request."""
+        """Return a request's dealings with the SSD tier, if there is one; they begin here."""
         if state.lower is None and self._stores is not None and self._stores.ssd is not None:
             keys = state.keys()
             num_host_blocks = self._stores.manager.lookup(keys, tier="host").num_ready
@@ -303,18 +305,18 @@ class SchedulerSession(Generic[S]):
             self.ssd.conclude(completion, time.monotonic())
 
     def _conclude_load(self, completion: Completion) -> None:
-        """A request whose load failed does not try again."""
+        """Count what was loaded; a request whose load failed loads no more."""
         self._record(completion)
         state, tokens = self._loading.pop(completion.job_id)
         state.is_loading = False
         if completion.status is not Status.OK:
             state.may_load = False
-        elif self.states.get(state.request_id) is state:  # else nobody has got them
+        elif self.states.get(state.request_id) is state:  # else no engine has got them
             self._counters.add("load_tokens", len(tokens))
             self._counters.add("ssd_load_tokens", state.num_ssd_tokens(tokens))
 
     def _conclude_save(self, completion: Completion) -> None:
-        """A request whose save failed does not try again; else its blocks go on to SSD."""
+        """Count what was saved and let SSD have it; a request whose save failed saves no more."""
         self._record(completion)
         self._counters.add("save_tokens", completion.num_published * self._deployment.block_tokens)
         self._staging.give_back(completion.job_id)
@@ -324,7 +326,7 @@ class SchedulerSession(Generic[S]):
             state.lower.demote(state.keys())
 
     def _record(self, completion: Completion) -> None:
-        """Count what a load or save has moved, how long it took, and what it has lost."""
+        """Count a load's or save's bytes, seconds and lost blocks."""
         moved, took, lost = _METRICS[completion.kind]
         self._counters.add(moved, completion.num_bytes)
         self._counters.add(took, completion.seconds)

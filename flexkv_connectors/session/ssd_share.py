@@ -31,7 +31,7 @@ _MAX_RECOVERED_PER_REPORT = 2048
 
 
 class SsdShare:
-    """What an owner does for the SSD tier.
+    """The part of the SSD tier that one owner keeps.
 
     The files are opened once the model is identified. Until then the share reports how much it
     will hold, and the scheduler's side orders nothing.
@@ -43,7 +43,7 @@ class SsdShare:
     def __init__(
         self, deployment: Deployment, origin: Origin, pool: HostPool, quota_bytes: int
     ) -> None:
-        """Find out what the blocks are blocks of, and then what earlier processes left of them.
+        """Identify the model, then open its files and recover what earlier processes left.
 
         Raises:
             ConfigError: None of the directories can be used.
@@ -54,10 +54,10 @@ class SsdShare:
         self._options = ssd_options(deployment.cache, quota_bytes)
         require_directory(self._options)
         self._generation = ""
-        """The last that was ordered."""
+        """The last that the scheduler's side has ordered."""
 
         self._begun = ""
-        """The last that the tier has begun."""
+        """The last that the tier has begun, which opens later than orders come."""
 
         self._reported: tuple[object, ...] = ()
         """Capacity, end of the search and generation, as they were last reported."""
@@ -79,7 +79,7 @@ class SsdShare:
         return lanes
 
     def prepare(self, orders: TierOrders) -> None:
-        """Do what has to be done before the plans of `orders` begin."""
+        """Carry out the part of `orders` that comes before its plans."""
         if orders.generation:
             self._generation = orders.generation
             self._record_reset()
@@ -109,7 +109,7 @@ class SsdShare:
         )
 
     def stop(self) -> None:
-        """Open no files any more; lanes that were not taken are closed."""
+        """Open no more files, and close lanes that were not taken."""
         self._identification.close()
         with self._lock:
             self._is_closed = True
@@ -117,12 +117,12 @@ class SsdShare:
                 lane.close()
 
     def close(self) -> None:
-        """Let go of the files, after `stop`; nothing may be under way any more."""
+        """Close the files, after `stop`; no copy may be in flight."""
         if self._tier is not None:
             self._tier.close()
 
     def _open(self, namespace: Namespace) -> None:
-        """Open the files of `namespace`, and begin to look for what earlier processes left.
+        """Open the files of `namespace`, and begin to recover what earlier processes left.
 
         Raises:
             ConfigError: None of the directories can be used any more.
@@ -148,13 +148,13 @@ class SsdShare:
             self._tier = tier  # last: from here on the worker's thread uses all of it
 
     def _record_reset(self) -> None:
-        """See to it that a reset outlives this process, whether it will open the files or not."""
+        """Make a reset outlive this process, even if this process never opens the files."""
         if self._tier is None:
             columns = self._deployment.columns
             record_reset(self._options, self._origin.blank, columns, self._generation)
 
     def _current_tier(self) -> SsdTier | None:
-        """Return the tier, in the generation that was ordered; None while it is not open."""
+        """Return the tier, in the generation that was ordered last; None until it is open."""
         tier = self._tier
         if tier is not None and self._begun != self._generation:
             keeps_name = bool(self._deployment.cache.weight_version)
@@ -163,7 +163,7 @@ class SsdShare:
         return tier
 
     def _promised_blocks(self) -> int:
-        """Return what there will be room for; nothing, if the files are never opened."""
+        """Return how many blocks there will be room for once the files are open."""
         if self._identification.is_unknown:
             return 0
         deployment = self._deployment

@@ -32,7 +32,7 @@ _DRAIN_S = 2.0
 
 
 class EndedLoad(NamedTuple):
-    """How the load of one request has ended on this rank."""
+    """How one load has ended on this rank."""
 
     load: Load
     num_good_pages: int
@@ -67,7 +67,7 @@ class WorkerSession:
         self.ssd: SsdShare | None = None
         self._deployment = deployment
         self._origin = origin
-        # Asked here, before any rank has taken its part: later the others' would count as used.
+        # Before any rank has taken its part: later, those of other ranks would count as used.
         self._budget_bytes = host_budget_bytes(deployment) if deployment.is_owner else 0
         self._layers: Sequence[torch.Tensor] = ()
         self._pages: PagePool | None = None
@@ -77,7 +77,7 @@ class WorkerSession:
         self._report = RankReport(rank=deployment.rank)
 
     def open(self, layers: "Sequence[torch.Tensor]", pages: PagePool) -> None:
-        """Take over the engine's pages; an owner opens its pool, but no files of unknown content.
+        """Take over the engine's pages; an owner opens its host pool, and its SSD share if any.
 
         Args:
             layers: The engine's KV, `[B, H, N, C]` for each layer, or for each layer and plane.
@@ -110,14 +110,14 @@ class WorkerSession:
             self._report.attached = True
 
     def load(self, loads: Iterable[Load]) -> None:
-        """Begin loads; those without a plan are left out."""
+        """Start loads, but for those without a plan."""
         for load in loads:
             if load.plan is not None:
                 self._loads[load.plan.job_id] = load
                 self.worker.submit(self._in_rows(load.plan))
 
     def submit(self, plans: Iterable[TransferPlan]) -> None:
-        """Begin copies that write into our tiers."""
+        """Start copies that write into our tiers."""
         for plan in plans:
             self.worker.submit(self._in_rows(plan))
 
@@ -129,29 +129,29 @@ class WorkerSession:
             self.submit(orders.plans)
 
     def collect(self) -> list[EndedLoad]:
-        """Take in what has ended; return the loads among it."""
+        """Take in the copies that have ended; return the loads among them."""
         results = self.worker.poll()
         self._report.results += results
         return [self._end(result) for result in results if result.job_id in self._loads]
 
     def take_report(self) -> RankReport:
-        """Return what the scheduler's side has not heard yet."""
+        """Return what has happened since the last report."""
         report, self._report = self._report, RankReport(rank=self._deployment.rank)
         report.ssd = None if self.ssd is None else self.ssd.take_report()
         return report
 
     @property
     def is_idle(self) -> bool:
-        """Whether no copy that was begun can still write into a page."""
+        """Whether no copy in flight can still write into a page."""
         return self._lane is None or self._lane.drain(timeout_s=0.0)
 
     def hold_compute(self) -> None:
-        """Let the engine's next pass run behind all loads that were submitted."""
+        """Make the engine's next forward pass wait for all loads that were submitted."""
         if self._gpu is not None:
             self._gpu.lane.hold_compute()
 
     def shutdown(self) -> None:
-        """Stop copying and give all of it back, but for what a stuck copy may still use."""
+        """Stop copying and free everything, but for what a stuck copy may still use."""
         drained = self.worker.shutdown(_DRAIN_S)
         if self._gpu is not None and drained:
             self._gpu.close()
@@ -172,7 +172,7 @@ class WorkerSession:
         self.worker.add({Route(PAGES, HOST): lane, Route(HOST, PAGES): lane})
 
     def _open_lane(self, pool: HostPool, pages: PagePool) -> "Lane":
-        """Open the lane to where the engine's tensors lie."""
+        """Open a lane for the kind of memory that the engine's tensors are in."""
         deployment = self._deployment
         if are_on_gpu(self._layers):
             from flexkv_connectors.session.gpu_share import (  # noqa: PLC0415 it imports Triton
@@ -201,7 +201,7 @@ class WorkerSession:
         return EndedLoad(load, num_good_pages, failure)
 
     def _in_rows(self, plan: TransferPlan) -> TransferPlan:
-        """Translate page ids to rows of the engine's tensors, where kernels use smaller pages."""
+        """Translate page ids to rows of the engine's tensors, if its kernels use smaller pages."""
         if self._pages is None or self._pages.page_tokens == self._deployment.page_tokens:
             return plan
         ratio = self._deployment.page_tokens // self._pages.page_tokens
@@ -211,7 +211,7 @@ class WorkerSession:
 
 
 def are_on_gpu(layers: "Sequence[torch.Tensor]") -> bool:
-    """Tell whether an engine's KV is in device memory; the first tensor speaks for all."""
+    """Return whether an engine's KV is in device memory; all tensors are where the first is."""
     return bool(layers[0].is_cuda)
 
 
@@ -222,7 +222,7 @@ def host_budget_bytes(deployment: Deployment) -> int:
     that know of each other take equal parts of what is free.
 
     Raises:
-        ConfigError: The machine or the container does not have what was asked for.
+        ConfigError: The machine or the container has less than was configured.
     """
     asked = deployment.cache.cpu_cache_bytes
     if asked is None:

@@ -1,8 +1,9 @@
-"""What TensorRT-LLM asks a rank at the end of a step, and what it is answered.
+"""What TensorRT-LLM asks each rank after a step, and what the rank answers.
 
-It hands in the requests that wait for a load, and those that have ended, and wants each of them
-back once nobody writes to its pages any more. An id that is returned without having been handed in
-kills it, and one that never is leaves its request waiting. Of a load that fails it cannot be told.
+It names the requests that wait for a load, and those that have ended, and wants each of them back
+once their pages are not written to any more. An id that is returned without having been named kills
+the engine, and one that is never returned leaves its request waiting. There is no answer for a load
+that has failed.
 """
 
 from collections.abc import Iterable
@@ -20,21 +21,21 @@ class Answers:
     def __init__(self, promises: Promises) -> None:
         self._promises = promises
         self._loaded: set[RequestId] = set()
-        """Requests whose load has ended, until the engine is told."""
+        """Requests whose load has ended, until the engine has its answer."""
 
         self._asked_loading: set[RequestId] = set()
         self._asked_ending: set[RequestId] = set()
 
     def ask(self, loading: Iterable[int], ending: Iterable[int]) -> None:
-        """Note what the engine hands in: requests that wait for a load, and that have ended."""
+        """Note the requests that the engine names: waiting for a load, and ended."""
         self._asked_loading.update(RequestId(str(number)) for number in loading)
         self._asked_ending.update(RequestId(str(number)) for number in ending)
 
     def answer(self) -> tuple[list[int], list[int]]:
-        """Return the ended and the loading requests whose pages nobody writes to any more.
+        """Return the ended and the loading requests whose pages are not written to any more.
 
-        Each is returned once, and only after it was handed in. One whose pages were taken away
-        and whose load was promised anew is returned when that load has ended.
+        Each is returned once, and only after it was named. If its pages were taken away and its
+        load was promised again, it is returned when that load has ended.
         """
         self._loaded |= self._promises.take_finished()
         ended = self._asked_ending.difference(self._promises.open)
@@ -45,9 +46,9 @@ class Answers:
         return sorted(map(int, ended)), sorted(map(int, loaded))
 
     def require_loaded(self) -> None:
-        """Stop the engine if it is about to compute on pages that nobody will fill.
+        """Stop the engine if it is about to compute with pages that will not be filled.
 
-        The loads that have ended are done with: of those within a step the engine does not ask.
+        Forgets the loads that have ended: the engine asks for no answer about loads within a step.
 
         Raises:
             BrokenPromiseError: It is.

@@ -101,7 +101,7 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
         self._load_async = setup.deployment.cache.load_async
         self._half = SchedulerHalf(setup.deployment, self._mailbox)
         self._offered: set[int] = set()
-        """Requests that were offered something and have not ended."""
+        """Numbers of requests that were offered something and have not ended."""
 
     @override
     def get_num_new_matched_tokens(
@@ -122,18 +122,18 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
 
     @override
     def request_finished(self, request: Any, cache_block_ids: list[int]) -> bool:
-        """Keep the pages while a load writes to them; saves need them no longer than their step."""
+        """Keep the pages while a load writes to them; saves are done with them after their step."""
         number = request.request_id
         was_offered = number in self._offered
         self._offered.discard(number)
         return self._run(lambda: self._half.finish(number), lambda: was_offered)
 
     def request_reset(self, request: Any) -> None:  # noqa: ANN401 LlmRequest
-        """Forget a request whose pages were taken away; it is matched anew. Newer engines call."""
+        """Forget a request whose pages were taken away; it is matched again. For newer engines."""
         self._run(lambda: self._half.finish(request.request_id), lambda: False)
 
     def cancel_load(self, request: Any, start: int, end: int) -> None:  # noqa: ANN401 LlmRequest
-        """Take tokens [start, end) off an offer. Newer engines call."""
+        """Take tokens [start, end) off an offer. For newer engines."""
         self._run(lambda: self._half.shorten(request.request_id, range(start, end)), nothing)
 
     def _run(self, hook: Callable[[], T], instead: Callable[[], T]) -> T:
@@ -171,7 +171,7 @@ class FlexKVWorker(KvCacheConnectorWorker):
         self._answers = Answers(self._promises)
         self._half = WorkerHalf(setup.deployment, self._promises, setup.origin)
         self._unloaded = self._unsaved = ExchangeOrders()
-        """What of the engine's metadata is not done yet: it may show them more than once."""
+        """Orders that are not carried out yet: the engine may hand in the same ones again."""
 
         gather = gather_reports if setup.deployment.num_ranks > 1 else _alone
         self._exchange = Exchange(setup.deployment.num_ranks, setup.deployment.owners, gather)
@@ -230,15 +230,15 @@ class FlexKVWorker(KvCacheConnectorWorker):
         return self._answers.answer()
 
     def shutdown(self) -> None:
-        """Let go of everything; the engine has no call for it and ends its processes."""
+        """Free everything. The engine never calls this; it ends its processes."""
         self._barrier.run(self._half.session.shutdown, nothing)
 
     @refusals_in_one_line()
     def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
-        """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
+        """Open this rank's tiers. All ranks start or none does: a rank waits for all others."""
         report = self._attempt(lambda: self._open(cut, cache))
         if report.refusal == _NO_GPU:
-            return  # every rank comes to this, and none exchanges
+            return  # on every rank, so none waits for an exchange
         reports = self._introduce(report)
         self._mailbox.post(reports)
         if self._deployment.replicas:

@@ -16,7 +16,7 @@ __all__ = ["Exchange", "ExchangeOrders", "StopReport"]
 
 @dataclass(kw_only=True)
 class ExchangeOrders(StepOrders):
-    """Orders for one step, and whether ranks are to exchange reports after it in any case."""
+    """Orders for one step, and whether ranks exchange reports after it even if idle."""
 
     wants_reports: bool = False
     """Whether the scheduler half waits for reports although no plan is in flight."""
@@ -56,7 +56,7 @@ class Exchange:
         return self._gather(report)
 
     def expect(self, orders: ExchangeOrders) -> None:
-        """Note what ranks will report on."""
+        """Note the plans that ranks will report on."""
         for load in orders.loads:
             if load.plan is not None:
                 self._waiting[load.plan.job_id] = set(self._readers)

@@ -1,4 +1,4 @@
-"""How the two halves in one process meet: the engine builds both at once and introduces neither."""
+"""Connects the two halves in one process: the engine builds both and gives neither to the other."""
 
 from flexkv_connectors.session.orders import RankReport
 
@@ -12,7 +12,7 @@ class Mailbox:
     """
 
     def __init__(self, arguments: object) -> None:
-        self._arguments = arguments  # while this lives, nothing else gets their id
+        self._arguments = arguments  # keeps their id from being reused
         self._reports: list[RankReport] = []
         self.refusal = ""
         """Why a rank takes no part any more, in one clause; empty while all do."""

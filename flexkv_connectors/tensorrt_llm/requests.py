@@ -15,7 +15,7 @@ from flexkv_core.block.types import RequestId
 __all__ = ["TrtllmRequest", "chain_of", "may_skip"]
 
 _THIS_PROCESS = secrets.token_bytes(16)
-"""What the engine calls a LoRA is a number of the user's; it means nothing to other processes."""
+"""The engine names a LoRA by a number of the user's, which means nothing to other processes."""
 
 _MORE_THAN_TOKENS = (
     "mrope_rotary_cos_sin",
@@ -25,22 +25,22 @@ _MORE_THAN_TOKENS = (
     "prompt_embedding_table",
     "py_multimodal_data",
 )
-"""What makes the token ids of a request stand for something that they do not say."""
+"""Attributes of a request whose KV depends on more than its token ids."""
 
 _OF_EVERY_TOKEN = ("py_additional_outputs", "py_return_context_logits")
-"""What a request is to return of each token of its prompt; log probabilities of prompts are made
-from the context's logits. The engine cuts them off by what was skipped, and says nothing."""
+"""Outputs that a request wants for each token of its prompt; log probabilities of prompts are made
+from the context's logits. The engine silently leaves out those of skipped tokens."""
 
 
 def may_skip(request: Any) -> bool:  # noqa: ANN401 LlmRequest
-    """Whether computing a part of the prompt may be skipped; it may be saved in any case."""
+    """Return whether computing part of the prompt may be skipped; it may always be saved."""
     return not any(getattr(request, name, None) for name in _OF_EVERY_TOKEN)
 
 
 def chain_of(request: Any, block_tokens: int) -> KeyChain | None:  # noqa: ANN401 LlmRequest
     """Start the key chain of a request; None if its tokens do not identify its KV.
 
-    Nor is there one behind a salt so long that hashing it would slow others.
+    A salt so long that hashing it would slow other requests has none, either.
     """
     if any(getattr(request, name, None) is not None for name in _MORE_THAN_TOKENS):
         return None
@@ -54,7 +54,7 @@ def chain_of(request: Any, block_tokens: int) -> KeyChain | None:  # noqa: ANN40
 
 
 def _salt_of(request: Any) -> str | None:  # noqa: ANN401 LlmRequest
-    """Return the salt; versions that keep only a number for it are kept apart by that."""
+    """Return the salt, or the number that some versions keep in its place."""
     salt = getattr(request, "cache_salt", None)
     number = getattr(request, "cache_salt_id", None)
     return f"id:{number}" if salt is None and number is not None else salt
@@ -63,7 +63,7 @@ def _salt_of(request: Any) -> str | None:  # noqa: ANN401 LlmRequest
 class TrtllmRequest(RequestState):
     """One allocation of pages for a request, from its match to its end.
 
-    The engine's own request is not kept: the one that is asked about belongs to its C++ side.
+    The engine's own request object is not kept: it belongs to the engine's C++ side.
     """
 
     __slots__ = ("is_described", "tokens")

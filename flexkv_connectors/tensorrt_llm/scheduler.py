@@ -1,4 +1,4 @@
-"""The scheduler half: TensorRT-LLM's questions and steps, in terms of a session."""
+"""The scheduler half: translates what TensorRT-LLM asks and schedules into calls of a session."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ _INTERVAL_S = 60.0
 
 
 class SchedulerHalf:
-    """Answers the engine's scheduler. Thread: that of the engine's executor. Nothing blocks."""
+    """Answers the engine's scheduler. Nothing blocks. Thread: that of the engine's executor."""
 
     def __init__(self, deployment: Deployment, mailbox: Mailbox) -> None:
         self.session: SchedulerSession[TrtllmRequest] = SchedulerSession(deployment, Counters())
@@ -39,10 +39,10 @@ class SchedulerHalf:
         self._interval_s = time.monotonic()
 
     def match(self, request: Any, num_local_tokens: int) -> int:  # noqa: ANN401 LlmRequest
-        """Return how many tokens beyond the engine's own hit are offered; whole pages.
+        """Return how many tokens after the engine's own hit are offered, in whole pages.
 
-        The engine asks once for each allocation. What is on SSD is not waited for: the question
-        starts its way to host memory, for the next one.
+        The engine asks once for each allocation. It does not wait for blocks on SSD: they are
+        fetched for the next request that asks.
         """
         self.handle_reports()
         state = self._begin(request)
@@ -60,9 +60,9 @@ class SchedulerHalf:
             state.page_ids = list(page_ids)
 
     def shorten(self, number: int, dropped: range) -> None:
-        """Take tokens off the begin or the end of an offer: the engine has them, or no room.
+        """Take tokens off the start or the end of an offer: the engine has them, or no room.
 
-        Pages that it still counts on in part stay whole.
+        Pages that it still needs in part stay whole.
         """
         state = self._offered.get(_id_of(number))
         if state is None:
@@ -78,7 +78,7 @@ class SchedulerHalf:
         )
 
     def build_orders(self, output: Any) -> ExchangeOrders:  # noqa: ANN401 SchedulerOutput
-        """Decide this step's saves and plan what was promised.
+        """Plan this step's saves, and the loads that were promised.
 
         Raises:
             BrokenPromiseError: A load that the engine waits for cannot be planned.
@@ -93,7 +93,7 @@ class SchedulerHalf:
             saves=[plan for plan in saves if plan is not None],
             ssd=self.session.take_ssd_orders(),
             wants_reports=self.session.ssd is not None and self.session.ssd.has_work,
-            # The last, so that offers stay open, and are seen to be, whatever fails before.
+            # Last: if anything fails before, `require_planned` still sees these offers as open.
             loads=[self._plan_load(state) for state in placed],
         )
 
@@ -121,7 +121,7 @@ class SchedulerHalf:
         self.session.handle_reports(self._mailbox.take())
 
     def _begin(self, request: Any) -> TrtllmRequest:  # noqa: ANN401 LlmRequest
-        """Follow a request from here on; after its pages were taken away, from anew."""
+        """Start to follow a request, or start again if its pages were taken away."""
         self.finish(request.request_id)
         request_id = _id_of(request.request_id)
         chain = chain_of(request, self._deployment.block_tokens)
@@ -180,7 +180,7 @@ class SchedulerHalf:
 
 
 def _id_of(number: int) -> RequestId:
-    """Return what the core calls a request."""
+    """Return the request's name in the core."""
     return RequestId(str(number))
 
 

@@ -1,4 +1,4 @@
-"""The worker half: TensorRT-LLM's pools, and the order of copies around its forward pass."""
+"""The worker half: orders copies around TensorRT-LLM's forward pass, and reports."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -24,50 +24,26 @@ class WorkerHalf:
     """Moves one rank's bytes for the engine. Thread: that of the engine's executor."""
 
     def __init__(self, deployment: Deployment, promises: Promises, origin: Origin | None) -> None:
-        """Serve this rank.
-
-        Args:
-            deployment: The engine's shape.
-            promises: What the engine counts on.
-            origin: What the blocks on SSD are blocks of; None where there is no SSD tier.
-
-        Raises:
-            ConfigError: The machine does not have the memory that was asked for.
-        """
+        """Serve this rank, as `WorkerSession` does; `promises` are settled when loads end."""
         self.session = WorkerSession(deployment, origin)
         self._deployment = deployment
         self._promises = promises
         self._skipped: list[TransferResult] = []
 
     def open(self, slabs: "Sequence[torch.Tensor]", pages: "PagePool") -> RankReport:
-        """Open this rank's share of the tiers, if it owns one, and report what there is.
-
-        Args:
-            slabs: The engine's KV, `[blocks, heads, tokens, content]` for each layer and plane.
-            pages: The same, described.
-
-        Raises:
-            ConfigError: The host tier does not fit into this machine, or the SSD tier has no
-                directory, or the GPU is full.
-            TierError: Host memory cannot be had, or not be pinned.
-        """
+        """Open this rank's share of the tiers, as `WorkerSession.open` does, and report it."""
         self.session.open(slabs, pages)
         return self.session.take_report()
 
     def attach(self, reports: Iterable[RankReport]) -> RankReport:
-        """Read the pool of this rank's owner, who reports it, if this rank has none of its own.
-
-        Raises:
-            ConfigError: The GPU is full.
-            TierError: The owner is on another node, or the pool cannot be pinned.
-        """
+        """Map the pool of this rank's owner, as `WorkerSession.attach` does, and report it."""
         owner = next(report for report in reports if report.rank == self._deployment.owner)
         assert owner.pool is not None, "owners report their pools"
         self.session.attach(owner.pool)
         return self.session.take_report()
 
     def load(self, orders: StepOrders) -> None:
-        """Begin this step's loads, and its copies between host memory and SSD."""
+        """Start this step's loads, and its copies between host memory and SSD."""
         for load in orders.loads:
             if load.plan is None:
                 self._promises.settle(load.request_id, 0)  # there are no pages to fill
@@ -88,7 +64,7 @@ class WorkerHalf:
             self._skipped += (refused(plan, rank, Status.TIMEOUT) for plan in plans)
 
     def collect(self) -> None:
-        """Take in what has ended.
+        """Settle the promises of loads that have ended.
 
         Raises:
             BrokenPromiseError: A load has failed.
@@ -101,7 +77,7 @@ class WorkerHalf:
             self._promises.settle(ended.load.request_id, ended.num_good_pages)
 
     def take_report(self) -> RankReport:
-        """Return what the scheduler half has not heard yet."""
+        """Return what has happened since the last report."""
         report = self.session.take_report()
         report.results += self._skipped
         self._skipped = []

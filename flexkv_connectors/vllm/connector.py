@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def _log_like_vllm() -> None:
-    """Send our log lines where vLLM sends its own; it sets up no logger but its own."""
+    """Log as vLLM does: it sets up the handlers of its own loggers only."""
     engine = logging.getLogger("vllm")
     for name in ("flexkv_core", "flexkv_connectors"):
         ours = logging.getLogger(name)
@@ -91,14 +91,14 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._rank = vllm_config.parallel_config.rank
         self._load_async = cache.load_async
         self._accepted: list[Load] = []
-        """Promised to vLLM and not handed to the workers yet; kept here, where nothing fails."""
+        """Promised to vLLM and not in any orders yet; kept here, so that no failure loses them."""
 
         self._page_allocator: BlockPool | None = None
         if reason := why_not(vllm_config, kv_cache_config, cache):
             if role is KVConnectorRole.SCHEDULER:
                 self._barrier.switch_off(reason)
             else:
-                self._barrier.reason = reason  # the scheduler says it for all ranks
+                self._barrier.reason = reason  # the scheduler logs it for all ranks
             return
         deployment = translate(vllm_config, kv_cache_config, cache)
         uses_ssd = cache.ssd_cache_bytes is not None
@@ -231,13 +231,13 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
                 self._barrier.switch_off(reports.refusal)
 
     def _drop_failed_pages(self, failed_pages: set[int]) -> None:
-        """Keep what was computed on `failed_pages` from being reused, by us and by vLLM itself.
+        """Keep what was computed from `failed_pages` from being reused, by us and by vLLM itself.
 
-        vLLM counts on the request to recompute them, but it may be aborted before.
+        vLLM relies on the request to compute them again, but it may be aborted before.
         """
-        rubbish = self._scheduler.session.drop_failed_pages(failed_pages)
+        wrong_pages = self._scheduler.session.drop_failed_pages(failed_pages)
         if self._page_allocator is not None:
-            self._page_allocator.evict_blocks(rubbish)
+            self._page_allocator.evict_blocks(wrong_pages)
 
     @override
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
@@ -247,7 +247,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Never delay the release of pages: what is owed is saved before they are reused."""
+        """Never delay the release of pages: the next step saves them before it reuses them."""
         self._barrier.run(lambda: self._scheduler.finish(request), nothing)
         return False, None
 
@@ -276,7 +276,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_external_cache_hit_sources(
         self, request: "Request", num_external_tokens: int
     ) -> "dict[CacheHitSource, int]":
-        """Say where hits came from. vLLM asks from 0.32 on."""
+        """Return how many tokens came from which tier. vLLM calls this from 0.32 on."""
         from vllm.v1.metrics.cache_hit_source import (  # noqa: PLC0415 not in older versions
             CacheHitSource,
         )
@@ -290,7 +290,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         }
         return {source: num_tokens for source, num_tokens in sources.items() if num_tokens}
 
-    # Both roles, and what vLLM asks of the class.
+    # Both roles, and the class methods.
 
     @override
     def get_kv_connector_stats(self) -> "KVConnectorStats | None":
@@ -304,7 +304,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @property
     @override
     def requires_kv_delivery(self) -> bool:
-        """A save that is dropped is a future miss, nothing that a preemption has to wait for."""
+        """Preemption need not wait for saves: one that is dropped is only a later miss."""
         return False
 
     @classmethod

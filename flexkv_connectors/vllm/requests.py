@@ -1,4 +1,4 @@
-"""vLLM's requests: their tokens, everything that enters their keys, and their pages in a step."""
+"""vLLM's requests: their tokens, what else enters their keys, and the pages of a step."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -104,15 +104,15 @@ class VllmRequest(RequestState):
         if not self.has_keys:
             return 0
         num_blocks = super().num_savable_blocks(num_computed) - self._deployment.draft_blocks
-        # Files of an adapter are looked at only where there is something new to save.
+        # The files of an adapter are compared only if there is something new to save.
         return num_blocks if num_blocks <= self.num_tried_blocks or self.is_sound() else 0
 
     def is_sound(self, num_local_tokens: int = 0) -> bool:
-        """Return whether vLLM computes it with what its keys say; else it is not cached.
+        """Return whether the workers hold the adapter in its keys; if not, it is not cached.
 
         Args:
-            num_local_tokens: What it has got from vLLM's own prefix cache, which knows an adapter
-                by its name alone.
+            num_local_tokens: Tokens found in vLLM's own prefix cache, which knows an adapter by its
+                name alone.
         """
         if self._adapter is None:
             return True
@@ -124,13 +124,13 @@ class VllmRequest(RequestState):
         return False
 
     def begin_run(self, page_ids: Iterable[int], num_computed: int) -> None:
-        """Note that vLLM computes the request from now on, in `page_ids`.
+        """Note that vLLM starts to compute the request, or resumes it, in `page_ids`.
 
-        After a preemption some of its blocks may have left the cache: all are looked at again.
+        After a preemption some of its blocks may have left the cache: all are tried again.
 
         Args:
-            page_ids: All pages of it.
-            num_computed: Tokens whose KV is there before.
+            page_ids: All of its pages.
+            num_computed: Tokens whose KV is in them already.
         """
         self.is_sound(num_computed - self.num_promised_tokens)
         self.page_ids = list(page_ids)

@@ -1,4 +1,4 @@
-"""The scheduler half: vLLM's questions and steps, in terms of a session."""
+"""The scheduler half: translates what vLLM's scheduler asks and does into calls of a session."""
 
 import time
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ __all__ = ["SchedulerHalf"]
 
 
 class SchedulerHalf:
-    """Answers vLLM's scheduler. Thread: the scheduler's. Nothing blocks."""
+    """Answers vLLM's scheduler. Nothing blocks. Thread: the scheduler's."""
 
     def __init__(self, deployment: VllmDeployment, counters: Counters, adapters: Adapters) -> None:
         self._deployment = deployment
@@ -47,9 +47,9 @@ class SchedulerHalf:
         self._speed = PrefillSpeed()
 
     def match(self, request: "Request", num_local_tokens: int) -> int | None:
-        """Return how many tokens beyond vLLM's own hit are offered; whole pages.
+        """Return how many tokens after vLLM's own hit are offered, in whole pages.
 
-        None asks to be asked again: more is on its way from SSD.
+        None makes vLLM ask again in a later step: more is on its way from SSD.
         """
         state = self._state(request)
         if not (state.is_sound(num_local_tokens) and state.may_load and state.has_keys):
@@ -62,7 +62,7 @@ class SchedulerHalf:
         return self.session.offer(state, num_local_tokens)
 
     def accept(self, request: "Request", page_ids: list[int], num_tokens: int) -> Load | None:
-        """Plan the load of the offer's first `num_tokens` tokens; 0 drops the offer."""
+        """Plan to load the first `num_tokens` tokens of the offer; 0 withdraws it."""
         state = self._state(request)
         state.page_ids = page_ids
         if num_tokens == 0:
@@ -73,7 +73,7 @@ class SchedulerHalf:
         return self.session.plan_load(state)
 
     def decline(self, request: "Request", page_ids: list[int], num_tokens: int) -> Load | None:
-        """Return the promise that `accept` could not keep, so that it is reported as failed."""
+        """Return the load that `accept` could not plan, so that it is reported as failed."""
         state = self.session.states.get(request.request_id)
         if state is None or num_tokens == 0:
             return None
@@ -82,7 +82,7 @@ class SchedulerHalf:
         return Load(state.request_id, state.offered_pages(), None)
 
     def build_orders(self, scheduler_output: "SchedulerOutput") -> VllmOrders:
-        """Decide this step's saves and hand out everything that waits for the workers."""
+        """Plan this step's saves, and return them with all that the workers have to do."""
         self._adapters.look_again()
         late_saves, self._late_saves = self._late_saves, []
         self._speed.begin_step(scheduler_output.total_num_scheduled_tokens, time.monotonic())
@@ -96,7 +96,7 @@ class SchedulerHalf:
         )
 
     def finish(self, request: "Request") -> None:
-        """Save what an ending request still owes, and forget it; its pages may go at once."""
+        """Plan the last save of a request that ends, and forget it; vLLM may reuse its pages."""
         state = self.session.states.get(request.request_id)
         if state is None:
             return
@@ -134,12 +134,12 @@ class SchedulerHalf:
 
     @property
     def has_pending_work(self) -> bool:
-        """Whether an idle engine has to keep stepping for us to hear from the workers."""
+        """Whether an idle engine has to keep stepping, so that the workers' reports arrive."""
         waiting = bool(self._late_saves) or self.session.is_waiting
         return self._timeout.allows(waiting=waiting)
 
     def take_events(self) -> Sequence[object]:
-        """Return vLLM's own events about what became findable and what left."""
+        """Return events, in vLLM's form, about blocks that became findable or left."""
         return self._events.take()
 
     def _state(self, request: "Request") -> VllmRequest:
@@ -165,7 +165,7 @@ class SchedulerHalf:
         return orders
 
     def _reviewed(self, result: TransferResult) -> TransferResult:
-        """Return `result`, or a failure where it is not known any more what was computed."""
+        """Return `result`, or a failure if the adapter has changed under what it has saved."""
         state = self.session.saving.get(result.job_id)
         if state is None or state.is_sound():
             return result

@@ -1,4 +1,4 @@
-"""The worker half: vLLM's tensors, and the order of copies around its forward pass."""
+"""The worker half: reads vLLM's tensors, and orders copies around its forward pass."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -26,16 +26,7 @@ class WorkerHalf:
     def __init__(
         self, deployment: VllmDeployment, promises: Promises, origin: Origin | None
     ) -> None:
-        """Serve this rank.
-
-        Args:
-            deployment: The engine's shape.
-            promises: What the engine counts on.
-            origin: What the blocks on SSD are blocks of; None where there is no SSD tier.
-
-        Raises:
-            ConfigError: The machine does not have the memory that was asked for.
-        """
+        """Serve this rank, as `WorkerSession` does; `promises` are settled when loads end."""
         self.session = WorkerSession(deployment, origin)
         self._deployment = deployment
         self._promises = promises
@@ -46,10 +37,9 @@ class WorkerHalf:
         """Read the geometry of vLLM's tensors; an owner opens its host pool.
 
         Raises:
-            LayoutError: The tensors are not laid out as declared.
-            ConfigError: The host tier does not fit into this machine, or the SSD tier has no
-                directory, or the GPU is full.
-            TierError: Host memory cannot be had, or not be pinned.
+            LayoutError: The tensors are not laid out as declared, or no lane copies them.
+            ConfigError: As from `WorkerSession.open`.
+            TierError: As from there.
         """
         deployment, layers = self._deployment, layers_of(kv_caches)
         pages = page_pool(kv_caches, deployment.page_shape)
@@ -59,7 +49,7 @@ class WorkerHalf:
         self.session.open(layers, pages)
 
     def begin_step(self, orders: VllmOrders) -> None:
-        """Do what must happen before the forward pass may overwrite pages."""
+        """Start what has to begin before the forward pass may overwrite pages."""
         if (address := orders.pools.get(self._deployment.owner)) is not None:
             self.session.attach(address)
         self.save()  # vLLM skips this in some modes; the pages are still intact here
@@ -80,11 +70,11 @@ class WorkerHalf:
         self.session.submit(plans)
 
     def collect(self) -> None:
-        """Take in what has ended."""
+        """Settle the promises of loads that have ended."""
         for load, num_good_pages, _ in self.session.collect():
             self._promises.settle(load.request_id, num_good_pages)
 
     def take_reports(self) -> VllmReports | None:
-        """Return what the scheduler half has not heard yet, or None."""
+        """Return what has happened since the last report; None for nothing."""
         report = self.session.take_report()
         return None if report == RankReport(rank=report.rank) else VllmReports([report])
