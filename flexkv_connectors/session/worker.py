@@ -117,7 +117,7 @@ class WorkerSession:
                 self.worker.submit(self._in_rows(load.plan))
 
     def submit(self, plans: Iterable[TransferPlan]) -> None:
-        """Start copies that write into our tiers."""
+        """Start copies that are no loads."""
         for plan in plans:
             self.worker.submit(self._in_rows(plan))
 
