@@ -122,7 +122,7 @@ def findable_s(folder: Path, num_blocks: int, cell_bytes: int) -> float:
             recovered=recovered,
             is_recovered=tier.is_recovered,
         )
-        lower.digest(report)
+        lower.handle_report(report)
         lower.take_orders(time.monotonic())
         time.sleep(STEP_S)
     taken_s = time.perf_counter() - start

@@ -25,6 +25,7 @@ NAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vllm": {
         INSTALLED: (
             "test_fakes.py",
+            "test_frames.py",
             "test_scheduler_cases.py",
             "test_scheduler_contract.py",
             "test_scheduler_gpu.py",

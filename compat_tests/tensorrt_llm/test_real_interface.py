@@ -207,7 +207,7 @@ def test_the_real_manager_saves_and_loads(engine):
 def test_the_real_manager_keeps_the_pages_of_an_aborted_load(engine):
     engine.run(EngineRequest(1, prompt(20)))
     [worker] = engine.workers
-    lane, held = worker._half._share.worker, []
+    lane, held = worker._half.session.worker, []
     lane.submit = held.append
     request = engine.submit(EngineRequest(2, prompt(20)))
     engine.iterate()

@@ -46,7 +46,7 @@ class GlassConnector(FlexKVConnector):
         """Invert every bit of the host pool, if this rank owns one."""
         half = self._worker
         if half._deployment.is_owner:
-            assert half._share is not None
-            content = np.frombuffer(half._share.pool.buffer, np.uint8)
+            assert half.session.pool is not None
+            content = np.frombuffer(half.session.pool.buffer, np.uint8)
             np.invert(content, out=content)
         return half._deployment.is_owner

@@ -23,7 +23,7 @@ from vllm.v1.kv_cache_interface import (
     MLAAttentionSpec,
 )
 
-from flexkv_connectors.vllm.deployment import Deployment, translate
+from flexkv_connectors.vllm.deployment import VllmDeployment, translate
 from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
 from flexkv_core.block.namespace import Namespace
 from flexkv_core.config import CacheConfig, parse_config
@@ -90,7 +90,7 @@ def cache_of(spec: AttentionSpec, end: int, start: int = 0) -> KVCacheConfig:
     )
 
 
-def deployment_of(config: VllmConfig, num_draft_layers: int = 0, **options: Any) -> Deployment:
+def deployment_of(config: VllmConfig, num_draft_layers: int = 0, **options: Any) -> VllmDeployment:
     """Return the deployment with our `options`."""
     return translate(config, declared_cache(config, num_draft_layers), parse_config(options))
 

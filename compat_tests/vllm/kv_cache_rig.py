@@ -22,10 +22,11 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
 
 from flexkv_connectors.session.deployment import PageShape
+from flexkv_connectors.session.orders import Load
+from flexkv_connectors.session.promises import Promises
 from flexkv_connectors.vllm.cpu_pages import PLAIN
-from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_connectors.vllm.ledger import LoadLedger
-from flexkv_connectors.vllm.metadata import Load, StepOrders
+from flexkv_connectors.vllm.deployment import VllmDeployment
+from flexkv_connectors.vllm.metadata import VllmOrders
 from flexkv_connectors.vllm.worker import WorkerHalf
 from flexkv_core.config import parse_config
 from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
@@ -84,10 +85,10 @@ class Rig:
         self.storage.fill_(POISON)
         self.ramp = _ramp(spec)
         self._write(self.ramp)
-        self._ledger = LoadLedger(report_finished=True)
-        self.worker = WorkerHalf(deployment(spec), self._ledger, origin=None)
+        self._promises = Promises()
+        self.worker = WorkerHalf(deployment(spec), self._promises, origin=None)
         self.worker.register(tensors)
-        self.worker.take_report()
+        self.worker.take_reports()
 
     def read(self) -> np.ndarray:
         """Return `[L, B, H, N, C]` bytes as vLLM's views show them."""
@@ -103,21 +104,21 @@ class Rig:
 
     def order_save(self, pages: list[int], slots: list[int]) -> None:
         """Begin to save vLLM's blocks `pages` into host slots."""
-        self.worker.begin_step(StepOrders(saves=[_plan(EnginePages(pages), _places(slots), slots)]))
+        self.worker.begin_step(VllmOrders(saves=[_plan(EnginePages(pages), _places(slots), slots)]))
         self.worker.save()
 
     def load(self, slots: list[int], pages: list[int], first_page: int) -> None:
         """Load host slots, from page `first_page` of the first, into vLLM's blocks `pages`."""
         plan = _plan(_places(slots), EnginePages(pages, first_page), slots)
-        self._ledger.promise("r", pages)
-        self.worker.load(StepOrders(loads=[Load("r", pages, plan)]))
+        self._promises.make("r", pages)
+        self.worker.load(VllmOrders(loads=[Load("r", pages, plan)]))
         self._expect_success()
-        assert self._ledger.take_finished() == {"r"}
-        assert not self._ledger.take_failed_pages()
+        assert self._promises.take_finished() == {"r"}
+        assert not self._promises.take_failed_pages()
 
     def slot(self, slot: int) -> bytes:
         """Return the content of a host slot."""
-        pool = self.worker._share.pool
+        pool = self.worker.session.pool
         assert pool is not None
         start = slot * pool.slot_stride
         return bytes(pool.buffer[start : start + pool.slot_bytes])
@@ -130,9 +131,9 @@ class Rig:
 
     def _expect_success(self) -> None:
         self.worker.collect()
-        report = self.worker.take_report()
-        assert report is not None
-        (result,) = report.results
+        reports = self.worker.take_reports()
+        assert reports is not None
+        ((result,),) = (report.results for report in reports.reports)
         assert result.status is Status.OK, result.error
 
 
@@ -152,9 +153,9 @@ def declared(spec: AttentionSpec) -> PageShape:
     return PageShape(spec.num_heads, spec.block_size, spec.state_content_size_bytes)
 
 
-def deployment(spec: AttentionSpec) -> Deployment:
+def deployment(spec: AttentionSpec) -> VllmDeployment:
     """Return a deployment of one rank."""
-    return Deployment(
+    return VllmDeployment(
         cache=parse_config({"cpu_cache_gb": 1e-3}),
         rank=0,
         num_ranks=1,

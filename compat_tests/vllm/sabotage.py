@@ -11,8 +11,8 @@ import msgspec
 from glass_connector import GlassConnector
 from typing_extensions import override
 
-from flexkv_connectors.session import rank_share
-from flexkv_connectors.vllm.metadata import StepOrders
+from flexkv_connectors.session import worker
+from flexkv_connectors.vllm.metadata import VllmOrders
 from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.data.transfer.results import done, refused
 from flexkv_core.plan import EnginePages, HostSlots, Status, TransferPlan, TransferResult
@@ -63,7 +63,8 @@ class BreakableLane(CpuLane):
         num_blocks = min(self.num_good_blocks, plan.num_blocks - 1)
         if isinstance(plan.source, EnginePages) or not num_blocks:
             return failed
-        assert self._execute(self._head_of(plan, num_blocks)).status is Status.OK
+        super().submit(self._head_of(plan, num_blocks))
+        assert self._results.pop().status is Status.OK
         return msgspec.structs.replace(failed, num_blocks=num_blocks)
 
     def _head_of(self, plan: TransferPlan, num_blocks: int) -> TransferPlan:
@@ -80,7 +81,7 @@ class BreakableLane(CpuLane):
         )
 
 
-rank_share.CpuLane = BreakableLane  # type: ignore[misc] ranks make their lane by this name
+worker.CpuLane = BreakableLane  # type: ignore[misc] ranks make their lane by this name
 
 
 class SabotagedConnector(GlassConnector):
@@ -91,7 +92,7 @@ class SabotagedConnector(GlassConnector):
         self._load_attempts: Counter[str] = Counter()
 
     @override
-    def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
+    def build_connector_meta(self, scheduler_output: Any) -> VllmOrders:
         orders = super().build_connector_meta(scheduler_output)
         self._load_attempts.update(load.request_id for load in orders.loads)
         return orders
@@ -110,14 +111,14 @@ class SabotagedConnector(GlassConnector):
 
     def audit(self) -> dict[str, Any]:
         """Scheduler: check the manager's invariants, and say what it holds."""
-        manager = self._scheduler.manager
+        manager = self._scheduler.session.manager
         assert manager is not None
         manager.check_integrity()
         return {
             "off": self._barrier.reason,
             "num_in_flight": manager.num_in_flight,
             "num_claims": len(manager._claims),
-            "num_states": len(self._scheduler._states),
+            "num_states": len(self._scheduler.session.states),
             "num_used_blocks": manager.num_used_blocks(),
             "num_free_blocks": manager.num_free_blocks(),
         }

@@ -343,11 +343,11 @@ class SimulatedEngine:
         connector = self.scheduler.connector
         for half in (connector, *(rank.connector for rank in self._ranks)):
             assert not half._barrier.reason, half._barrier.reason
-        manager = connector._scheduler.manager
+        manager = connector._scheduler.session.manager
         manager.check_integrity()
         assert not manager.num_in_flight
         assert not manager._claims, "leases or reservations were forgotten"
-        assert not connector._scheduler._states, "requests were forgotten"
+        assert not connector._scheduler.session.states, "requests were forgotten"
 
     def close(self) -> None:
         """Shut both halves of the connector down."""

@@ -14,7 +14,7 @@ from fakes import device_config
 from typing_extensions import override
 from vllm.config import VllmConfig
 
-from flexkv_connectors.session import gpu_share, rank_share
+from flexkv_connectors.session import gpu_share, worker
 from flexkv_connectors.session.deployment import PageShape
 from flexkv_connectors.session.gpu_share import Places
 from flexkv_connectors.vllm.kv_caches import page_pool
@@ -32,7 +32,7 @@ def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> FakeCuda:
         What pins their memory.
     """
     cuda = FakeCuda()
-    monkeypatch.setattr(rank_share, "are_on_gpu", lambda layers: True)
+    monkeypatch.setattr(worker, "are_on_gpu", lambda layers: True)
     monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: cuda.runtime)
     monkeypatch.setattr(gpu_share, "staging_places", lambda *sizes: places())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))

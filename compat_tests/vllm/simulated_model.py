@@ -86,11 +86,11 @@ class SimulatedRank:
     def wait_for_files(self) -> None:
         """Let what is read and written on disk end, if there is an SSD tier."""
         half = getattr(self.connector, "_worker", None)  # none where FlexKV does not serve
-        if half is None or half._share is None or half._share.ssd is None:
+        if half is None or half.session.ssd is None:
             return
-        half._share.ssd._identification.join()
-        half._share.ssd._tier.wait_recovered()
-        for route, lane in half._share.worker._by_route.items():
+        half.session.ssd._identification.join()
+        half.session.ssd._tier.wait_recovered()
+        for route, lane in half.session.worker._by_route.items():
             assert "ssd" not in route or lane.drain(DISK_S), "the disk is stuck"
 
     def results(self, finished: set[str]) -> ModelRunnerOutput:

@@ -17,8 +17,8 @@ from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from flexkv_connectors.vllm import scheduler
-from flexkv_connectors.vllm.patience import Patience
 from flexkv_connectors.vllm.prefill_speed import PrefillSpeed
+from flexkv_connectors.vllm.report_timeout import ReportTimeout
 from flexkv_core.data.tiers.ssd import slab
 from flexkv_core.data.tiers.ssd.files import SlabFile
 from flexkv_core.identity import identification
@@ -88,7 +88,7 @@ class SsdGlassConnector(SabotagedConnector):
 
     def ready_keys(self, tier: str) -> list[str]:
         """Scheduler: return the blocks that `tier` would be asked for, in hex."""
-        manager = self._scheduler.manager
+        manager = self._scheduler.session.manager
         if manager is None:
             return []
         if tier not in manager._tiers:
@@ -107,12 +107,12 @@ class SsdGlassConnector(SabotagedConnector):
 
     def limit_waits(self, request_s: float, idle_s: float) -> None:
         """Scheduler: decide how long requests wait for SSD, and an idle engine for news of it."""
-        self._scheduler._ssd.promoter._timeout_s = request_s
-        self._scheduler._patience = Patience(idle_s)
+        self._scheduler.session.ssd.promoter._timeout_s = request_s
+        self._scheduler._timeout = ReportTimeout(idle_s)
 
     def let_retry(self) -> None:
         """Scheduler: let a tier that is left alone be tried again now."""
-        ssd = self._scheduler._ssd
+        ssd = self._scheduler.session.ssd
         for half in (ssd.promoter, ssd.demoter):
             if half.is_off:
                 half._health._next_trial_s = 0.0
@@ -171,9 +171,9 @@ class SlowHasherConnector(SsdGlassConnector):
         identification.FileHasher = SlowHasher  # type: ignore[misc] what files are read by
         super().__init__(vllm_config, role, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler._patience = Patience(0.0)
+            self._scheduler._timeout = ReportTimeout(0.0)
 
     def let_hash(self) -> None:
         """Worker: let the model be read, and wait until it is."""
         SlowHasher.may_begin.set()
-        self._worker._share.ssd._identification.join()
+        self._worker.session.ssd._identification.join()

@@ -52,7 +52,7 @@ def device(request, monkeypatch):
 def rig(caches, device, request):
     rig = caches.Rig(caches.Case(*request.param))
     yield rig
-    rig.worker.shutdown()
+    rig.worker.session.shutdown()
 
 
 def test_no_layout_or_format_is_left_out(caches):
@@ -138,9 +138,7 @@ def test_layers_that_differ_are_refused(caches, difference):
 
 def test_a_rank_with_other_layers_than_declared_does_not_start(caches):
     spec = caches.SPECS["bf16"]
-    worker = caches.WorkerHalf(
-        caches.deployment(spec), caches.LoadLedger(report_finished=True), None
-    )
+    worker = caches.WorkerHalf(caches.deployment(spec), caches.Promises(), None)
     with pytest.raises(LayoutError, match="heads, layers, bytes"):
         worker.register(caches.allocate(spec, "LBHNC", names=caches.NAMES[:-1]))
 

@@ -152,7 +152,7 @@ def test_engines_of_dense_models_know_nothing_of_each_other_and_are_given_as_muc
 ):
     from scheduler_harness import Shape, _config_for, _kv_cache_config, base_config
 
-    from flexkv_connectors.session.host_pool import host_budget_bytes
+    from flexkv_connectors.session.worker import host_budget_bytes
     from flexkv_connectors.vllm.deployment import read_cache_config, translate
 
     shape = Shape(cpu_cache_gb=CPU_CACHE_GB, mla=kind == "mla")

@@ -1,10 +1,14 @@
 """Names that a client gives with a request: a long one costs nobody else time."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from flexkv_connectors.vllm.request_keys import RequestKeys
+from flexkv_connectors.vllm.adapters import Adapters
+from flexkv_connectors.vllm.requests import VllmRequest
+from flexkv_connectors.vllm.switches import Switches
+from flexkv_core.identity.as_read import Judge, Mounts
 
 TOKENS = 4096
 
@@ -33,9 +37,8 @@ def request(**fields):
 
 
 def num_keys(asked):
-    keys = RequestKeys(asked, None, block_tokens=64, namespace=None)
-    keys.advance()
-    return len(keys.so_far)
+    adapters = Adapters(bytes(32), None, Judge(0.0, Mounts("")))
+    return len(VllmRequest(asked, adapters, SimpleNamespace(block_tokens=64), Switches()).keys())
 
 
 @pytest.mark.parametrize("with_name", [with_salt, with_medium])

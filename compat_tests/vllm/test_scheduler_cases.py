@@ -21,14 +21,14 @@ def base(model):
 
 @pytest.fixture
 def weather(monkeypatch):
-    from flexkv_connectors.session import rank_share
+    from flexkv_connectors.session import worker
 
     weather = Weather(random.Random(0))
 
     def late_lane(*place, num_threads):
         return DelayedLane(weather, *place)
 
-    monkeypatch.setattr(rank_share, "CpuLane", late_lane)
+    monkeypatch.setattr(worker, "CpuLane", late_lane)
     return weather
 
 

@@ -169,10 +169,10 @@ def test_a_sleep_amid_copies_costs_hits_and_nothing_else(engine, gpus):
 
 
 def test_a_rank_that_never_reports_makes_nothing_findable(engine, gpus, monkeypatch):
-    from flexkv_connectors.vllm.patience import Patience
+    from flexkv_connectors.vllm.report_timeout import ReportTimeout
 
     engine = engine(tensor_parallel=2)
-    engine.scheduler.connector._scheduler._patience = Patience(limit_s=0.0)
+    engine.scheduler.connector._scheduler._timeout = ReportTimeout(limit_s=0.0)
     monkeypatch.setattr(gpus.devices[1], "step", lambda: False)
     for _ in range(2):
         request = engine.add(PROMPT, 4)

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from flexkv_connectors.session.deployment import PageShape
+from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.vllm.cpu_pages import PLAIN
-from flexkv_connectors.vllm.deployment import Deployment
+from flexkv_connectors.vllm.deployment import VllmDeployment
 from flexkv_core.config import parse_config
 from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.identity.as_read import Judge, Mounts
@@ -25,7 +26,7 @@ PROMPT = list(range(NUM_TOKENS))
 @pytest.fixture
 def deployment(tmp_path):
     """An engine of two ranks, with room for 32 blocks in each tier."""
-    return Deployment(
+    return VllmDeployment(
         cache=parse_config({"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}),
         rank=0,
         num_ranks=2,
@@ -60,26 +61,27 @@ def half(deployment, adapters):
     """The scheduler half of that engine."""
     from flexkv_connectors.vllm.scheduler import SchedulerHalf
 
-    return SchedulerHalf(deployment, Counters(), adapters, uses_ssd=True)
+    return SchedulerHalf(deployment, Counters(), adapters)
 
 
 @pytest.fixture
 def ready(half):
     """The same once both ranks have told what they have: nothing."""
     for rank in range(2):
-        half.digest(report_of(rank, []))
-    half._ssd.take_orders(0.0)
+        half.handle_reports(report_of(rank, []))
+    half.session.ssd.take_orders(0.0)
     return half
 
 
 def report_of(rank, recovered):
     """Return the first report of a rank that has found some blocks."""
-    from flexkv_connectors.vllm.metadata import StepReport
+    from flexkv_connectors.vllm.metadata import VllmReports
 
     found = TierReport(
         tier="ssd", rank=rank, capacity_blocks=32, recovered=recovered, is_recovered=True
     )
-    return StepReport(pools={rank: PoolAddress(1, 1, 1, 1, 32, 64)}, tiers=[found])
+    pool = PoolAddress(1, 1, 1, 1, 32, 64)
+    return VllmReports([RankReport(rank=rank, pool=pool, ssd=found)])
 
 
 def request_of(lora=None, media=(), request_id="request"):
@@ -126,7 +128,7 @@ def compute(half, request, begin=0, end=NUM_TOKENS):
 
 def saved(half, plan):
     """Tell that both ranks have executed a plan."""
-    from flexkv_connectors.vllm.metadata import StepReport
+    from flexkv_connectors.vllm.metadata import VllmReports
 
     results = [
         TransferResult(
@@ -138,7 +140,9 @@ def saved(half, plan):
         )
         for rank in range(2)
     ]
-    half.digest(StepReport(results=results))
+    half.handle_reports(
+        VllmReports([RankReport(rank=result.rank, results=[result]) for result in results])
+    )
 
 
 def serve(half, request):
@@ -151,20 +155,20 @@ def serve(half, request):
 
 
 def num_in_host_memory(half):
-    return half.manager.num_used_blocks("host")
+    return half.session.manager.num_used_blocks("host")
 
 
 def demoted(half):
     """Return how many blocks are on their way to SSD."""
-    plans = half._ssd.take_orders(0.0).plans
+    plans = half.session.ssd.take_orders(0.0).plans
     return sum(plan.num_blocks for plan in plans if isinstance(plan.target, StoredBlocks))
 
 
 def test_what_a_rank_has_found_counts_although_another_reports_later(half):
     for rank in range(2):
-        half.digest(report_of(rank, [StoredKey(KEY, None)]))
-    half._ssd.take_orders(0.0)
-    assert half.manager.lookup([KEY], tier="ssd").num_ready == 1
+        half.handle_reports(report_of(rank, [StoredKey(KEY, None)]))
+    half.session.ssd.take_orders(0.0)
+    assert half.session.manager.lookup([KEY], tier="ssd").num_ready == 1
 
 
 @pytest.mark.parametrize(
@@ -181,9 +185,9 @@ def test_pictures_whose_identifiers_are_hashes_may_leave_it(deployment, adapters
 
     cache = msgspec.structs.replace(deployment.cache, media_ids_are_hashes=True)
     trusting = dataclasses.replace(deployment, cache=cache)
-    half = SchedulerHalf(trusting, Counters(), adapters, uses_ssd=True)
+    half = SchedulerHalf(trusting, Counters(), adapters)
     for rank in range(2):
-        half.digest(report_of(rank, []))
+        half.handle_reports(report_of(rank, []))
     serve(half, request_of(media=(140,)))
     assert demoted(half) == 4
 
@@ -194,11 +198,11 @@ def test_pictures_are_not_brought_back_from_where_an_earlier_process_left_them(h
     keys = list(state.keys())
     chain = [StoredKey(key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
     for rank in range(2):
-        half.digest(report_of(rank, chain))
-    half._ssd.take_orders(0.0)
+        half.handle_reports(report_of(rank, chain))
+    half.session.ssd.take_orders(0.0)
 
     assert half.match(request, 0) is None, "the blocks before it are waited for"
-    plans = half._ssd.take_orders(0.0).plans
+    plans = half.session.ssd.take_orders(0.0).plans
     assert sum(plan.num_blocks for plan in plans) == 2
 
 
@@ -235,7 +239,7 @@ def introduce(ready, adapters, folder):
     """Let an adapter become known."""
     serve(ready, request_of(lora(folder), request_id="first"))
     know(adapters)
-    ready.reset()
+    ready.session.reset()
 
 
 def test_a_request_whose_adapter_is_not_known_yet_is_saved_from_its_first_block_on_later(
@@ -298,7 +302,7 @@ def test_an_offer_ends_when_the_adapter_changes(ready, adapters, folder):
     write_adapter(folder, b"WEIGHTS")
     adapters.look_again()
     assert ready.match(request, 0) == 0
-    assert not ready.manager._claims
+    assert not ready.session.manager._claims
 
 
 @pytest.mark.parametrize(("num_local_tokens", "num_saved"), [(0, 4), (BLOCK_TOKENS, 0)])
@@ -323,17 +327,41 @@ def test_requests_that_have_ended_leave_nothing_of_their_adapter(ready, adapters
 
 def test_a_reset_before_the_workers_have_told_anything_is_not_lost(half):
     """What they have found is of other weights than those that the engine has now."""
-    half.reset()
+    half.session.reset()
     for rank in range(2):
-        half.digest(report_of(rank, [StoredKey(KEY, None)]))
-    orders = half._ssd.take_orders(0.0)
+        half.handle_reports(report_of(rank, [StoredKey(KEY, None)]))
+    orders = half.session.ssd.take_orders(0.0)
     assert orders.generation
-    assert half.manager.num_used_blocks("ssd") == 0
+    assert half.session.manager.num_used_blocks("ssd") == 0
 
 
 def test_without_a_reset_what_both_ranks_have_found_is_restored(half):
     for rank in range(2):
-        half.digest(report_of(rank, [StoredKey(KEY, None)]))
-    orders = half._ssd.take_orders(0.0)
+        half.handle_reports(report_of(rank, [StoredKey(KEY, None)]))
+    orders = half.session.ssd.take_orders(0.0)
     assert not orders.generation
-    assert half.manager.num_used_blocks("ssd") == 1
+    assert half.session.manager.num_used_blocks("ssd") == 1
+
+
+@pytest.mark.parametrize("load_async", [True, False])
+def test_loaded_tokens_are_counted_whether_their_step_waits_for_them_or_not(
+    deployment, adapters, load_async
+):
+    from flexkv_connectors.vllm.scheduler import SchedulerHalf
+
+    cache = msgspec.structs.replace(deployment.cache, load_async=load_async)
+    counters = Counters()
+    half = SchedulerHalf(dataclasses.replace(deployment, cache=cache), counters, adapters)
+    for rank in range(2):
+        half.handle_reports(report_of(rank, []))
+    serve(half, request_of())
+    request = request_of(request_id="again")
+    num_tokens = half.match(request, 0)
+    load = half.accept(request, list(range(NUM_TOKENS // 16)), num_tokens)
+    if load_async:
+        saved(half, load.plan)
+        compute(half, request)
+    else:
+        compute(half, request)
+        saved(half, load.plan)
+    assert counters.drain()["load_tokens"] == num_tokens

@@ -38,7 +38,7 @@ def waits(gpus, rig, monkeypatch):
 
 
 def test_every_slot_is_pinned_in_pieces_of_whole_slots(gpus, rig):
-    pool = rig.worker._share.pool
+    pool = rig.worker.session.pool
     sizes = set(gpus.cuda.pinned.values())
     assert sum(gpus.cuda.pinned.values()) == pool.num_slots * pool.slot_stride
     assert len(gpus.cuda.pinned) > 1
@@ -61,10 +61,10 @@ def test_a_device_that_does_not_copy_is_refused_at_start(gpus, monkeypatch):
 
 def test_shutdown_ends_what_is_under_way_and_gives_the_memory_back(gpus, rig, waits):
     expected = rig.ramp[:, [5, 2]].transpose(2, 0, 1, 3, 4).tobytes()
-    slots = rig.worker._share.pool.buffer
-    stride, size = rig.worker._share.pool.slot_stride, len(expected)
+    slots = rig.worker.session.pool.buffer
+    stride, size = rig.worker.session.pool.slot_stride, len(expected)
     rig.order_save([5, 2], slots=[3])
-    rig.worker.shutdown()
+    rig.worker.session.shutdown()
     assert bytes(slots[3 * stride : 3 * stride + size]) == expected
     assert gpus.cuda.pinned == {}
 
@@ -73,7 +73,7 @@ def test_shutdown_leaves_a_stuck_device_its_memory_after_a_time(gpus, rig, waits
     rig.order_save([5, 2], slots=[3])
     pinned = dict(gpus.cuda.pinned)
     monkeypatch.setattr(gpus.devices[0], "step", lambda: False)
-    rig.worker.shutdown()
+    rig.worker.session.shutdown()
     assert gpus.cuda.pinned == pinned
     assert sum(waits) <= 4.0, "vLLM kills who takes longer"
 
@@ -83,10 +83,10 @@ def test_pages_that_keep_k_and_v_apart_are_refused(rig):
 
     from flexkv_connectors.session.gpu_share import GpuShare
 
-    worker = rig.worker
-    apart = replace(worker._pages, behind=worker._pages)
+    session = rig.worker.session
+    apart = replace(session._pages, behind=session._pages)
     with pytest.raises(LayoutError, match="K and V lie apart"):
-        GpuShare(worker._deployment, worker._layers, apart, worker._share.pool)
+        GpuShare(session._deployment, session._layers, apart, session.pool)
 
 
 def test_pages_of_fewer_layers_than_the_model_has_are_refused(rig):
@@ -95,8 +95,8 @@ def test_pages_of_fewer_layers_than_the_model_has_are_refused(rig):
 
     from flexkv_connectors.session.gpu_share import GpuShare
 
-    worker = rig.worker
-    run, *_ = worker._pages.runs
-    fewer = replace(worker._pages, runs=(replace(run, num_layers=1),))
+    session = rig.worker.session
+    run, *_ = session._pages.runs
+    fewer = replace(session._pages, runs=(replace(run, num_layers=1),))
     with pytest.raises(LayoutError, match="must be made from the same model and rank"):
-        GpuShare(worker._deployment, worker._layers[:1], fewer, worker._share.pool)
+        GpuShare(session._deployment, session._layers[:1], fewer, session.pool)

@@ -1,1 +1,1 @@
-"""For engines that give us pages: the host tier and all below it are ours."""
+"""For engines that give us their KV pages: we own the host tier and every tier below it."""

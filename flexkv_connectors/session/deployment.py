@@ -1,4 +1,4 @@
-"""What a deployment of any engine with a host tier of ours is: its shape and its options."""
+"""The shape and the options of an engine that uses our host tier."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,12 +14,12 @@ _DEFAULT_BLOCK_TOKENS = 64
 
 
 class PageShape(NamedTuple):
-    """What the engine declared about one layer's page, to hold its tensors against."""
+    """One layer's page as the engine declares it; its tensors are checked against this."""
 
     num_heads: int
     page_tokens: int
     token_bytes: int
-    """Content of one token and head."""
+    """Size of one token's content in one head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,23 +42,23 @@ class Deployment:
 
     page_shape: PageShape
     num_layers: int
-    """Layers of this rank's stage, draft layers behind those of the model."""
+    """Layers of this rank's stage: those of the model, then draft layers."""
 
     first_layer: int
-    """Where its stage begins in the whole model."""
+    """Index of its stage's first layer in the whole model."""
 
     total_heads: int
     """KV heads of the whole model; 1 for MLA."""
 
     cell_heads: int
-    """KV heads in a cell: those of a rank at the largest degree that shares blocks."""
+    """KV heads in a cell: those of a rank at the largest parallel degree that shares blocks."""
 
     block_tokens: int
     step_tokens: int
-    """Tokens that a step computes at most, all requests together."""
+    """The most tokens that one step computes, over all requests."""
 
     engine_id: str
-    """The same on every rank of the engine, and its own."""
+    """Names the engine: the same on all of its ranks, and different for every engine."""
 
     @property
     def owners(self) -> range:
@@ -108,7 +108,7 @@ class Deployment:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What the cells of this rank's share of a block hold, in their order in a host slot."""
+        """The heads and layers in each cell of this rank's share of a block, in slot order."""
         num_heads = self.page_shape.num_heads
         num_shards = self.total_heads // num_heads
         shard = self.rank // self.num_replicas % num_shards
@@ -126,15 +126,15 @@ class Deployment:
 
 
 def block_tokens_of(cache: CacheConfig, page_tokens: int, engine: str) -> int:
-    """Return the block size: the one asked for, or the default in whole pages.
+    """Return the block size: as configured, or the default rounded down to whole pages.
 
     Args:
         cache: The user's options.
         page_tokens: Tokens in one of the engine's blocks.
-        engine: Its name, for people.
+        engine: Its name, for the error message.
 
     Raises:
-        ConfigError: What was asked for is not whole pages.
+        ConfigError: The configured size is not a multiple of the page size.
     """
     if cache.block_tokens is None:
         return max(1, _DEFAULT_BLOCK_TOKENS // page_tokens) * page_tokens
@@ -148,10 +148,10 @@ def block_tokens_of(cache: CacheConfig, page_tokens: int, engine: str) -> int:
 
 
 def require_cells(cache: CacheConfig, engine: str) -> CacheConfig:
-    """Return options of an engine whose pages are converted on their way to the host tier.
+    """Return the options of an engine whose pages are converted to cells in the host tier.
 
     Raises:
-        ConfigError: Its blocks are to be stored as its pages are.
+        ConfigError: They ask for another format of blocks.
     """
     if cache.block_format != "cells":
         msg = (

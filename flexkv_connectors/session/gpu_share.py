@@ -1,4 +1,4 @@
-"""What one rank needs to move KV between its GPU and host memory."""
+"""Moves one rank's KV between its GPU and host memory."""
 
 import logging
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ __all__ = ["GpuShare", "Places", "staging_places"]
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_LOADS = 5
-"""One block in five is for loads, which go through in rounds. Not tuned on a GPU."""
+"""One staging block in five is for loads, which reuse it in rounds. Not tuned on a GPU."""
 
 _MOST_OF_FREE = 4
-"""Unless told, staging takes no more than a quarter of what is free. vLLM gives no hook before it
-has measured what the model needs and has taken the rest of `gpu_memory_utilization` for KV; its
-graphs are captured later and need room, too."""
+"""By default, staging takes at most a quarter of what is free. vLLM has no hook before it has
+measured what the model needs and has given the rest of `gpu_memory_utilization` to KV; its graphs
+are captured later and need room, too."""
 
 _WARM_UP_S = 60
 
 
 class Places(NamedTuple):
-    """Blocks in the two parts of staging."""
+    """How many blocks each of the two parts of staging holds."""
 
     save: int
     load: int
@@ -47,12 +47,13 @@ def staging_places(
 
     Args:
         block_bytes: A rank's share of a block.
-        step_blocks: Blocks that a step computes: what saves have room for, unless told.
-        free_bytes: What the device has free.
-        asked_bytes: What the user wants staging to be; None for the default.
+        step_blocks: Blocks that a step computes; by default there is room to save all of them.
+        free_bytes: Free memory of the device.
+        asked_bytes: The configured size of staging; None for the default.
 
     Raises:
-        ConfigError: Not even a block fits for each direction, or not what was asked for.
+        ConfigError: There is no room for one block to save and one to load, or for what was
+            configured.
     """
     if asked_bytes is None:
         most_places = free_bytes // _MOST_OF_FREE // block_bytes
@@ -84,12 +85,12 @@ class GpuShare:
         pages: PagePool,
         pool: HostPool,
     ) -> None:
-        """Pin `pool` and take staging memory on the device of `layers`.
+        """Pin `pool` and allocate staging memory on the device of `layers`.
 
         Raises:
             ConfigError: The device is full.
-            LayoutError: A page does not hold all of a token in one place, or is not of this model.
-            TierError: The host pool cannot be pinned, or the device does not copy.
+            LayoutError: K and V of a token lie apart in a page, or the pages are of another model.
+            TierError: The host pool cannot be pinned, or the device copies nothing in time.
 
         Cost: touches and pins every page of the pool, and compiles the kernel.
         """
@@ -117,7 +118,7 @@ class GpuShare:
         )
 
     def close(self) -> None:
-        """Unpin the host pool; no copy may be under way."""
+        """Unpin the host pool; no copy may be in flight."""
         self._pinned.close()
 
 
@@ -132,10 +133,10 @@ def _places_on(device: torch.device, deployment: Deployment) -> Places:
 
 
 def _warm_up(device: Device) -> None:
-    """Copy a page out and back: Triton compiles now what would stall a step later.
+    """Copy a page out and back, so that Triton compiles now and does not stall a step later.
 
     Raises:
-        TierError: It has not come back in time.
+        TierError: The copy has not ended in time.
     """
     first = np.zeros(1, np.int64)
     device.gather(first, first)

@@ -1,4 +1,4 @@
-"""One rank's share of the SSD tier: its files, the lanes to them, and what it has to say."""
+"""One rank's share of the SSD tier: its files, the lanes to them, and what it reports."""
 
 import threading
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["SsdShare"]
 
-_RECOVERED_A_REPORT = 2048
+_MAX_RECOVERED_PER_REPORT = 2048
 """Keys of 64 bytes with their parents: 130 KB in one of the engine's messages."""
 
 
 class SsdShare:
-    """What an owner does for the SSD tier.
+    """The part of the SSD tier that one owner keeps.
 
-    The files are opened once it is known what they are files of. Until then the share says how
-    much it will hold, and the scheduler's side orders nothing.
+    The files are opened once the model is identified. Until then the share reports how much it
+    will hold, and the scheduler's side orders nothing.
 
     Thread: the worker's. Files are opened by the thread that identifies the model, and read and
     written by the threads of two lanes, so that loads never queue behind saves.
@@ -43,7 +43,7 @@ class SsdShare:
     def __init__(
         self, deployment: Deployment, origin: Origin, pool: HostPool, quota_bytes: int
     ) -> None:
-        """Find out what the blocks are blocks of, and then what earlier processes left of them.
+        """Identify the model, then open its files and recover what earlier processes left.
 
         Raises:
             ConfigError: None of the directories can be used.
@@ -54,18 +54,21 @@ class SsdShare:
         self._options = ssd_options(deployment.cache, quota_bytes)
         require_directory(self._options)
         self._generation = ""
-        """The last that was ordered."""
+        """The last that the scheduler's side has ordered."""
 
         self._begun = ""
-        """The last that the tier has begun."""
+        """The last that the tier has begun, which opens later than orders come."""
 
-        self._told: tuple[object, ...] = ()
+        self._reported: tuple[object, ...] = ()
         """Capacity, end of the search and generation, as they were last reported."""
 
         self._lanes: Mapping[Route, Lane] = {}
         self._tier: SsdTier | None = None
         self._is_closed = False
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()
+        """Held while the files are opened, by a thread of the identification, and while it is
+        decided that they are not opened any more."""
+
         self._identification = origin.find(deployment.cache, self._open)
 
     def take_lanes(self) -> Mapping[Route, "Lane"]:
@@ -76,7 +79,7 @@ class SsdShare:
         return lanes
 
     def prepare(self, orders: TierOrders) -> None:
-        """Do what has to be done before the plans of `orders` begin."""
+        """Carry out the part of `orders` that comes before its plans."""
         if orders.generation:
             self._generation = orders.generation
             self._record_reset()
@@ -85,16 +88,16 @@ class SsdShare:
             tier.delete(orders.gone)
 
     def take_report(self) -> TierReport | None:
-        """Return what the scheduler half has not heard yet, or None."""
+        """Return what has changed since the last report, or None."""
         tier = self._current_tier()
         counts = {} if tier is None else tier.take_counts()
-        recovered = [] if tier is None else tier.take_recovered(_RECOVERED_A_REPORT)
+        recovered = [] if tier is None else tier.take_recovered(_MAX_RECOVERED_PER_REPORT)
         is_over = self._identification.is_unknown if tier is None else tier.is_recovered
         capacity_blocks = self._promised_blocks() if tier is None else tier.capacity_blocks
-        told = capacity_blocks, is_over, self._generation
-        if told == self._told and not (counts or recovered):
+        state = capacity_blocks, is_over, self._generation
+        if state == self._reported and not (counts or recovered):
             return None
-        self._told = told
+        self._reported = state
         return TierReport(
             tier="ssd",
             rank=self._deployment.rank,
@@ -106,26 +109,26 @@ class SsdShare:
         )
 
     def stop(self) -> None:
-        """Open no files any more; lanes that were not taken are closed."""
+        """Open no more files, and close lanes that were not taken."""
         self._identification.close()
-        with self._opening:
+        with self._lock:
             self._is_closed = True
             for lane in self._lanes.values():
                 lane.close()
 
     def close(self) -> None:
-        """Let go of the files, after `stop`; nothing may be under way any more."""
+        """Close the files, after `stop`; no copy may be in flight."""
         if self._tier is not None:
             self._tier.close()
 
     def _open(self, namespace: Namespace) -> None:
-        """Open the files of `namespace`, and begin to look for what earlier processes left.
+        """Open the files of `namespace`, and begin to recover what earlier processes left.
 
         Raises:
             ConfigError: None of the directories can be used any more.
         """
         deployment, memory = self._deployment, self._pool.memory
-        with self._opening, ExitStack() as undo:
+        with self._lock, ExitStack() as undo:
             if self._is_closed:
                 return
             tier = open_ssd_tier(
@@ -145,13 +148,13 @@ class SsdShare:
             self._tier = tier  # last: from here on the worker's thread uses all of it
 
     def _record_reset(self) -> None:
-        """See to it that a reset outlives this process, whether it will open the files or not."""
+        """Make a reset outlive this process, even if this process never opens the files."""
         if self._tier is None:
             columns = self._deployment.columns
             record_reset(self._options, self._origin.blank, columns, self._generation)
 
     def _current_tier(self) -> SsdTier | None:
-        """Return the tier, in the generation that was ordered; None while it is not open."""
+        """Return the tier, in the generation that was ordered last; None until it is open."""
         tier = self._tier
         if tier is not None and self._begun != self._generation:
             keeps_name = bool(self._deployment.cache.weight_version)
@@ -160,7 +163,7 @@ class SsdShare:
         return tier
 
     def _promised_blocks(self) -> int:
-        """Return what there will be room for; nothing, if the files are never opened."""
+        """Return how many blocks there will be room for once the files are open."""
         if self._identification.is_unknown:
             return 0
         deployment = self._deployment

@@ -1,4 +1,4 @@
-"""How much a step may save where blocks are staged in device memory on their way out."""
+"""How many blocks a step may save where they are staged in device memory on their way out."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,9 +9,9 @@ __all__ = ["StagingRoom"]
 
 
 class StagingRoom:
-    """Counts the blocks that saves have under way against the smallest ring of any rank.
+    """Counts the blocks that are being saved against the smallest staging ring of any rank.
 
-    Without a ring, on a CPU, there is no bound. Thread: the scheduler's.
+    Without a ring, on a CPU, there is no limit. Thread: the scheduler's.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -20,18 +20,18 @@ class StagingRoom:
         self._held: dict[JobId, int] = {}
 
     def note(self, capacities: Iterable[int]) -> None:
-        """Take in how many blocks the rings of some ranks hold."""
+        """Note how many blocks the rings of some ranks hold."""
         known = [] if self._num_places is None else [self._num_places]
         self._num_places = min([*known, *capacities], default=None)
         if self._num_places is not None:
             self._recorder.set("staging_capacity_blocks", self._num_places)
 
     def clip(self, num_blocks: int, num_known: Callable[[], int]) -> int:
-        """Return how many leading blocks of a chain may be saved now; others count as delayed.
+        """Return how many leading blocks of a chain may be saved now; the rest are delayed.
 
         Args:
             num_blocks: Blocks of the chain to be saved.
-            num_known: Tells how many of them need no saving; asked only where there is a ring.
+            num_known: Returns how many of them need no saving; called only if there is a ring.
         """
         if self._num_places is None:
             return num_blocks

@@ -9,7 +9,7 @@ from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.events import EventLog
 from flexkv_core.metrics import Recorder
 
-__all__ = ["Stores", "open_stores", "record_use"]
+__all__ = ["Stores", "open_stores"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,14 @@ class Stores(NamedTuple):
 
     manager: CacheManager
     ssd: LowerTier | None
+
+    def record_use(self, recorder: Recorder) -> None:
+        """Set the gauges that say how full the tiers are."""
+        recorder.set("host_used_blocks", self.manager.num_used_blocks("host"))
+        if self.ssd is not None:
+            recorder.set("ssd_used_blocks", self.manager.num_used_blocks("ssd"))
+            recorder.set("ssd_capacity_blocks", self.ssd.capacity_blocks)
+            recorder.set("ssd_off", self.ssd.is_off)
 
 
 def open_stores(
@@ -59,12 +67,3 @@ def open_stores(
         recorder=recorder,
     )
     return Stores(manager, ssd)
-
-
-def record_use(manager: CacheManager, ssd: LowerTier | None, recorder: Recorder) -> None:
-    """Set the gauges that say how full the tiers are."""
-    recorder.set("host_used_blocks", manager.num_used_blocks("host"))
-    if ssd is not None:
-        recorder.set("ssd_used_blocks", manager.num_used_blocks("ssd"))
-        recorder.set("ssd_capacity_blocks", ssd.capacity_blocks)
-        recorder.set("ssd_off", ssd.is_off)

@@ -12,9 +12,12 @@ from flexkv_connectors.fault_barrier import (
     refusals_in_one_line,
 )
 from flexkv_connectors.session.deployment import Deployment
-from flexkv_connectors.session.rank_share import are_on_gpu
+from flexkv_connectors.session.orders import RankReport
+from flexkv_connectors.session.promises import Promises
+from flexkv_connectors.session.worker import are_on_gpu
+from flexkv_connectors.tensorrt_llm.answers import Answers
 from flexkv_connectors.tensorrt_llm.deployment import read_cache_config, translate
-from flexkv_connectors.tensorrt_llm.exchange import Exchange
+from flexkv_connectors.tensorrt_llm.exchange import Exchange, ExchangeOrders, StopReport
 from flexkv_connectors.tensorrt_llm.identity import origin_of, why_no_identity
 from flexkv_connectors.tensorrt_llm.interface import (
     connector_interface,
@@ -23,9 +26,7 @@ from flexkv_connectors.tensorrt_llm.interface import (
     require_engine,
 )
 from flexkv_connectors.tensorrt_llm.mailbox import mailbox_of
-from flexkv_connectors.tensorrt_llm.messages import StepOrders, StepReport
 from flexkv_connectors.tensorrt_llm.pages import page_pool_of, slabs_of_layout, slabs_of_pool
-from flexkv_connectors.tensorrt_llm.promises import Promises
 from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_connectors.tensorrt_llm.settings import EngineSettings, read_settings
 from flexkv_connectors.tensorrt_llm.worker import WorkerHalf
@@ -72,7 +73,7 @@ def _set_up(arguments: object) -> Setup:
     return Setup(settings, deployment, origin_of(settings, deployment))
 
 
-def _alone(report: StepReport) -> list[StepReport]:
+def _alone(report: RankReport) -> list[RankReport]:
     """Gather the reports of one rank."""
     return [report]
 
@@ -100,7 +101,7 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
         self._load_async = setup.deployment.cache.load_async
         self._half = SchedulerHalf(setup.deployment, self._mailbox)
         self._offered: set[int] = set()
-        """Requests that were offered something and have not ended."""
+        """Numbers of requests that were offered something and have not ended."""
 
     @override
     def get_num_new_matched_tokens(
@@ -116,23 +117,23 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
         self._run(lambda: self._half.accept(request.request_id, block_ids), nothing)
 
     @override
-    def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
+    def build_connector_meta(self, scheduler_output: Any) -> ExchangeOrders:
         return self._run(lambda: self._half.build_orders(scheduler_output), self._no_orders)
 
     @override
     def request_finished(self, request: Any, cache_block_ids: list[int]) -> bool:
-        """Keep the pages while a load writes to them; saves need them no longer than their step."""
+        """Keep the pages while a load writes to them; saves are done with them after their step."""
         number = request.request_id
         was_offered = number in self._offered
         self._offered.discard(number)
         return self._run(lambda: self._half.finish(number), lambda: was_offered)
 
     def request_reset(self, request: Any) -> None:  # noqa: ANN401 LlmRequest
-        """Forget a request whose pages were taken away; it is matched anew. Newer engines call."""
+        """Forget a request whose pages were taken away; it is matched again. For newer engines."""
         self._run(lambda: self._half.finish(request.request_id), lambda: False)
 
     def cancel_load(self, request: Any, start: int, end: int) -> None:  # noqa: ANN401 LlmRequest
-        """Take tokens [start, end) off an offer. Newer engines call."""
+        """Take tokens [start, end) off an offer. For newer engines."""
         self._run(lambda: self._half.shorten(request.request_id, range(start, end)), nothing)
 
     def _run(self, hook: Callable[[], T], instead: Callable[[], T]) -> T:
@@ -140,9 +141,9 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
             self._barrier.switch_off(self._mailbox.refusal)
         return self._barrier.run(hook, instead)
 
-    def _no_orders(self) -> StepOrders:
+    def _no_orders(self) -> ExchangeOrders:
         self._half.require_planned()
-        return StepOrders()
+        return ExchangeOrders()
 
 
 class FlexKVWorker(KvCacheConnectorWorker):
@@ -166,10 +167,11 @@ class FlexKVWorker(KvCacheConnectorWorker):
         self._settings, self._deployment = setup.settings, setup.deployment
         self._barrier = FaultBarrier()
         self._mailbox = mailbox_of(llm_args)
-        self._promises = Promises(tells_loads=setup.deployment.cache.load_async)
-        self._half = WorkerHalf(setup.deployment, setup.origin)
-        self._unloaded = self._unsaved = StepOrders()
-        """What of the engine's metadata is not done yet: it may show them more than once."""
+        self._promises = Promises()
+        self._answers = Answers(self._promises)
+        self._half = WorkerHalf(setup.deployment, self._promises, setup.origin)
+        self._unloaded = self._unsaved = ExchangeOrders()
+        """Orders that are not carried out yet: the engine may hand in the same ones again."""
 
         gather = gather_reports if setup.deployment.num_ranks > 1 else _alone
         self._exchange = Exchange(setup.deployment.num_ranks, setup.deployment.owners, gather)
@@ -184,20 +186,21 @@ class FlexKVWorker(KvCacheConnectorWorker):
 
     @override
     def bind_connector_meta(self, metadata: object) -> None:
-        assert isinstance(metadata, StepOrders)
+        assert isinstance(metadata, ExchangeOrders)
         super().bind_connector_meta(metadata)
         never_computed = self._unsaved.saves
         self._barrier.run(lambda: self._half.skip(never_computed), nothing)
         self._unloaded = self._unsaved = metadata
-        self._promises.make(load.request_id for load in metadata.loads)
+        for load in metadata.loads:
+            self._promises.make(load.request_id, load.page_ids)
         self._exchange.expect(metadata)
 
     @override
     def start_load_kv(self, stream: "torch.cuda.Stream") -> None:
-        orders, self._unloaded = self._unloaded, StepOrders()
+        orders, self._unloaded = self._unloaded, ExchangeOrders()
         is_late = self._deployment.cache.load_async
         self._barrier.run(
-            lambda: self._load(orders), nothing if is_late else self._promises.require_kept
+            lambda: self._load(orders), nothing if is_late else self._answers.require_loaded
         )
 
     @override
@@ -210,62 +213,60 @@ class FlexKVWorker(KvCacheConnectorWorker):
 
     @override
     def wait_for_save(self, stream: "torch.cuda.Stream") -> None:
-        orders, self._unsaved = self._unsaved, StepOrders()
+        orders, self._unsaved = self._unsaved, ExchangeOrders()
         self._barrier.run(lambda: self._half.save(orders), nothing)
 
     @override
     def get_finished(
         self, finished_gen_req_ids: list[int], started_loading_req_ids: list[int]
     ) -> tuple[list[int], list[int]]:
-        self._promises.ask(started_loading_req_ids, finished_gen_req_ids)
-        self._barrier.run(self._collect, nothing)
+        self._answers.ask(started_loading_req_ids, finished_gen_req_ids)
+        self._barrier.run(lambda: self._half.collect(), nothing)
         reports = self._exchange.all_reports(self._report)
-        if broken := next((told for told in reports if told.must_stop), None):
-            msg = (
-                f"rank {broken.rank} cannot fill pages that the engine counts on: {broken.refusal}"
-            )
+        if stop := next((report for report in reports if isinstance(report, StopReport)), None):
+            msg = f"rank {stop.rank} cannot fill pages that the engine counts on: {stop.refusal}"
             raise BrokenPromiseError(msg)  # on every rank: the others would wait for this one
         self._mailbox.post(reports)
-        return self._promises.answer()
+        return self._answers.answer()
 
     def shutdown(self) -> None:
-        """Let go of everything; the engine has no call for it and ends its processes."""
-        self._barrier.run(self._half.shutdown, nothing)
+        """Free everything. The engine never calls this; it ends its processes."""
+        self._barrier.run(self._half.session.shutdown, nothing)
 
     @refusals_in_one_line()
     def _register(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> None:
-        """Open this rank's tiers. All ranks start, or none: the others would wait for it."""
+        """Open this rank's tiers. All ranks start or none does: a rank waits for all others."""
         report = self._attempt(lambda: self._open(cut, cache))
         if report.refusal == _NO_GPU:
-            return  # every rank comes to this, and none exchanges
+            return  # on every rank, so none waits for an exchange
         reports = self._introduce(report)
-        if self._deployment.replicas:
-            self._introduce(self._attempt(lambda: self._half.attach(reports)))
         self._mailbox.post(reports)
+        if self._deployment.replicas:
+            self._mailbox.post(self._introduce(self._attempt(lambda: self._half.attach(reports))))
 
-    def _introduce(self, report: StepReport) -> list[StepReport]:
-        """Return what every rank says.
+    def _introduce(self, report: RankReport) -> list[RankReport]:
+        """Return what every rank reports.
 
         Raises:
             ConfigError: One of them cannot start.
         """
         reports = self._exchange.introduce(report)
-        if refusal := next((told.refusal for told in reports if told.refusal), ""):
+        if refusal := next((report.refusal for report in reports if report.refusal), ""):
             raise ConfigError(refusal)
         return reports
 
-    def _attempt(self, start: Callable[[], StepReport]) -> StepReport:
+    def _attempt(self, start: Callable[[], RankReport]) -> RankReport:
         """Return what `start` has to report, or why it could not."""
 
-        def attempt() -> StepReport:
+        def attempt() -> RankReport:
             try:
                 return start()
             except FlexKVError as error:
-                return StepReport(rank=self._deployment.rank, refusal=str(error))
+                return RankReport(rank=self._deployment.rank, refusal=str(error))
 
         return self._barrier.run(attempt, self._refuse)
 
-    def _open(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> StepReport:
+    def _open(self, cut: "Callable[..., list[torch.Tensor]]", cache: object) -> RankReport:
         deployment, num_planes = self._deployment, self._settings.num_planes
         slabs = cut(cache, deployment.page_shape, deployment.num_layers, num_planes)
         if are_on_gpu(slabs) and not deployment.cache.enable_gpu:
@@ -273,21 +274,15 @@ class FlexKVWorker(KvCacheConnectorWorker):
             return self._refuse()
         return self._half.open(slabs, page_pool_of(slabs, num_planes))
 
-    def _load(self, orders: StepOrders) -> None:
-        self._promises.keep(self._half.load(orders))
-        self._collect()
+    def _load(self, orders: ExchangeOrders) -> None:
+        self._half.load(orders)
+        self._half.collect()
         if not self._deployment.cache.load_async:
-            self._promises.require_kept()
+            self._answers.require_loaded()
 
-    def _collect(self) -> None:
-        self._promises.keep(self._half.take_loaded())
-
-    def _report(self) -> StepReport:
+    def _report(self) -> RankReport:
         return self._barrier.run(self._half.take_report, self._refuse)
 
-    def _refuse(self) -> StepReport:
-        return StepReport(
-            rank=self._deployment.rank,
-            refusal=self._barrier.reason,
-            must_stop=not self._promises.are_kept,
-        )
+    def _refuse(self) -> RankReport:
+        kind = StopReport if self._promises.open else RankReport
+        return kind(rank=self._deployment.rank, refusal=self._barrier.reason)

@@ -1,16 +1,29 @@
-"""Brings reports to the scheduler half: TensorRT-LLM tells its workers things, and asks nothing.
+"""Brings reports to the scheduler half: TensorRT-LLM has messages to its workers, and none back.
 
 A collective of the engine's own does it, which every rank has to call equally often. So whether to
 call it is decided only by what all ranks have heard alike: orders, and earlier reports. Nothing is
-called while nothing is under way.
+called while nothing is in flight.
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
-from flexkv_connectors.tensorrt_llm.messages import StepOrders, StepReport
+from flexkv_connectors.session.orders import RankReport, StepOrders
 from flexkv_core.block.types import JobId
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "ExchangeOrders", "StopReport"]
+
+
+@dataclass(kw_only=True)
+class ExchangeOrders(StepOrders):
+    """Orders for one step, and whether ranks exchange reports after it even if idle."""
+
+    wants_reports: bool = False
+    """Whether the scheduler half waits for reports although no plan is in flight."""
+
+
+class StopReport(RankReport):
+    """The engine counts on pages that this rank will not fill: every rank stops with it."""
 
 
 class Exchange:
@@ -20,7 +33,7 @@ class Exchange:
         self,
         num_ranks: int,
         owners: Collection[int],
-        gather: Callable[[StepReport], list[StepReport]],
+        gather: Callable[[RankReport], list[RankReport]],
     ) -> None:
         """Exchange among `num_ranks` ranks.
 
@@ -35,28 +48,28 @@ class Exchange:
         self._waiting: dict[JobId, set[int]] = {}
         """Ranks that have not reported on a plan."""
 
-        self._listens = False
+        self._wants_reports = False
         self._is_over = False
 
-    def introduce(self, report: StepReport) -> list[StepReport]:
-        """Return what every rank says at the beginning: each calls this equally often."""
+    def introduce(self, report: RankReport) -> list[RankReport]:
+        """Return what every rank reports at the start: each calls this equally often."""
         return self._gather(report)
 
-    def expect(self, orders: StepOrders) -> None:
-        """Note what ranks will report on."""
+    def expect(self, orders: ExchangeOrders) -> None:
+        """Note the plans that ranks will report on."""
         for load in orders.loads:
             if load.plan is not None:
                 self._waiting[load.plan.job_id] = set(self._readers)
         for plan in (*orders.saves, *(orders.ssd.plans if orders.ssd else ())):
             self._waiting[plan.job_id] = set(self._owners)
-        self._listens = orders.listens
+        self._wants_reports = orders.wants_reports
 
-    def all_reports(self, take_report: Callable[[], StepReport]) -> list[StepReport]:
-        """Return what every rank says, or nothing if none is waited for.
+    def all_reports(self, take_report: Callable[[], RankReport]) -> list[RankReport]:
+        """Return what every rank reports, or nothing if no report is waited for.
 
         The first refusal ends the exchange on every rank.
         """
-        if self._is_over or not (self._waiting or self._listens):
+        if self._is_over or not (self._waiting or self._wants_reports):
             return []
         reports = self._gather(take_report())
         for report in reports:

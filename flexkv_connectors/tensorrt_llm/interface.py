@@ -1,4 +1,4 @@
-"""What this connector takes from TensorRT-LLM when it runs: found here, and nowhere else.
+"""What this connector imports from TensorRT-LLM at run time; nothing else does.
 
 The interface moved from `pyexecutor/` to `pyexecutor/connectors/` between 1.2 and 1.3.
 """
@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import Any, cast
 
-from flexkv_connectors.tensorrt_llm.messages import StepReport
+from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.versions import require_supported
 from flexkv_core.errors import UnsupportedEngineError
 
@@ -34,7 +34,7 @@ def connector_interface() -> ModuleType:
 
 
 def _module_at(place: str) -> ModuleType | None:
-    """Return a module; None if it is not there, which is not what its own imports lack."""
+    """Return a module; None if it does not exist. What its own imports lack is an error."""
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -44,7 +44,7 @@ def _module_at(place: str) -> ModuleType | None:
 
 
 def require_engine(arguments: object) -> None:
-    """Refuse an engine that was not checked, or that does not say what it serves.
+    """Refuse an engine whose version was not checked, or whose arguments lack what we read.
 
     Args:
         arguments: What the engine gave to the constructor of a connector.
@@ -66,9 +66,9 @@ def own_rank() -> int:
     return int(_utils().mpi_rank())
 
 
-def gather_reports(report: StepReport) -> list[StepReport]:
+def gather_reports(report: RankReport) -> list[RankReport]:
     """Return what every rank reports. A collective: every rank calls it, or none."""
-    return cast("list[StepReport]", _utils().mpi_allgather(report))
+    return cast("list[RankReport]", _utils().mpi_allgather(report))
 
 
 def _utils() -> Any:  # noqa: ANN401 a module without types

@@ -1,6 +1,6 @@
-"""How the two halves in one process meet: the engine builds both at once and introduces neither."""
+"""Connects the two halves in one process: the engine builds both and gives neither to the other."""
 
-from flexkv_connectors.tensorrt_llm.messages import StepReport
+from flexkv_connectors.session.orders import RankReport
 
 __all__ = ["Mailbox", "mailbox_of"]
 
@@ -12,18 +12,18 @@ class Mailbox:
     """
 
     def __init__(self, arguments: object) -> None:
-        self._arguments = arguments  # while this lives, nothing else gets their id
-        self._reports: list[StepReport] = []
+        self._arguments = arguments  # keeps their id from being reused
+        self._reports: list[RankReport] = []
         self.refusal = ""
         """Why a rank takes no part any more, in one clause; empty while all do."""
 
-    def post(self, reports: list[StepReport]) -> None:
+    def post(self, reports: list[RankReport]) -> None:
         """Add reports."""
         self._reports += reports
         refusals = (report.refusal for report in reports if report.refusal)
         self.refusal = self.refusal or next(refusals, "")
 
-    def take(self) -> list[StepReport]:
+    def take(self) -> list[RankReport]:
         """Return all reports since the last call."""
         reports, self._reports = self._reports, []
         return reports

@@ -1,4 +1,4 @@
-"""TensorRT-LLM's configuration as the cache sees it: the only place that reads its arguments."""
+"""Reads from TensorRT-LLM's arguments what decides which KV it computes and how it keeps it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ __all__ = ["EngineSettings", "read_settings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What decides which KV an engine computes and how it keeps it, with the engine's values."""
+    """The settings of one engine that matter to a cache."""
 
     model: str
     revision: str | None
     load_format: str
     runs_code: bool
-    """Whether code of the model's own may run."""
+    """Whether code from the model's repository may run."""
 
     dtype: str
     kv_dtype: str
     quantization: str
     overrides: Mapping[str, Any]
-    """What the user changed of the model's configuration."""
+    """Fields of the model's configuration that the user has changed."""
 
     config: Mapping[str, Any]
     """The language model's part of the checkpoint's config.json."""
@@ -36,7 +36,7 @@ class EngineSettings:
     max_length: int
     tokens_per_block: int
     step_tokens: int
-    """Tokens that a step computes at most, all requests together."""
+    """The most tokens that one step computes, over all requests."""
 
     degree: int
     """Tensor-parallel ranks that share the KV heads of a request."""
@@ -46,7 +46,7 @@ class EngineSettings:
     """Ranks of a node that schedule for themselves, under attention data parallelism; else 1."""
 
     unsupported: str
-    """What of this deployment no connector here can serve, in one clause; "" for nothing."""
+    """An option or a property of the model that cannot be served; "" for none."""
 
     @property
     def num_layers(self) -> int:
@@ -102,7 +102,7 @@ _CHANGES_KV = (
     "sparse_attention_config",
 )
 """Options of some versions under which a page may lack tokens, or be more than its KV, or go away.
-Like workers of Ray, an engine that sleeps may get other weights, and tells no connector."""
+An engine that sleeps may get other weights, as workers of Ray may, and no connector is told."""
 
 _STEP_TOKENS = 8192
 """The engine's own default."""
@@ -226,5 +226,5 @@ def _read_json(model: str, revision: str | None, name: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else {}
     except (OSError, msgspec.DecodeError) as error:
-        msg = f"{path} cannot be read, so nobody knows which KV this engine has: {error}"
+        msg = f"{path} cannot be read, so it is not known which KV this engine has: {error}"
         raise ConfigError(msg) from error

@@ -1,7 +1,7 @@
-"""Where the files of a LoRA lie, and whether they are still what they were.
+"""Where the files of a LoRA are, and whether they have changed.
 
-vLLM takes the name of an adapter for an absolute path, one in the home folder or one from the
-working directory, else for a repository of the hub (`get_adapter_absolute_path` @ 0.28 to 0.33).
+vLLM reads the name of an adapter as an absolute path, a path in the home folder or one from the
+working directory, or else as a repository of the hub (`get_adapter_absolute_path` @ 0.28 to 0.33).
 """
 
 import os
@@ -17,18 +17,18 @@ __all__ = ["AdapterFiles", "find_files", "find_only_snapshot", "is_path"]
 
 
 class AdapterFiles(NamedTuple):
-    """What vLLM reads of an adapter, as it lies there at one moment."""
+    """The files that vLLM reads of an adapter, as they are at one moment."""
 
     folder: Path
     files: tuple[FoundFile, ...]
     stamps: frozenset[Stamp]
-    """All that a change shows in: of the files, the folder, and the links on the way."""
+    """Stamps of the files, the folder and the links to them: a change alters one of these."""
 
     is_snapshot: bool
-    """Whether the hub's client may add files, which changes the folder and nothing else."""
+    """Whether it is a snapshot of the hub's client, which may add other files to the folder."""
 
     def have_changed(self) -> bool:
-        """Look again. Cost: 17 us for a folder on this machine, 90 us for a snapshot."""
+        """Compare with what is there now. Cost: 17 us for a local folder, 90 us for a snapshot."""
         try:
             if any(Stamp.take_link(stamp.path) != stamp for stamp in self.stamps):
                 return True
@@ -41,18 +41,18 @@ class AdapterFiles(NamedTuple):
             return True
 
     def digest(self, hasher: FileHasher) -> bytes:
-        """Return 32 bytes that are equal exactly if the content is. Reads all of it.
+        """Read all files and return 32 bytes that identify their content.
 
         Raises:
-            OSError: A file cannot be read, is not what its name in the hub's cache says, or was
-                changed meanwhile.
+            OSError: A file cannot be read, does not match the digest that is its name in the hub's
+                cache, or has changed meanwhile.
         """
         digests = {}
         for file in self.files:
             digest = hasher.hash(file.stamp.path, for_git=file.blob is not None)
-            assert digest is not None, "nobody stops it"
+            assert digest is not None, "it is never stopped"
             if not (file.blob is None or digest.are(file.blob)):
-                msg = f"{file.stamp.path} does not hold what its name says"
+                msg = f"{file.stamp.path} does not match the digest that is its name"
                 raise OSError(msg)
             digests[file.name] = digest
         if self.have_changed():
@@ -62,15 +62,15 @@ class AdapterFiles(NamedTuple):
 
 
 def is_path(name: str) -> bool:
-    """Tell whether vLLM takes the name of an adapter for a path, and not for one of the hub."""
+    """Return whether vLLM reads the name of an adapter as a path, and not as one of the hub."""
     return name.startswith(("/", "~")) or Path(name).exists()
 
 
 def find_files(name: str, hub_cache: Path | None) -> AdapterFiles | None:
-    """Look at what vLLM would load as `name` now; None if the hub's client has to fetch it first.
+    """Return what vLLM would load as `name` now; None if the hub's client has to fetch it first.
 
     Args:
-        name: As vLLM was given it.
+        name: The name or path that vLLM was given.
         hub_cache: Where vLLM keeps adapters of the hub; None if it does not use the hub.
 
     Raises:
@@ -87,7 +87,7 @@ def find_files(name: str, hub_cache: Path | None) -> AdapterFiles | None:
 
 
 def find_only_snapshot(name: str, hub_cache: Path) -> AdapterFiles:
-    """Look at a repository that vLLM has fetched by itself; what it read is what is there.
+    """Return the files of a repository that vLLM has fetched itself and that has one snapshot.
 
     Raises:
         OSError: It cannot be read, or there are several states of it.

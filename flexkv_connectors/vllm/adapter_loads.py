@@ -1,7 +1,7 @@
-"""How we hear which adapters vLLM loads.
+"""How the adapters that vLLM loads are announced to us.
 
-Loads that are announced go through vLLM's engine core, which has no hook for them: two of its
-methods are wrapped once a connector follows adapters, in the one process where that is.
+vLLM's engine core loads and removes adapters on demand of the user, and has no hook for that: two
+of its methods are wrapped once a connector follows adapters, in the process of that connector.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from flexkv_core.identity.as_read import Judge, Mounts
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-__all__ = ["follow_adapters", "hear_loads"]
+__all__ = ["follow_adapters", "wrap_loads"]
 
-_MARK = "__heard_by_flexkv__"
+_MARK = "__wrapped_by_flexkv__"
 _METHODS = "add_lora", "remove_lora"
 
 _followers: WeakKeyDictionary[Adapters, FaultBarrier] = WeakKeyDictionary()
-"""Who wants to hear of loads in this process: one, unless it runs several engines."""
+"""Who follows loads in this process: one, unless it runs several engines."""
 
 
 def follow_adapters(vllm_config: "VllmConfig", barrier: FaultBarrier) -> Adapters:
-    """Follow the adapters of an engine. One that takes none is left as it is."""
+    """Follow the adapters of an engine; nothing is wrapped if it takes none."""
     if vllm_config.lora_config is None:
         return Adapters(b"", None, Judge(0.0, Mounts("")))
     from vllm import envs  # noqa: PLC0415 vLLM is loaded by its own processes
@@ -39,20 +39,20 @@ def follow_adapters(vllm_config: "VllmConfig", barrier: FaultBarrier) -> Adapter
         _settings_of(vllm_config),
         None if envs.VLLM_USE_MODELSCOPE else hub_cache_folder(),
         Judge(started_s, Mounts.read()),
-        oldest_s=0.0 if hear_loads(core.EngineCore) else started_s,
+        oldest_s=0.0 if wrap_loads(core.EngineCore) else started_s,
     )
     _followers[adapters] = barrier
     return adapters
 
 
-def hear_loads(core: type) -> bool:
-    """Let followers know of what an engine core loads; False if it does so in a way not known."""
+def wrap_loads(core: type) -> bool:
+    """Notify followers of what an engine core loads; return False if its methods are unknown."""
     if not all(callable(getattr(core, name, None)) for name in _METHODS):
         return False
-    for name, heard in zip(_METHODS, (_heard_load, _heard_removal), strict=True):
+    for name, wrap in zip(_METHODS, (_wrap_load, _wrap_removal), strict=True):
         method = getattr(core, name)
         if not hasattr(method, _MARK):
-            wrapper = heard(method)
+            wrapper = wrap(method)
             setattr(wrapper, _MARK, True)
             setattr(core, name, wrapper)
     return True
@@ -61,35 +61,35 @@ def hear_loads(core: type) -> bool:
 # The wrappers keep names, signatures and annotations: vLLM turns arguments into what those say.
 
 
-def _heard_load(add_lora: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_load(add_lora: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(add_lora)
-    def heard(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 vLLM's
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 vLLM's
         _, lora, *_ = *args, *kwargs.values(), None
-        _tell(lambda adapters: adapters.begin_load(lora), lambda: lora.lora_int_id)
+        _notify(lambda adapters: adapters.begin_load(lora), lambda: lora.lora_int_id)
         result = add_lora(*args, **kwargs)
-        _tell(lambda adapters: adapters.end_load(lora), lambda: lora.lora_int_id)
+        _notify(lambda adapters: adapters.end_load(lora), lambda: lora.lora_int_id)
         return result
 
-    return heard
+    return wrapper
 
 
-def _heard_removal(remove_lora: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_removal(remove_lora: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(remove_lora)
-    def heard(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 vLLM's
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 vLLM's
         _, number, *_ = *args, *kwargs.values(), None
         result = remove_lora(*args, **kwargs)
-        _tell(lambda adapters: adapters.note_removal(number), lambda: number)
+        _notify(lambda adapters: adapters.note_removal(number), lambda: number)
         return result
 
-    return heard
+    return wrapper
 
 
-def _tell(what: Callable[[Adapters], None], number: Callable[[], Any]) -> None:
-    """Tell the follower. Of several it is not known whose engine it is: they doubt the adapter."""
+def _notify(what: Callable[[Adapters], None], number: Callable[[], Any]) -> None:
+    """Notify the follower. With several, whose engine it is is unknown: all doubt the adapter."""
     followers = list(_followers.items())
-    hear = what if len(followers) == 1 else lambda adapters: adapters.doubt(number())
+    note = what if len(followers) == 1 else lambda adapters: adapters.doubt(number())
     for adapters, barrier in followers:
-        barrier.run(partial(hear, adapters), nothing)
+        barrier.run(partial(note, adapters), nothing)
 
 
 def _settings_of(vllm_config: "VllmConfig") -> bytes:

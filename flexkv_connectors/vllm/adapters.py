@@ -1,13 +1,13 @@
 """Which content every LoRA had when vLLM loaded it.
 
-A worker keeps adapters by number, evicts the least recently used one, and loads it again from its
-path when a request needs it; it says nothing of that. Some loads are announced (`adapter_loads`),
-all others happen after the first request of the adapter was seen here. So what was there when an
-adapter was announced or seen first, and is there still, is what the workers hold. As soon as that
-cannot be told any more, the adapter is not cached, until a load in place is announced.
+A worker keeps adapters by number, evicts the least recently used one, and silently loads it again
+from its path when a request needs it. Some loads are announced (`adapter_loads`), all others happen
+after the first request of the adapter was seen here. So the workers hold the files that were there
+when the adapter was announced or first seen, provided that these files have not changed since.
+Once they have, the adapter is not cached any more, until a load in place is announced.
 
-Where one is changed between the last look here and a load that follows in the same step, blocks of
-its old content may be offered to the request that is scheduled then; none is ever saved.
+If files change between the last look here and a load later in the same step, blocks of the old
+content may be offered to a request of that step; none is ever saved.
 """
 
 import logging
@@ -36,7 +36,7 @@ __all__ = ["Adapter", "Adapters"]
 logger = logging.getLogger(__name__)
 
 _MAX_ADAPTERS = 16384
-"""Some 2 KB each. None is forgotten to make room: its number could stand for anything then."""
+"""About 2 KB each. None is evicted: it would not be known any more what its number stands for."""
 
 _NOT_LOADED = "vLLM could not load it"
 _NOT_FETCHED = "vLLM has not fetched it from the hub yet"
@@ -45,25 +45,25 @@ _TWO_IN_ONE = "its number has stood for two adapters"
 
 @dataclass(slots=True, eq=False)
 class Adapter:
-    """One adapter as the workers hold it, from its first sight until its number means another."""
+    """One adapter as the workers hold it, until its number stands for another."""
 
     name: str
     path: str
     is_3d: bool
-    """Whether vLLM was told that its experts are stored in three dimensions."""
+    """Whether vLLM was configured to read its experts as stored in three dimensions."""
 
     files: AdapterFiles | None = None
     digest: bytes | None = None
-    """Stands for its content in block keys; None until that has been read."""
+    """Stands for its content in block keys; None until its files have been read."""
 
     why_not: str = ""
-    """Why nothing that is computed with it is kept, in one clause."""
+    """Why nothing that is computed with it is cached, in one clause; empty if it is cached."""
 
     look: int = 0
-    """The look at which its files were compared last."""
+    """Number of the look (`Adapters.look_again`) at which its files were last compared."""
 
     def is_asked_by(self, lora: "LoRARequest") -> bool:
-        """Whether `lora` means the same files, read in the same way."""
+        """Return whether `lora` stands for the same files, read in the same way."""
         return (self.path, self.is_3d) == (lora.lora_path, lora.is_3d_lora_weight)
 
 
@@ -73,14 +73,14 @@ class Adapters:
     def __init__(
         self, settings: bytes, hub_cache: Path | None, judge: Judge, *, oldest_s: float = 0.0
     ) -> None:
-        """Know none yet.
+        """Start without any.
 
         Args:
-            settings: What the engine's options change about all adapters; a digest.
+            settings: Digest of the engine's options that change what all adapters compute.
             hub_cache: Where vLLM keeps adapters of the hub; None if it does not use the hub.
-            judge: Tells how old files are.
-            oldest_s: An adapter that nobody announced may have been loaded since then, on the clock
-                of the wall; 0 if all loads but those for requests are announced.
+            judge: Knows how old files are.
+            oldest_s: Unannounced adapters may have been loaded since then, in seconds since the
+                epoch; 0 if every load is announced or is for a request.
         """
         self._settings = settings
         self._hub_cache = hub_cache
@@ -88,10 +88,10 @@ class Adapters:
         self._oldest_s = oldest_s
         self._adapters: dict[int, Adapter] = {}
         self._contents: dict[str, AdapterFiles | None] = {}
-        """The files that each name has stood for; None after more than one content."""
+        """The files that each name has stood for; None if its content has changed."""
 
         self._num_requests: Counter[int] = Counter()
-        """Under way, by number: the workers may load what these need at any time."""
+        """Running requests by number: the workers may load their adapters at any time."""
 
         self._is_full = False
         self._look = 0
@@ -103,7 +103,7 @@ class Adapters:
         return self._reader.is_busy
 
     def look_again(self) -> None:
-        """Compare files anew at the next question; once in a step is enough for all requests."""
+        """Have files compared again when next asked for; one look a step serves all requests."""
         self._look += 1
 
     def begin(self, lora: "LoRARequest") -> Adapter:
@@ -112,13 +112,13 @@ class Adapters:
         self._num_requests[lora.lora_int_id] += 1
         adapter = self._adapters.get(lora.lora_int_id)
         if adapter is None:
-            return self._meet(lora, is_announced=False)
+            return self._start(lora, is_announced=False)
         if not adapter.is_asked_by(lora):
             self._give_up(adapter, _TWO_IN_ONE)
         return adapter
 
     def holds(self, adapter: Adapter) -> bool:
-        """Return whether the workers surely hold what `adapter` says."""
+        """Return whether the workers are certain to hold the files of `adapter`."""
         if not adapter.why_not and adapter.look != self._look:
             adapter.look = self._look
             if adapter.files is not None and adapter.files.have_changed():
@@ -126,16 +126,16 @@ class Adapters:
         return not adapter.why_not
 
     def is_only_one(self, adapter: Adapter) -> bool:
-        """Return whether the name of `adapter` has stood for nothing else so far."""
+        """Return whether the name of `adapter` has never stood for other files."""
         return self._contents.get(adapter.name) is not None
 
     def begin_load(self, lora: "LoRARequest") -> None:
-        """Note that vLLM is about to load an adapter; one that it holds already, it may keep."""
+        """Note that vLLM is about to load an adapter, unless it holds it already."""
         self.look_again()
         adapter = self._adapters.get(lora.lora_int_id)
         is_known = adapter is not None and adapter.is_asked_by(lora)
         if adapter is None or (lora.load_inplace and not (is_known and self.holds(adapter))):
-            self._meet(lora, is_announced=True)
+            self._start(lora, is_announced=True)
         elif not is_known:
             self._give_up(adapter, _TWO_IN_ONE)
 
@@ -155,7 +155,7 @@ class Adapters:
             self._note_fetched(adapter)
 
     def note_removal(self, number: int) -> None:
-        """Note that the workers have removed an adapter; requests under way may load it again."""
+        """Note that the workers have removed an adapter; running requests may load it again."""
         if number in self._num_requests:
             self.doubt(number)
         else:
@@ -164,10 +164,12 @@ class Adapters:
     def doubt(self, number: int) -> None:
         """Note that it is not known what the workers hold under `number`."""
         if number in self._adapters:
-            self._give_up(self._adapters[number], "it was loaded or removed unseen")
+            self._give_up(
+                self._adapters[number], "it may have been loaded or removed without notice"
+            )
 
-    def _meet(self, lora: "LoRARequest", *, is_announced: bool) -> Adapter:
-        """Look at what is loaded from now on, as the only adapter of its number."""
+    def _start(self, lora: "LoRARequest", *, is_announced: bool) -> Adapter:
+        """Start to follow an adapter, in the place of any other with its number."""
         adapter = Adapter(lora.lora_name, lora.lora_path, lora.is_3d_lora_weight)
         before = self._adapters.pop(lora.lora_int_id, None)
         if before is not None:
@@ -179,34 +181,34 @@ class Adapters:
         try:
             files = self._find(lora, is_new=is_announced or not self._oldest_s)
         except (OSError, ValueError) as error:
-            self._give_up(adapter, f"what vLLM loads cannot be told: {error}")
+            self._give_up(adapter, f"it is not known what vLLM loads: {error}")
             return adapter
         adapter.files = files
         if is_announced:
             adapter.why_not = _NOT_LOADED
         elif files is None or not is_path(adapter.path):
-            adapter.why_not = _NOT_FETCHED  # if the hub has a newer one, that is what is loaded
+            adapter.why_not = _NOT_FETCHED  # vLLM loads a newer one if the hub has it
         if files is not None and adapter.why_not != _NOT_FETCHED:
             self._take(adapter, files)
         return adapter
 
     def _has_no_room(self) -> bool:
-        """Whether an adapter more cannot be remembered; once so, for good."""
+        """Return whether no more adapters can be followed; that never changes back."""
         if not self._is_full and max(len(self._adapters), len(self._contents)) >= _MAX_ADAPTERS:
             self._is_full = True
             logger.warning("adapter.too_many: none beyond the first %d is cached", _MAX_ADAPTERS)
         return self._is_full
 
     def _find(self, lora: "LoRARequest", *, is_new: bool) -> AdapterFiles | None:
-        """Look at what vLLM loads from now on; None if it has to be fetched first.
+        """Return the files that vLLM would load now; None if it has to fetch them first.
 
         Args:
-            lora: vLLM's words for it.
-            is_new: Whether the workers surely have not loaded it yet.
+            lora: vLLM's description of the adapter.
+            is_new: Whether it is certain that the workers have not loaded it yet.
 
         Raises:
-            OSError: It cannot be told.
-            ValueError: Its path is none: it holds a NUL, or what is no character.
+            OSError: It is not known what the workers hold.
+            ValueError: Its path holds a NUL or is not valid Unicode.
         """
         if getattr(lora, "tensorizer_config_dict", None):
             msg = "it comes from tensorizer"
@@ -214,7 +216,7 @@ class Adapters:
         files = find_files(lora.lora_path, self._hub_cache)
         for stamp in () if files is None else files.stamps:
             if not stamp.is_telling:
-                msg = f"the file system of {stamp.path} does not say when files change"
+                msg = f"the file system of {stamp.path} does not record when files change"
                 raise OSError(msg)
             if not (is_new or self._judge.is_older(stamp, self._oldest_s)):
                 msg = f"{stamp.path} may be younger than what is loaded already"
@@ -222,14 +224,14 @@ class Adapters:
         return files
 
     def _take(self, adapter: Adapter, files: AdapterFiles) -> None:
-        """Believe that the workers read `files`, and begin to read them, too."""
+        """Take `files` for what the workers hold, and start to read them, too."""
         adapter.files = files
         if self._contents.setdefault(adapter.name, files) != files:
             self._contents[adapter.name] = None
         self._reader.read(adapter, self._settings)
 
     def _note_fetched(self, adapter: Adapter) -> None:
-        """Note that the workers have loaded `adapter`, and so have its files."""
+        """Note that the workers have loaded `adapter`, so its files have been fetched."""
         if adapter.why_not != _NOT_FETCHED or self._hub_cache is None:
             return
         try:
@@ -237,13 +239,13 @@ class Adapters:
             if files is None or files.have_changed():
                 files = find_only_snapshot(adapter.path, self._hub_cache)
         except (OSError, ValueError) as error:
-            self._give_up(adapter, f"what was fetched cannot be told: {error}")
+            self._give_up(adapter, f"it is not known what vLLM has fetched: {error}")
         else:
             adapter.why_not = ""
             self._take(adapter, files)
 
     def _give_up(self, adapter: Adapter, reason: str) -> None:
-        """Keep nothing of an adapter; vLLM itself may hold KV of any content under its name."""
+        """Stop caching an adapter; vLLM's own cache may hold KV of any content under its name."""
         self._contents[adapter.name] = None
         if adapter.why_not in ("", _NOT_LOADED, _NOT_FETCHED):
             logger.warning(
@@ -253,7 +255,7 @@ class Adapters:
 
 
 class _Reader:
-    """Reads adapters, one after the other, at the expense of nobody."""
+    """Reads adapters one after the other, in a thread that gives way to the engine."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[Adapter, AdapterFiles, bytes]] = SimpleQueue()
@@ -266,7 +268,7 @@ class _Reader:
         return self._num_read < self._num_asked
 
     def read(self, adapter: Adapter, settings: bytes) -> None:
-        """Find the digest of an adapter, soon."""
+        """Queue an adapter whose digest is to be computed."""
         assert adapter.files is not None, "the caller has found them"
         if not self._num_asked:
             threading.Thread(target=self._work, name="flexkv-adapters", daemon=True).start()

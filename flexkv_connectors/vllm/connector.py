@@ -18,12 +18,13 @@ from flexkv_connectors.fault_barrier import (
     nothing,
     refusals_in_one_line,
 )
+from flexkv_connectors.session.orders import Load, RankReport
+from flexkv_connectors.session.promises import Promises
 from flexkv_connectors.versions import require_supported
 from flexkv_connectors.vllm.adapter_loads import follow_adapters
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
-from flexkv_connectors.vllm.ledger import LoadLedger
-from flexkv_connectors.vllm.metadata import Load, StepOrders, StepReport
+from flexkv_connectors.vllm.metadata import VllmOrders, VllmReports
 from flexkv_connectors.vllm.scheduler import SchedulerHalf
 from flexkv_connectors.vllm.stats import FlexKVPromMetrics, FlexKVStats
 from flexkv_connectors.vllm.worker import WorkerHalf
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def _log_like_vllm() -> None:
-    """Send our log lines where vLLM sends its own; it sets up no logger but its own."""
+    """Log as vLLM does: it sets up the handlers of its own loggers only."""
     engine = logging.getLogger("vllm")
     for name in ("flexkv_core", "flexkv_connectors"):
         ours = logging.getLogger(name)
@@ -86,17 +87,18 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         cache = read_cache_config(vllm_config)
         self._barrier = FaultBarrier()
         self._counters = Counters()
-        self._ledger = LoadLedger(report_finished=cache.load_async)
+        self._promises = Promises()
+        self._rank = vllm_config.parallel_config.rank
         self._load_async = cache.load_async
         self._accepted: list[Load] = []
-        """Promised to vLLM and not handed to the workers yet; kept here, where nothing fails."""
+        """Promised to vLLM and not in any orders yet; kept here, so that no failure loses them."""
 
         self._page_allocator: BlockPool | None = None
         if reason := why_not(vllm_config, kv_cache_config, cache):
             if role is KVConnectorRole.SCHEDULER:
                 self._barrier.switch_off(reason)
             else:
-                self._barrier.reason = reason  # the scheduler says it for all ranks
+                self._barrier.reason = reason  # the scheduler logs it for all ranks
             return
         deployment = translate(vllm_config, kv_cache_config, cache)
         uses_ssd = cache.ssd_cache_bytes is not None
@@ -105,10 +107,10 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
             logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
         if role is KVConnectorRole.SCHEDULER:
             adapters = follow_adapters(vllm_config, self._barrier)
-            self._scheduler = SchedulerHalf(deployment, self._counters, adapters, uses_ssd=uses_ssd)
+            self._scheduler = SchedulerHalf(deployment, self._counters, adapters)
             return
         origin = origin_of(vllm_config, kv_cache_config, deployment) if uses_ssd else None
-        self._worker = WorkerHalf(deployment, self._ledger, origin)
+        self._worker = WorkerHalf(deployment, self._promises, origin)
 
     # Worker: what vLLM's model runner calls around one forward pass, in this order.
 
@@ -127,7 +129,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         for load in _orders(connector_metadata).loads:
-            self._ledger.promise(load.request_id, load.page_ids)
+            self._promises.make(load.request_id, load.page_ids)
 
     @override
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
@@ -156,27 +158,30 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         self._barrier.run(lambda: self._worker.collect(), self._fail_loads)
-        return None, self._ledger.take_finished() or None
+        finished: set[str] = {*self._promises.take_finished()}
+        # vLLM waits for no load of a synchronous step, and must not hear of one.
+        return None, (finished or None) if self._load_async else None
 
     @override
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return self._ledger.take_failed_pages()
+        return self._promises.take_failed_pages()
 
     @override
-    def build_connector_worker_meta(self) -> StepReport | None:
-        return self._barrier.run(
-            lambda: self._worker.take_report(), lambda: StepReport(refusal=self._barrier.reason)
-        )
+    def build_connector_worker_meta(self) -> VllmReports | None:
+        return self._barrier.run(lambda: self._worker.take_reports(), self._refuse)
 
     @override
     def shutdown(self) -> None:
         if self._role is KVConnectorRole.WORKER:
-            self._barrier.run(lambda: self._worker.shutdown(), nothing)
+            self._barrier.run(lambda: self._worker.session.shutdown(), nothing)
 
     def _fail_loads(self) -> None:
         """End open loads as failed, unless a copy may still write: then in a later step."""
-        if self._ledger.has_promises and self._worker.is_idle:
-            self._ledger.settle_all_as_failed()
+        if self._promises.open and self._worker.session.is_idle:
+            self._promises.settle_all_as_failed()
+
+    def _refuse(self) -> VllmReports:
+        return VllmReports([RankReport(rank=self._rank, refusal=self._barrier.reason)])
 
     # Scheduler, in the order of one step.
 
@@ -207,9 +212,9 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._accepted.append(load)
 
     @override
-    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> StepOrders:
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> VllmOrders:
         orders = self._barrier.run(
-            lambda: self._scheduler.build_orders(scheduler_output), StepOrders
+            lambda: self._scheduler.build_orders(scheduler_output), VllmOrders
         )
         orders.loads, self._accepted = self._accepted, []
         return orders
@@ -217,22 +222,22 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         if failed_pages := connector_output.invalid_block_ids:
-            self._barrier.run(lambda: self._distrust(failed_pages), nothing)
+            self._barrier.run(lambda: self._drop_failed_pages(failed_pages), nothing)
         self._barrier.run(lambda: self._scheduler.end_step(), nothing)
-        report = connector_output.kv_connector_worker_meta
-        if isinstance(report, StepReport):
-            self._barrier.run(lambda: self._scheduler.digest(report), nothing)
-            if report.refusal:
-                self._barrier.switch_off(report.refusal)
+        reports = connector_output.kv_connector_worker_meta
+        if isinstance(reports, VllmReports):
+            self._barrier.run(lambda: self._scheduler.handle_reports(reports), nothing)
+            if reports.refusal:
+                self._barrier.switch_off(reports.refusal)
 
-    def _distrust(self, failed_pages: set[int]) -> None:
-        """Keep what was computed on `failed_pages` from being reused, by us and by vLLM itself.
+    def _drop_failed_pages(self, failed_pages: set[int]) -> None:
+        """Keep what was computed from `failed_pages` from being reused, by us and by vLLM itself.
 
-        vLLM counts on the request to recompute them, but it may be aborted before.
+        vLLM relies on the request to compute them again, but it may be aborted before.
         """
-        rubbish = self._scheduler.distrust(failed_pages)
+        wrong_pages = self._scheduler.session.drop_failed_pages(failed_pages)
         if self._page_allocator is not None:
-            self._page_allocator.evict_blocks(rubbish)
+            self._page_allocator.evict_blocks(wrong_pages)
 
     @override
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
@@ -242,7 +247,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Never delay the release of pages: what is owed is saved before they are reused."""
+        """Never delay the release of pages: the next step saves them before it reuses them."""
         self._barrier.run(lambda: self._scheduler.finish(request), nothing)
         return False, None
 
@@ -259,7 +264,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def reset_cache(self) -> bool:
         """Forget everything, because the weights may have changed."""
-        self._barrier.run(lambda: self._scheduler.reset(), nothing)
+        self._barrier.run(lambda: self._scheduler.session.reset(), nothing)
         return True
 
     @override
@@ -271,7 +276,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_external_cache_hit_sources(
         self, request: "Request", num_external_tokens: int
     ) -> "dict[CacheHitSource, int]":
-        """Say where hits came from. vLLM asks from 0.32 on."""
+        """Return how many tokens came from which tier. vLLM calls this from 0.32 on."""
         from vllm.v1.metrics.cache_hit_source import (  # noqa: PLC0415 not in older versions
             CacheHitSource,
         )
@@ -285,21 +290,21 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         }
         return {source: num_tokens for source, num_tokens in sources.items() if num_tokens}
 
-    # Both roles, and what vLLM asks of the class.
+    # Both roles, and the class methods.
 
     @override
     def get_kv_connector_stats(self) -> "KVConnectorStats | None":
         if self._role is KVConnectorRole.WORKER:
             return None
         counts = self._barrier.run(
-            lambda: self._scheduler.take_counts(), lambda: {"switched_off": 1.0}
+            lambda: self._scheduler.session.take_counts(), lambda: {"switched_off": 1.0}
         )
         return FlexKVStats(data=counts) if counts else None
 
     @property
     @override
     def requires_kv_delivery(self) -> bool:
-        """A save that is dropped is a future miss, nothing that a preemption has to wait for."""
+        """Preemption need not wait for saves: one that is dropped is only a later miss."""
         return False
 
     @classmethod
@@ -321,8 +326,8 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         return FlexKVPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
 
-def _orders(metadata: KVConnectorMetadata) -> StepOrders:
-    assert isinstance(metadata, StepOrders)
+def _orders(metadata: KVConnectorMetadata) -> VllmOrders:
+    assert isinstance(metadata, VllmOrders)
     return metadata
 
 

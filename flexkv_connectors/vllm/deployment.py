@@ -1,15 +1,19 @@
-"""vLLM's configuration as the cache sees it: the only place that reads `VllmConfig`.
+"""Translates vLLM's configuration for the cache.
 
 Both halves translate the same objects and must come to the same answer; what only a worker can
-know (how much memory it got) travels in its first report instead.
+know (how much memory it got) is in its first report instead.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexkv_connectors.session import deployment as common
-from flexkv_connectors.session.deployment import PageShape, block_tokens_of, require_cells
+from flexkv_connectors.session.deployment import (
+    Deployment,
+    PageShape,
+    block_tokens_of,
+    require_cells,
+)
 from flexkv_connectors.vllm.cpu_pages import PLAIN, VEC, page_order
 from flexkv_connectors.vllm.support import (
     why_not_device,
@@ -26,12 +30,12 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
-__all__ = ["Deployment", "draft_of", "read_cache_config", "translate", "why_not"]
+__all__ = ["VllmDeployment", "draft_of", "read_cache_config", "translate", "why_not"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment(common.Deployment):
-    """What vLLM's deployments have besides."""
+class VllmDeployment(Deployment):
+    """One vLLM engine: a deployment, and what only vLLM has options for."""
 
     page_order: str
     """`cpu_pages.page_order`."""
@@ -39,13 +43,13 @@ class Deployment(common.Deployment):
     head_size: int
     element_bytes: int
     draft_blocks: int
-    """Blocks at the end of a sequence that draft layers have not finished yet."""
+    """Blocks at the end of a sequence whose draft layers are computed in a later step."""
 
     publishes_events: bool
 
     @property
     def block_format_name(self) -> str:
-        """What the order of bytes in a block is called: of no other engine if it is not known."""
+        """Name of the order of bytes in a block; unknown orders are shared with no engine."""
         if self.page_order in (PLAIN, VEC):
             return BLOCK_FORMAT
         return f"vllm-{self.page_order}-{self.page_tokens}"
@@ -69,7 +73,7 @@ def why_not(
 
 
 def _why_not_layers(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:
-    """Name what is wrong with the layers; with the draft model's first, which is chosen."""
+    """Name what is wrong with the layers, preferably with those of a draft model."""
     reason, draft = why_not_group(kv_cache_config), draft_of(vllm_config)
     if reason is None or draft is None:
         return reason
@@ -79,8 +83,8 @@ def _why_not_layers(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
 def draft_of(vllm_config: "VllmConfig") -> "ModelConfig | None":
     """Return the model whose layers keep KV beside the target's, if there is one.
 
-    vLLM has a `draft_model_config` for methods without layers, too: it is the target's then, or
-    that of heads without attention. What a class of the user's own does is not known, so it counts.
+    vLLM has a `draft_model_config` for methods without layers, too: then it is the target's, or
+    that of heads without attention. A class of the user's may do anything, so it counts.
     """
     speculative = vllm_config.speculative_config
     if speculative is None:
@@ -106,8 +110,8 @@ def read_cache_config(vllm_config: "VllmConfig") -> CacheConfig:
 
 def translate(
     vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", cache: CacheConfig
-) -> Deployment:
-    """Read the deployment from an engine that `why_not` has nothing against.
+) -> VllmDeployment:
+    """Read the deployment of an engine that can be cached (`why_not` returned None).
 
     Raises:
         ConfigError: The options contradict the engine's.
@@ -119,7 +123,7 @@ def translate(
     replicas, degree = _num_replicas(vllm_config), parallel.tensor_parallel_size
     total_heads = spec.num_heads * degree // replicas
     first_layer, _ = vllm_config.model_config.get_layers_start_end_indices(parallel)
-    return Deployment(
+    return VllmDeployment(
         cache=cache,
         rank=parallel.rank,
         num_ranks=degree * parallel.pipeline_parallel_size,

@@ -34,15 +34,15 @@ def event_hash(key: BlockKey) -> int:
 class EventFeed:
     """Turns what the manager logs into vLLM's events. Thread: the scheduler's.
 
-    Blocks whose keys say more than their tokens and LoRA (salts, media, a caller's namespace) are
-    not announced: the event form has no place for it, and a router would send the wrong requests.
+    Blocks whose keys depend on more than tokens and LoRA (salts, media, a caller's namespace) are
+    not announced: events have no field for that, and a router would send the wrong requests.
     """
 
     def __init__(self, *, enabled: bool, block_tokens: int) -> None:
         self.log = EventLog() if enabled else None
         self._block_tokens = block_tokens
         self._requests: dict[str, Request] = {}
-        """The latest; not until their end, for a block may be copied on, or have to wait."""
+        """The latest. They are kept after their end: their blocks may become findable later."""
 
         self._writers: dict[JobId, str] = {}
 
@@ -53,7 +53,7 @@ class EventFeed:
             _shorten(self._requests)
 
     def expect(self, job_id: JobId, request_id: str) -> None:
-        """Note whose blocks plan `job_id` writes."""
+        """Note the request whose blocks plan `job_id` writes."""
         if self.log is not None:
             self._writers[job_id] = request_id
             _shorten(self._writers)
@@ -101,7 +101,7 @@ def _shorten(latest: dict[Any, Any]) -> None:
 
 
 def _tells_all(request: "Request") -> bool:
-    """Whether tokens and LoRA alone identify the request's blocks."""
+    """Return whether tokens and LoRA alone identify the request's blocks."""
     ours = (request.kv_transfer_params or {}).get("flexkv", {})  # readable, or it saved nothing
     has_namespace = ours.get("namespace") is not None
     return request.cache_salt is None and not request.mm_features and not has_namespace

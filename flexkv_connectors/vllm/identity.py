@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.vllm.deployment import Deployment, draft_of
+from flexkv_connectors.vllm.deployment import VllmDeployment, draft_of
 from flexkv_core.block.cells import BLOCK_FORMAT_VERSION
 from flexkv_core.block.namespace import Namespace, canonical_dtype, settings_digest
 from flexkv_core.config import CacheConfig
@@ -36,14 +36,14 @@ _MEDIA_SETTINGS = (
 
 
 def why_no_ssd(
-    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: Deployment
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: VllmDeployment
 ) -> str | None:
     """Name what keeps blocks from being recognised after a restart, if anything does.
 
-    Asked of deployments that `deployment.why_not` has nothing against.
+    Only for deployments that can be cached (`deployment.why_not` returned None).
 
     Returns:
-        One clause for a person; it ends in what to do where something can be done.
+        One clause for a person, with what to do about it if anything can be done.
     """
     reason = _why_not_layout(kv_cache_config) or _why_not_draft(vllm_config)
     if reason is None and deployment.cache.media_ids_are_hashes:
@@ -54,9 +54,9 @@ def why_no_ssd(
 
 
 def origin_of(
-    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: Deployment
+    vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", deployment: VllmDeployment
 ) -> Origin:
-    """Describe the blocks of an engine that `why_no_ssd` has nothing against.
+    """Describe the blocks of an engine that can have an SSD tier (`why_no_ssd` returned None).
 
     Every rank comes to the same answer.
 
@@ -73,7 +73,7 @@ def origin_of(
 def namespace_of(
     vllm_config: "VllmConfig",
     kv_cache_config: "KVCacheConfig",
-    deployment: Deployment,
+    deployment: VllmDeployment,
     identities: Mapping[str, str],
 ) -> Namespace:
     """Return the namespace of blocks whose `Origin.sources` have `identities`.
@@ -109,7 +109,7 @@ def namespace_of(
 
 
 def _sources(vllm_config: "VllmConfig", cache: CacheConfig) -> dict[str, Checkpoint]:
-    """Return where everything is read from that decides what KV is, by its role."""
+    """Return the files that decide what KV is computed, by their role."""
     model, draft, load = vllm_config.model_config, draft_of(vllm_config), vllm_config.load_config
     sources = {"model": _source(model, load, cache)}
     if draft is not None:
@@ -141,14 +141,14 @@ def _source(model: "ModelConfig", load: "LoadConfig", cache: CacheConfig) -> Che
 
 
 def _starts_its_own_workers(vllm_config: "VllmConfig") -> bool:
-    """Tell whether all processes of the engine are Python's own children of its first one."""
+    """Return whether all processes of the engine are child processes of its first one."""
     parallel = vllm_config.parallel_config
     backends = parallel.distributed_executor_backend, parallel.data_parallel_backend
     return set(backends) <= {None, "mp", "uni"}
 
 
 def _has_own_config(model: "ModelConfig", load: "LoadConfig") -> bool:
-    """Tell whether the configuration is not read from where the weights are.
+    """Return whether the configuration is read from elsewhere than the weights.
 
     vLLM downloads weights into `download_dir`, and what describes them into the hub's own cache.
     """
@@ -158,7 +158,7 @@ def _has_own_config(model: "ModelConfig", load: "LoadConfig") -> bool:
 
 
 def _commit(revision: str | None) -> str | None:
-    """Return the commit that vLLM has resolved a revision to; newer versions say it."""
+    """Return the commit that a revision stands for, where this vLLM has resolved it."""
     return getattr(revision, "resolved", None) or revision
 
 
@@ -193,7 +193,7 @@ def _why_not_draft(vllm_config: "VllmConfig") -> str | None:
 
 
 def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
-    """Name weights that nothing tells apart from others, if there are any."""
+    """Name weights that cannot be told apart from other weights, if there are any."""
     draft_load = getattr(vllm_config.speculative_config, "draft_load_config", None)
     for load in (vllm_config.load_config, draft_load):
         if load is not None and (reason := why_not_read(str(load.load_format))):
@@ -205,13 +205,13 @@ def _why_not_weights(vllm_config: "VllmConfig") -> str | None:
 
 
 def _kv_dtype(spec: "AttentionSpec", option: str) -> str:
-    """Return what an element is: vLLM's tensors of bytes leave that to the option."""
+    """Return the type of an element; where vLLM stores plain bytes, its option has it."""
     stored = str(spec.dtype)
     return canonical_dtype(option if stored == "torch.uint8" else stored)
 
 
 def _quantization(model: "ModelConfig") -> str:
-    """Name the method; what the user changed about it is in no checkpoint."""
+    """Name the method, and what the user has changed of it, which is in no checkpoint."""
     method, arguments = model.quantization or "", model.quantization_config
     if not arguments:
         return method

@@ -83,7 +83,7 @@ def _four_axes(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 def _distinct(tensors: Sequence["torch.Tensor"]) -> list["torch.Tensor"]:
-    """Drop layers that read another layer's KV: they are the same bytes."""
+    """Drop layers that share the KV of another layer: they are the same bytes."""
     first_seen: dict[object, torch.Tensor] = {}
     for tensor in tensors:
         first_seen.setdefault((tensor.data_ptr(), tensor.stride()), tensor)

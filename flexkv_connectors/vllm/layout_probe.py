@@ -1,4 +1,4 @@
-"""Proof that we address the elements that vLLM sees: marks written its way and read ours.
+"""Writes marks through vLLM's views and reads them by our addresses: both must be the same place.
 
 vLLM has changed the layout of its KV cache several times. A change that our geometry does not
 follow refuses to start here, instead of saving what is later loaded as other tokens' KV.

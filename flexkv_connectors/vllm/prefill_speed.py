@@ -1,4 +1,4 @@
-"""How long computing takes on this engine: what a tier has to beat."""
+"""How long this engine takes to compute a block: what loading it has to beat."""
 
 from collections import deque
 
@@ -13,8 +13,8 @@ _MIN_TOKENS = 64
 class PrefillSpeed:
     """Tokens a second over the engine's last prefill steps.
 
-    It leaves out that attention grows with the length of a prompt, so it is rather too high for
-    long ones: waiting for a tier is then given up too early, not too late.
+    That attention takes longer at the end of a long prompt is left out, so the speed is too high
+    there: waiting for a tier then ends too early, not too late.
 
     Thread: the scheduler's.
     """
@@ -22,7 +22,7 @@ class PrefillSpeed:
     def __init__(self) -> None:
         self._rate = Rate(memory_s=600.0)
         self._steps: deque[tuple[int, float]] = deque()
-        """Tokens and begin of the steps that have not ended; several where steps overlap."""
+        """Tokens and start times of the steps that have not ended; steps may overlap."""
 
         self._ended_s = 0.0
 

@@ -1,107 +1,118 @@
-"""What the scheduler half remembers of one request."""
+"""vLLM's requests: their tokens, what else enters their keys, and the pages of a step."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flexkv_connectors.session.tier_use import TierUse
+from typing_extensions import override
+
+from flexkv_connectors.session.request import RequestState
 from flexkv_connectors.vllm.adapters import Adapters
-from flexkv_connectors.vllm.deployment import Deployment
-from flexkv_connectors.vllm.request_keys import RequestKeys, num_text_blocks
+from flexkv_connectors.vllm.deployment import VllmDeployment
+from flexkv_connectors.vllm.support import why_not_request, why_not_skip
 from flexkv_connectors.vllm.switches import Switches
+from flexkv_core.block.keys import KeyChain, MediaSpan, chain_seed
 from flexkv_core.block.types import BlockKey, RequestId
-from flexkv_core.control.lease import Lease
-from flexkv_core.errors import TokenError
-from flexkv_core.excerpt import clipped
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-__all__ = ["RequestState", "follow"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["VllmRequest", "computed_by"]
 
 
-class RequestState:
-    """One request of the engine, from its arrival to its end."""
+class VllmRequest(RequestState):
+    """One request of vLLM. Everything that changes its KV enters its keys."""
 
     __slots__ = (
         "_adapter",
         "_adapters",
-        "_deployment",
-        "_keys",
-        "lease",
-        "may_load",
-        "may_save",
-        "num_loading_tokens",
-        "num_local_tokens",
-        "num_tried_blocks",
-        "page_ids",
+        "_has_identity",
+        "_namespace",
+        "num_promised_tokens",
         "request",
-        "ssd_use",
     )
 
+    _deployment: VllmDeployment
+
     def __init__(
-        self, request: "Request", adapters: Adapters, deployment: Deployment, switches: Switches
+        self, request: "Request", adapters: Adapters, deployment: VllmDeployment, switches: Switches
     ) -> None:
-        """Note the arrival of a request; `end` has to follow."""
+        """Note the arrival of a request; `release_adapter` has to follow."""
+        super().__init__(RequestId(request.request_id), deployment, None)
         self.request = request
-        self._deployment = deployment
+        self._namespace = switches.namespace
         self._adapters = adapters
         lora = request.lora_request
         self._adapter = None if lora is None else adapters.begin(lora)
-        self._keys = RequestKeys(
-            request,
-            self._adapter,
-            block_tokens=deployment.block_tokens,
-            namespace=switches.namespace,
-        )
-        self.may_load = self._keys.are_possible and switches.load
-        self.may_save = self._keys.are_possible and switches.save
-        self.lease: Lease | None = None
-        """What the last offer stands on, until the engine takes it or asks again."""
-
-        self.ssd_use: TierUse | None = None
-        """What it has to do with the SSD tier, once there is one."""
-
-        self.num_local_tokens = 0
-        """The engine's own prefix hit when it was last offered something."""
-
-        self.num_loading_tokens = 0
-        """Tokens the engine waits for; while there are any, its pages hold nothing to save."""
-
-        self.num_tried_blocks = 0
-        """Leading blocks whose saving was decided; what did not fit then is tried with the next."""
-
-        self.page_ids: list[int] = []
-        """The engine's page table of the request."""
+        self._has_identity = why_not_request(request) is None
+        self.may_load = self._has_identity and switches.load and why_not_skip(request) is None
+        self.may_save = self._has_identity and switches.save
+        self.num_promised_tokens = 0
+        """Tokens that vLLM has accepted from us since it computed the request last."""
 
     @property
-    def request_id(self) -> RequestId:
-        """The engine's name of the request."""
-        return RequestId(self.request.request_id)
+    @override
+    def num_tokens(self) -> int:
+        return int(self.request.num_tokens)
+
+    @property
+    @override
+    def max_usable_tokens(self) -> int:
+        is_late = self._deployment.cache.load_async
+        return self.num_tokens if is_late else super().max_usable_tokens
+
+    @property
+    @override
+    def num_lasting_blocks(self) -> int | None:
+        """Leading blocks that may outlive the process: those before the first multimodal item.
+
+        The identifier of an item is a hash of its content, or what a client has sent as its
+        `uuid`: nothing here can tell the two apart.
+        """
+        if self._deployment.cache.media_ids_are_hashes:
+            return None
+        offsets = [item.mm_position.offset for item in self.request.mm_features]
+        return min(offsets) // self._deployment.block_tokens if offsets else None
 
     @property
     def has_keys(self) -> bool:
         """Whether its blocks have keys yet: the content of an adapter is read in the background."""
-        return self._keys.are_known
+        is_known = self._adapter is None or self._adapter.digest is not None
+        return self._has_identity and is_known
 
+    @override
     def keys(self) -> Sequence[BlockKey]:
-        """Return the keys of all full blocks of the tokens known by now, if they have any."""
-        try:
-            self._keys.advance()
-        except TokenError as error:
-            logger.warning("request.not_cached id=%s: %s", clipped(self.request_id), error)
-            self.may_load = self.may_save = False
-        return self._keys.so_far
+        if self.chain is None and self.has_keys:
+            seed = chain_seed(
+                cache_salt=self.request.cache_salt,
+                adapter=None if self._adapter is None else self._adapter.digest,
+                request_namespace=self._namespace,
+            )
+            self.chain = KeyChain(self._deployment.block_tokens, seed)
+        return super().keys()
+
+    @override
+    def extend(self, chain: KeyChain) -> None:
+        media = [
+            MediaSpan(item.mm_position.offset, item.mm_position.length, item.identifier)
+            for item in self.request.mm_features
+        ]
+        chain.advance(self.request.all_token_ids, media)
+
+    @override
+    def num_savable_blocks(self, num_computed: int) -> int:
+        if not self.has_keys:
+            return 0
+        num_blocks = super().num_savable_blocks(num_computed) - self._deployment.draft_blocks
+        # The files of an adapter are compared only if there is something new to save.
+        return num_blocks if num_blocks <= self.num_tried_blocks or self.is_sound() else 0
 
     def is_sound(self, num_local_tokens: int = 0) -> bool:
-        """Return whether the engine computes it with what its keys say; else it is not cached.
+        """Return whether the workers hold the adapter in its keys; if not, it is not cached.
 
         Args:
-            num_local_tokens: What it has got from the engine's own prefix cache, which knows an
-                adapter by its name alone.
+            num_local_tokens: Tokens found in vLLM's own prefix cache, which knows an adapter by its
+                name alone.
         """
         if self._adapter is None:
             return True
@@ -112,63 +123,30 @@ class RequestState:
         self.may_load = self.may_save = False
         return False
 
-    @property
-    def usable_tokens(self) -> int:
-        """Tokens of the lease that the engine may skip.
-
-        A step that loads and computes at once has to compute one token at least.
-        """
-        if self.lease is None:
-            return 0
-        usable = self.lease.num_blocks * self._deployment.block_tokens
-        if self._deployment.cache.load_async:
-            return usable
-        page_tokens = self._deployment.page_tokens
-        return min(usable, int(self.request.num_tokens - 1) // page_tokens * page_tokens)
-
-    @property
-    def num_lasting_blocks(self) -> int | None:
-        """Leading blocks that may outlive the process; None for all."""
-        if self._deployment.cache.media_ids_are_hashes:
-            return None
-        return num_text_blocks(self.request, self._deployment.block_tokens)
-
-    def num_savable_blocks(self, num_computed: int) -> int:
-        """Return how many blocks can be saved once `num_computed` tokens are computed."""
-        if not (self.may_save and self.has_keys):
-            return 0
-        num_tokens = min(num_computed, self.request.num_tokens)
-        return int(num_tokens // self._deployment.block_tokens - self._deployment.draft_blocks)
-
-    def pages_between(self, end: int) -> list[int]:
-        """Return the pages of tokens [num_local_tokens, end): no other request reads them."""
-        page_tokens = self._deployment.page_tokens
-        return self.page_ids[self.num_local_tokens // page_tokens : end // page_tokens]
-
     def begin_run(self, page_ids: Iterable[int], num_computed: int) -> None:
-        """Note that the engine computes the request from now on, in `page_ids`.
+        """Note that vLLM starts to compute the request, or resumes it, in `page_ids`.
 
-        After a preemption some of its blocks may have left the cache: all are looked at again.
+        After a preemption some of its blocks may have left the cache: all are tried again.
 
         Args:
-            page_ids: All pages of it.
-            num_computed: Tokens whose KV is there before.
+            page_ids: All of its pages.
+            num_computed: Tokens whose KV is in them already.
         """
-        self.is_sound(num_computed - self.num_loading_tokens)
+        self.is_sound(num_computed - self.num_promised_tokens)
         self.page_ids = list(page_ids)
-        self.num_loading_tokens = 0
+        self.num_promised_tokens = 0
         self.num_tried_blocks = 0
 
-    def end(self) -> None:
-        """Note that the request has ended."""
+    def release_adapter(self) -> None:
+        """Note that the request has ended, and with it its use of an adapter."""
         if self._adapter is not None:
             is_computed = self.request.num_output_tokens > 0
             self._adapters.end(self.request.lora_request, self._adapter, is_computed=is_computed)
 
 
-def follow(
-    states: Mapping[str, RequestState], output: "SchedulerOutput"
-) -> Iterator[tuple[RequestState, int]]:
+def computed_by(
+    output: "SchedulerOutput", states: Mapping[RequestId, VllmRequest]
+) -> Iterator[tuple[VllmRequest, int]]:
     """Take over the page tables of a step, and yield what it computes.
 
     Yields:

@@ -45,11 +45,11 @@ class FlexKVStats(KVConnectorStats):
     def reduce(self) -> dict[str, int | float]:
         """Summarise an interval for vLLM's log line."""
         summary = {name: round(value, 3) for name, value in sorted(self.data.items())}
-        for direction in ("load", "save"):
-            seconds = self.data.get(f"{direction}_seconds", 0)
+        for kind in ("load", "save"):
+            seconds = self.data.get(f"{kind}_seconds", 0)
             if seconds:
-                speed = self.data.get(f"{direction}_bytes", 0) / seconds / _MB
-                summary[f"{direction}_MB_per_s"] = round(speed, 1)
+                speed = self.data.get(f"{kind}_bytes", 0) / seconds / _MB
+                summary[f"{kind}_MB_per_s"] = round(speed, 1)
         return summary
 
 

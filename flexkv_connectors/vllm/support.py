@@ -1,11 +1,11 @@
-"""Which of vLLM's models and modes can be cached; the rest is served without caching.
+"""Which of vLLM's models and modes can be cached; all others are served without caching.
 
-A reason is one clause for a person. It is not an error: the engine works, without our help.
+A reason is one clause for a person. It is not an error: the engine works, without a cache.
 
-Whether a block may be loaded, so that computing it is skipped, is another question than whether it
-may be saved, and it is asked of the model and of each request. vLLM asks the same, but not of every
-connector in every version, so nothing here counts on that. What was read for it is listed in
-`compat_tests/contract/gates.py`, which looks for more in versions to come.
+Whether a block may be loaded, so that computing it is skipped, is decided apart from whether it may
+be saved, for the model and for each request. vLLM checks the same, but not for every connector in
+every version, so nothing here relies on it. `compat_tests/contract/gates.py` lists the checks of
+vLLM that were read for this, and looks for new ones in later versions.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,14 @@ _POOLED_FROM_THE_LAST = ("classify", "embed")
 
 
 def why_not_device(vllm_config: "VllmConfig", *, enable_gpu: bool) -> str | None:
-    """Name the device whose memory is not touched, if the KV is on one.
+    """Name the device, if its memory is not copied from or to.
 
-    No GPU has run the lane to it yet. What has never been seen to keep its order on real streams
-    hands out bytes only to who has asked for it.
+    No GPU has run our lane yet. Until its order of copies was seen on real streams, it is used only
+    where it was asked for.
     """
     from vllm.platforms import current_platform  # noqa: PLC0415 vLLM is loaded by its own processes
 
-    # torch calls the devices of ROCm cuda, too; nobody has looked at its pages.
+    # torch calls devices of ROCm "cuda", too, whose pages were never looked at.
     device = "rocm" if current_platform.is_rocm() else vllm_config.device_config.device_type
     if device == "cpu" and current_platform.get_cpu_architecture().name == "RISCV":
         return "vLLM cannot continue a prompt on a RISC-V CPU"
@@ -63,18 +63,18 @@ def why_not_parallel(vllm_config: "VllmConfig") -> str | None:
 
 
 def why_not_reuse(vllm_config: "VllmConfig") -> str | None:
-    """Name what keeps this engine from going on behind KV that it has not computed, if anything.
+    """Name what keeps this engine from continuing after KV that it has not computed, if anything.
 
-    Whether vLLM's own prefix cache is on says less: it is off where somebody wants it to be, too.
+    vLLM's own prefix cache being off is no such reason: users switch it off, too.
     """
-    return _why_not_promised(vllm_config) or _why_not_model(vllm_config.model_config, vllm_config)
+    return _why_not_outputs(vllm_config) or _why_not_model(vllm_config.model_config, vllm_config)
 
 
-def _why_not_promised(vllm_config: "VllmConfig") -> str | None:
-    """Name what the engine is to tell of every token, if anything."""
+def _why_not_outputs(vllm_config: "VllmConfig") -> str | None:
+    """Name an output that the engine promises for every token, if there is one."""
     from vllm import envs  # noqa: PLC0415 vLLM is loaded by its own processes
 
-    # Before 0.31 the experts were the model's affair.
+    # Before 0.31 this option belonged to the model's configuration.
     outputs = getattr(vllm_config, "aux_output_config", vllm_config.model_config)
     if outputs.enable_return_routed_experts:
         return "skipped tokens have no routed experts: unset enable_return_routed_experts"
@@ -86,7 +86,7 @@ def _why_not_promised(vllm_config: "VllmConfig") -> str | None:
 def _why_not_model(model: "ModelConfig", vllm_config: "VllmConfig") -> str | None:
     """Name what keeps vLLM from continuing a prompt of this model, if anything."""
     if model.is_diffusion:
-        return "it is a diffusion model, and tokens see those behind them"
+        return "it is a diffusion model, and tokens see those after them"
     is_on_cpu = vllm_config.device_config.device_type == "cpu"
     if is_on_cpu and model.use_mla and not vllm_config.cache_config.enable_prefix_caching:
         return "vLLM cannot continue a prompt of an MLA model on a CPU without AMX"
@@ -100,13 +100,13 @@ def _why_not_model(model: "ModelConfig", vllm_config: "VllmConfig") -> str | Non
 
 
 def why_not_draft(vllm_config: "VllmConfig", draft: "ModelConfig") -> str | None:
-    """Say that a draft model keeps KV of another shape than the model, if it does."""
+    """Name how the KV of a draft model differs in shape from the model's, if it does."""
     model = vllm_config.model_config
-    its, ours = map(_shape_of, (draft, model))
-    if its == ours:
+    draft_shape, shape = map(_shape_of, (draft, model))
+    if draft_shape == shape:
         return None
     return (
-        f"its draft model keeps {its} a token and layer where the model keeps {ours}: "
+        f"its draft model keeps {draft_shape} a token and layer where the model keeps {shape}: "
         "choose a draft model that keeps the same, or none"
     )
 
@@ -141,7 +141,7 @@ def _why_not_spec(spec: Any) -> str | None:  # noqa: ANN401 vLLM's KVCacheSpec, 
     if spec.sliding_window is not None or spec.attention_chunk_size is not None:
         return "its attention sees only a window of the sequence"
     if spec.non_causal:
-        return "in its attention, tokens see those behind them"
+        return "in its attention, tokens see those after them"
     states = getattr(spec, "tokens_per_state", 1), getattr(spec, "compress_ratio", 1)
     if states != (1, 1):
         return "several tokens share one cached state"
@@ -161,9 +161,9 @@ def why_not_request(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
 
 
 def why_not_skip(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
-    """Name what this request wants of every token of its prompt, if anything.
+    """Name an output that this request asks for every token of its prompt, if there is one.
 
-    It may still be saved: what it computes is what others would.
+    Such a request may still be saved: other requests can load what it computes.
     """
     sampling, pooling = request.sampling_params, request.pooling_params
     if sampling is not None and any(

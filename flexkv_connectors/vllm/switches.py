@@ -1,6 +1,6 @@
 """What a caller may ask for one request, in vLLM's `kv_transfer_params`.
 
-Callers are anybody: what they send may be of any size and shape, and slows nobody else.
+Callers may send values of any size and shape; reading them must not slow other requests.
 """
 
 import logging
@@ -46,10 +46,10 @@ class SwitchReader:
         self._has_warned = False
 
     def read(self, kv_transfer_params: object) -> Switches:
-        """Read the part of a request's `kv_transfer_params` that is ours.
+        """Read the `flexkv` part of a request's `kv_transfer_params`.
 
-        A request whose switches cannot be read is neither loaded nor saved: it may have meant to
-        keep its KV to itself. It is counted, and the first one is logged.
+        A request whose switches cannot be read is neither loaded nor saved: its caller may have
+        wanted to keep its KV apart. Such requests are counted, and the first one is logged.
 
         Cost: O(1), whatever they are.
         """
@@ -73,7 +73,7 @@ class SwitchReader:
 
 
 def _ours_of(kv_transfer_params: object) -> object:
-    """Return what is meant for us; all of it where it is no mapping, which nobody can read."""
+    """Return the part that is ours; if it is no mapping, return all of it, to be refused."""
     if kv_transfer_params is None:
         return {}
     if isinstance(kv_transfer_params, Mapping):
@@ -82,7 +82,7 @@ def _ours_of(kv_transfer_params: object) -> object:
 
 
 def _convert(ours: object) -> Switches | None:
-    # Unknown names are looked for here: to msgspec some of them are no text, and raise otherwise.
+    # Unknown names are found here: msgspec raises other errors for names that are not text.
     if not isinstance(ours, Mapping) or not ours.keys() <= _NAMES:
         return None
     try:

@@ -83,7 +83,7 @@ class LowerTier:
         """Whether there is work that only proceeds while the engine steps."""
         return self._must_order_generation or self.demoter.has_work or not self._restorer.is_over
 
-    def digest(self, report: TierReport) -> None:
+    def handle_report(self, report: TierReport) -> None:
         """Take in an owner's report."""
         for name, value in report.counts.items():
             record = self._recorder.add if METRICS[name].kind == "counter" else self._recorder.set

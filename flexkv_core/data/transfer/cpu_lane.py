@@ -53,11 +53,19 @@ class _View(NamedTuple):
         ]
 
 
-class _Direction(NamedTuple):
+class _Way(NamedTuple):
     """A way to copy, and which side of a view it writes."""
 
     copy: Callable[[Sequence[_View], Sequence[Segment]], None]
     target_of: Callable[[_View], Planes]
+
+
+class _Copy(NamedTuple):
+    """What a plan comes to, once it is known to be possible."""
+
+    way: _Way
+    segments: list[Segment]
+    num_bytes: int
 
 
 class CpuLane(Lane):
@@ -110,7 +118,23 @@ class CpuLane(Lane):
 
     @override
     def submit(self, plan: TransferPlan) -> None:
-        self._results.append(self._execute(plan))
+        started = self._clock()
+        copy = self._prepare(plan, started)
+        if isinstance(copy, TransferResult):
+            self._results.append(copy)
+            return
+        # As many threads as are worth it, this one included.
+        way, segments, num_bytes = copy
+        pieces = self._pieces[way]
+        num_shares = max(1, min(self._num_threads, len(segments), num_bytes // _MIN_SHARE_BYTES))
+        others = [
+            self._threads.submit(way.copy, pieces, segments[share::num_shares])
+            for share in range(1, num_shares)
+        ]
+        way.copy(pieces, segments[::num_shares])
+        for other in others:
+            other.result()
+        self._results.append(done(plan, self._rank, num_bytes, self._clock() - started))
 
     @override
     def poll(self) -> list[TransferResult]:
@@ -126,15 +150,15 @@ class CpuLane(Lane):
         self._closed = True
         self._threads.shutdown()
 
-    def _execute(self, plan: TransferPlan) -> TransferResult:
-        started = self._clock()
-        if self._closed or (plan.deadline_s is not None and started >= plan.deadline_s):
+    def _prepare(self, plan: TransferPlan, now_s: float) -> _Copy | TransferResult:
+        """Return what to copy, or why nothing can be."""
+        if self._closed or (plan.deadline_s is not None and now_s >= plan.deadline_s):
             return refused(plan, self._rank, Status.TIMEOUT)
         match plan.source, plan.target:
             case EnginePages() as pages, HostSlots() as slots:
-                direction = _GATHER
+                way = _GATHER
             case HostSlots() as slots, EnginePages() as pages:
-                direction = _SCATTER
+                way = _SCATTER
             case _:
                 error = "a CPU lane copies between engine pages and host slots, and nothing else"
                 return refused(plan, self._rank, Status.ERROR, error)
@@ -144,30 +168,16 @@ class CpuLane(Lane):
         if problem:
             return refused(plan, self._rank, Status.ERROR, problem)
         segments = segments_of(pages, slots, self._limits.pages_per_block)
-        num_bytes = len(pages.page_ids) * self._page_bytes
-        self._share_out(direction, segments, num_bytes)
-        return done(plan, self._rank, num_bytes, self._clock() - started)
+        return _Copy(way, segments, len(pages.page_ids) * self._page_bytes)
 
-    def _cut(self, direction: _Direction) -> list[_View]:
+    def _cut(self, way: _Way) -> list[_View]:
         """Cut both sides into what numpy copies well in one operation."""
         views = [
             _View(run.pages, slots[:, :, :, run.layers.start : run.layers.stop])
             for slots, runs in self._parts
             for run in runs
         ]
-        return [piece for view in views for piece in _cut_short_loops(view, direction.target_of)]
-
-    def _share_out(self, direction: _Direction, segments: list[Segment], num_bytes: int) -> None:
-        """Copy all segments on as many threads as are worth it, this one included."""
-        pieces = self._pieces[direction]
-        num_shares = max(1, min(self._num_threads, len(segments), num_bytes // _MIN_SHARE_BYTES))
-        others = [
-            self._threads.submit(direction.copy, pieces, segments[share::num_shares])
-            for share in range(1, num_shares)
-        ]
-        direction.copy(pieces, segments[::num_shares])
-        for other in others:
-            other.result()
+        return [piece for view in views for piece in _cut_short_loops(view, way.target_of)]
 
 
 def _gather(pieces: Sequence[_View], segments: Sequence[Segment]) -> None:
@@ -182,8 +192,8 @@ def _scatter(pieces: Sequence[_View], segments: Sequence[Segment]) -> None:
             pages[segment.pages] = slots[segment.slot, segment.in_block]
 
 
-_GATHER = _Direction(_gather, attrgetter("slots"))
-_SCATTER = _Direction(_scatter, attrgetter("pages"))
+_GATHER = _Way(_gather, attrgetter("slots"))
+_SCATTER = _Way(_scatter, attrgetter("pages"))
 
 
 def _cut_short_loops(view: _View, target_of: Callable[[_View], Planes]) -> list[_View]:

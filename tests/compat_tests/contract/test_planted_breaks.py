@@ -144,3 +144,14 @@ def test_a_moved_module(engine, found):
 def test_a_removed_enumerator(engine, found):
     del members(engine, "vllm.v1.metrics.cache_hit_source", "CacheHitSource")["DISK"]
     assert found() == {("connector.py", "CacheHitSource has no DISK")}
+
+
+def test_a_removed_field_of_a_request(engine, found):
+    del members(engine, "vllm.v1.request", "Request")["cache_salt"]
+    assert found() == {(file, "Request has no cache_salt") for file in ("events.py", "requests.py")}
+
+
+def test_a_renamed_field_of_what_a_step_computes(engine, found):
+    output = members(engine, "vllm.v1.core.sched.output", "CachedRequestData")
+    output["resumed"] = output.pop("resumed_req_ids")
+    assert found() == {("requests.py", "CachedRequestData has no resumed_req_ids")}

@@ -196,9 +196,9 @@ def test_a_request_that_is_aborted_before_its_load_has_ended_keeps_its_pages(sta
     assert engine.ending
     hold.let_go()
     engine.run()
-    engine.scheduler._half.digest()
-    engine.scheduler._half.manager.check_integrity()
-    assert engine.scheduler._half.manager.num_in_flight == 0
+    engine.scheduler._half.handle_reports()
+    engine.scheduler._half.session.manager.check_integrity()
+    assert engine.scheduler._half.session.manager.num_in_flight == 0
 
 
 def test_a_request_whose_pages_were_taken_away_is_matched_anew(start):
@@ -260,7 +260,7 @@ class Held:
     """Holds back loads on every rank until it is told to let go."""
 
     def __init__(self, engine):
-        self.lanes = [worker._half._share.worker for worker in engine.workers]
+        self.lanes = [worker._half.session.worker for worker in engine.workers]
         self.held = []
         for lane in self.lanes:
             lane.submit = lambda plan, lane=lane: self.held.append((lane, plan))
@@ -277,7 +277,7 @@ def test_heads_and_layers_are_stored_in_the_order_of_every_engine(start):
     engine = start()
     engine.run(Request(1, prompt(8)))
     [worker] = engine.workers
-    pool = worker._half._share.pool
+    pool = worker._half.session.pool
     slots = torch.frombuffer(pool.buffer, dtype=torch.float32)[: pool.num_slots * 1024]
     [stored] = [slot for slot in slots.view(pool.num_slots, -1) if slot.any()]
     stored = stored[: HEADS * LAYERS * 8 * 2 * SIZE].view(HEADS, LAYERS, 8, 2, SIZE)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flexkv_connectors.tensorrt_llm.exchange import Exchange
-from flexkv_connectors.tensorrt_llm.messages import Load, StepOrders, StepReport
+from flexkv_connectors.session.orders import Load, RankReport
+from flexkv_connectors.tensorrt_llm.exchange import Exchange, ExchangeOrders
 from flexkv_core.plan import (
     EnginePages,
     HostSlots,
@@ -17,7 +17,7 @@ PAGES, SLOTS = EnginePages([0]), HostSlots(bytes(8))
 
 
 def load(job):
-    return Load(1, TransferPlan(job_id=job, source=SLOTS, target=PAGES, num_blocks=1))
+    return Load("1", [0], TransferPlan(job_id=job, source=SLOTS, target=PAGES, num_blocks=1))
 
 
 def save(job):
@@ -39,7 +39,7 @@ class Ranks:
     def meet(self, *done, refusal=""):
         """Let a loop pass, in which ranks report (rank, job)."""
         self.reports = [
-            StepReport(
+            RankReport(
                 rank=rank,
                 results=[
                     TransferResult(job_id=job, rank=rank, status=Status.OK, num_blocks=1)
@@ -51,7 +51,7 @@ class Ranks:
             for rank in range(4)
         ]
         before = self.num_meetings
-        self.exchange.all_reports(lambda: StepReport(rank=0))
+        self.exchange.all_reports(lambda: RankReport(rank=0))
         return self.num_meetings > before
 
 
@@ -65,7 +65,7 @@ def test_nobody_meets_where_nothing_is_under_way(ranks):
 
 
 def test_a_load_is_waited_for_until_every_rank_has_reported(ranks):
-    ranks.exchange.expect(StepOrders(loads=[load(1)]))
+    ranks.exchange.expect(ExchangeOrders(loads=[load(1)]))
     assert ranks.meet((0, 1), (2, 1), (1, 1))
     assert ranks.meet((3, 1))
     assert not ranks.meet()
@@ -73,7 +73,7 @@ def test_a_load_is_waited_for_until_every_rank_has_reported(ranks):
 
 @pytest.mark.parametrize(
     "orders",
-    [StepOrders(saves=[save(1)]), StepOrders(ssd=TierOrders(plans=[save(1)]))],
+    [ExchangeOrders(saves=[save(1)]), ExchangeOrders(ssd=TierOrders(plans=[save(1)]))],
     ids=["save", "ssd"],
 )
 def test_what_goes_into_our_tiers_is_waited_for_until_the_owners_have_reported(ranks, orders):
@@ -83,20 +83,20 @@ def test_what_goes_into_our_tiers_is_waited_for_until_the_owners_have_reported(r
     assert not ranks.meet()
 
 
-def test_ranks_meet_while_the_scheduler_half_listens(ranks):
-    ranks.exchange.expect(StepOrders(listens=True))
+def test_ranks_meet_while_the_scheduler_half_wants_reports(ranks):
+    ranks.exchange.expect(ExchangeOrders(wants_reports=True))
     assert ranks.meet()
     assert ranks.meet()
-    ranks.exchange.expect(StepOrders())
+    ranks.exchange.expect(ExchangeOrders())
     assert not ranks.meet()
 
 
 def test_a_load_with_nothing_to_fill_is_not_waited_for(ranks):
-    ranks.exchange.expect(StepOrders(loads=[Load(1, None)]))
+    ranks.exchange.expect(ExchangeOrders(loads=[Load("1", [], None)]))
     assert not ranks.meet()
 
 
 def test_the_first_refusal_is_the_last_meeting(ranks):
-    ranks.exchange.expect(StepOrders(saves=[save(1)], listens=True))
+    ranks.exchange.expect(ExchangeOrders(saves=[save(1)], wants_reports=True))
     assert ranks.meet(refusal="an error")
     assert not ranks.meet()

@@ -29,7 +29,7 @@ def prompt(num_tokens, first=0):
 
 def fail(engine, rank, *, loads):
     """Let every load, or every save, of one rank fail."""
-    worker = engine.workers[rank]._half._share.worker
+    worker = engine.workers[rank]._half.session.worker
     submit = worker.submit
 
     def submit_or_fail(plan):
@@ -86,12 +86,12 @@ def test_an_error_while_nothing_is_promised_costs_the_cache_and_not_the_engine(e
     assert "ZeroDivisionError" in engine.scheduler._barrier.reason
 
 
-@pytest.mark.parametrize("method", ["_order_copies", "_plan_load"])
+@pytest.mark.parametrize("method", ["take_ssd_orders", "plan_load"])
 def test_an_error_between_an_offer_and_its_load_stops_the_engine(engine, method):
     def broken(*_):
         raise ZeroDivisionError
 
-    setattr(engine.scheduler._half, method, broken)
+    setattr(engine.scheduler._half.session, method, broken)
     engine.submit(Request(2, prompt(20)))
     with pytest.raises(BrokenPromiseError, match="cannot be ordered"):
         engine.iterate()

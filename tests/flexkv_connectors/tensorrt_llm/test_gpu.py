@@ -24,7 +24,7 @@ class PromptDevice(SimulatedDevice):
 @pytest.fixture
 def cuda(monkeypatch):
     """Make every tensor seem to be on a GPU; returns what pins host memory."""
-    from flexkv_connectors.session import gpu_share, rank_share
+    from flexkv_connectors.session import gpu_share, worker
     from flexkv_connectors.tensorrt_llm import connector, pages
 
     fake = FakeCuda()
@@ -35,7 +35,7 @@ def cuda(monkeypatch):
         )
 
     monkeypatch.setattr(connector, "are_on_gpu", lambda slabs: True)
-    monkeypatch.setattr(rank_share, "are_on_gpu", lambda slabs: True)
+    monkeypatch.setattr(worker, "are_on_gpu", lambda slabs: True)
     monkeypatch.setattr(gpu_share, "CudaDevice", device)
     monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: fake.runtime)
     places = gpu_share.Places(save=SAVE_PLACES, load=1)
@@ -70,7 +70,7 @@ def test_blocks_pass_through_device_memory_in_both_directions(on_gpu):
 def test_a_step_saves_no_more_than_the_ring_holds_and_the_next_goes_on(on_gpu):
     on_gpu.run(Request(1, list(range(48)), num_new=4))
     on_gpu.run(Request(2, list(range(49))))
-    counts = on_gpu.scheduler._half.take_counts()
+    counts = on_gpu.scheduler._half.session.take_counts()
     assert counts["save_delayed_blocks"] > 0
     assert on_gpu.offers[2] == 48
 

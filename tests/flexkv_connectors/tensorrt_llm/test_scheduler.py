@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from flexkv_connectors.session.deployment import Deployment, PageShape
+from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.tensorrt_llm import scheduler
 from flexkv_connectors.tensorrt_llm.mailbox import mailbox_of
-from flexkv_connectors.tensorrt_llm.messages import StepReport
 from flexkv_connectors.tensorrt_llm.scheduler import SchedulerHalf
 from flexkv_core.config import parse_config
 from flexkv_core.data.tiers.host import PoolAddress
@@ -39,9 +39,9 @@ def half():
     mailbox = mailbox_of(ARGUMENTS)
     mailbox.take()
     pools = {0: PoolAddress(1, 1, 1, 1, 8, 64), 1: PoolAddress(1, 1, 1, 1, 5, 64)}
-    mailbox.post([StepReport(rank=rank, pool=pool) for rank, pool in pools.items()])
+    mailbox.post([RankReport(rank=rank, pool=pool) for rank, pool in pools.items()])
     half = SchedulerHalf(deployment, mailbox)
-    half.digest()
+    half.handle_reports()
     return half
 
 
@@ -75,7 +75,7 @@ def finish(plan, half, ranks=(0, 1)):
         for rank in ranks
     }
     mailbox_of(ARGUMENTS).post(
-        [StepReport(rank=rank, results=[result]) for rank, result in results.items()]
+        [RankReport(rank=rank, results=[result]) for rank, result in results.items()]
     )
 
 
@@ -88,7 +88,7 @@ def save(half, number=1, num_tokens=24):
 
 
 def test_there_are_as_many_blocks_as_every_rank_has_slots(half):
-    assert half.manager.num_free_blocks() == 5
+    assert half.session.manager.num_free_blocks() == 5
 
 
 def test_blocks_are_findable_when_every_rank_has_reported(half):
@@ -155,7 +155,7 @@ def test_pages_told_behind_those_of_an_earlier_allocation_are_not_saved(half):
     half.match(request(1, 24), 0)
     [_] = step(half, 1, 24, range(6)).saves
     half.finish(1)
-    half.manager.reset()
+    half.session.manager.reset()
     half.match(request(1, 32), 0)
     half.accept(1, [10, 11])  # of its first chunk
     data = SimpleNamespace(
@@ -201,15 +201,15 @@ def test_an_offer_that_is_taken_back_whole_lets_go_of_its_blocks(half):
     half.shorten(2, range(24))
     [load] = half.build_orders(nothing()).loads
     assert load.plan is None
-    half.manager.check_integrity()
-    assert half.manager._claims == {}
+    half.session.manager.check_integrity()
+    assert half.session.manager._claims == {}
 
 
 def test_a_request_that_ends_with_an_offer_lets_go_of_its_blocks(half):
     save(half)
     half.match(request(2, 25), 0)
     assert half.finish(2) is False
-    assert half.manager._claims == {}
+    assert half.session.manager._claims == {}
     half.require_planned()
 
 
@@ -225,7 +225,7 @@ def test_requests_that_the_engine_names_no_more_are_forgotten(half, monkeypatch)
     kept = []
     for _ in range(3):
         step(half, 5, 4)
-        kept.append(sorted(half._states))
+        kept.append(sorted(map(int, half.session.states)))
     assert kept == [[2, 3, 4], [2, 3], [2, 3]]
 
 
@@ -233,7 +233,7 @@ def test_short_hits_are_not_worth_a_load(half, monkeypatch):
     save(half)
     cache = parse_config({"min_load_tokens": 25})
     deployment = half._deployment
-    monkeypatch.setattr(half, "_deployment", replace(deployment, cache=cache))
+    monkeypatch.setattr(half.session, "_deployment", replace(deployment, cache=cache))
     assert half.match(request(2, 25), 0) == 0
 
 

@@ -56,9 +56,9 @@ class Rig:
 
     def __init__(self, folder):
         self.engine = Engine(folder, ranks=NUM_RANKS, chunk=7).register()
-        self.slow = [Slow(worker._half._share.worker) for worker in self.engine.workers]
+        self.slow = [Slow(worker._half.session.worker) for worker in self.engine.workers]
         for worker, slow in zip(self.engine.workers, self.slow, strict=True):
-            worker._half._share.worker = slow
+            worker._half.session.worker = slow
         self.number = 0
 
     def new(self, num_tokens, first):
@@ -105,7 +105,7 @@ def test_completions_in_any_order_keep_every_promise(tmp_path_factory, events):
         getattr(rig, event)(*values)
     rig.finish()
     half = rig.engine.scheduler._half
-    half.digest()
-    half.manager.check_integrity()
+    half.handle_reports()
+    half.session.manager.check_integrity()
     assert rig.engine.scheduler._barrier.reason == ""
-    assert half.manager.num_in_flight == 0
+    assert half.session.manager.num_in_flight == 0

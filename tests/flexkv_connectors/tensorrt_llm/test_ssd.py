@@ -29,7 +29,7 @@ def start(tmp_path):
         (tmp_path / "model").mkdir(exist_ok=True)
         engines.append(Engine(tmp_path / "model", **settings).register())
         for worker in engines[-1].workers:
-            ssd = worker._half._share.ssd
+            ssd = worker._half.session.ssd
             ssd._identification.join()
             ssd._tier.wait_recovered()
         return engines[-1]
@@ -47,7 +47,7 @@ def settle(engine, number):
     for offset in range(3):
         engine.run(Request(100 * number + offset, prompt(2, 500)))
         for worker in engine.workers:
-            assert worker._half._share.worker.drain(30)
+            assert worker._half.session.worker.drain(30)
         engine.iterate()
 
 
@@ -62,7 +62,7 @@ def test_the_first_question_after_a_restart_brings_blocks_for_the_second(start, 
     settle(engine, 2)
     engine.run(Request(3, prompt(20)))
     assert (engine.offers[2], engine.offers[3]) == (0, 16)
-    assert engine.scheduler._half.take_counts()["promoted_blocks"] == 2
+    assert engine.scheduler._half.session.take_counts()["promoted_blocks"] == 2
 
 
 def test_other_weights_at_the_same_path_miss(start):
@@ -73,7 +73,7 @@ def test_other_weights_at_the_same_path_miss(start):
     settle(engine, 1)
     engine.run(Request(2, prompt(20)))
     settle(engine, 2)
-    counts = engine.scheduler._half.take_counts()
+    counts = engine.scheduler._half.session.take_counts()
     assert not {"restored_blocks", "promoted_blocks"} & counts.keys()
 
 
@@ -83,6 +83,6 @@ def test_other_weights_at_the_same_path_miss(start):
 )
 def test_without_a_name_for_the_weights_there_is_no_ssd_tier(tmp_path, caplog, change):
     engine = Engine(tmp_path, **change).register()
-    assert engine.workers[0]._half._share.ssd is None
+    assert engine.workers[0]._half.session.ssd is None
     assert "set weight_version" in caplog.text
     engine.close()

@@ -58,7 +58,7 @@ class Rig:
             is_recovered=is_recovered,
             generation=generation,
         )
-        self.tier.digest(report)
+        self.tier.handle_report(report)
 
     def save(self, keys):
         """Let host memory hold a chain."""

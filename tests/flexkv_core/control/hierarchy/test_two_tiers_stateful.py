@@ -307,7 +307,7 @@ class World:
             is_recovered=owner.is_recovered,
             generation=owner.generation,
         )
-        self.tier.digest(report)
+        self.tier.handle_report(report)
 
     def resize_disk(self, owner: Owner, pick: Pick) -> None:
         owner.capacity_blocks = _any(

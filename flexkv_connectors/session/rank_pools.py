@@ -6,12 +6,13 @@ copy and the others map it, so that the bytes exist once per node.
 
 from collections.abc import Collection, Mapping
 
+from flexkv_connectors.session.orders import RankReport
 from flexkv_core.data.tiers.host import PoolAddress
 
-__all__ = ["ReplicaPools"]
+__all__ = ["RankPools"]
 
 
-class ReplicaPools:
+class RankPools:
     """Follows the host pools of one engine from their opening until every rank can read one.
 
     Thread: the scheduler's.
@@ -22,11 +23,13 @@ class ReplicaPools:
         self._missing_replicas = set(replicas)
         self._pools: dict[int, PoolAddress] = {}
 
-    def note(self, pools: Mapping[int, PoolAddress], attached: Collection[int]) -> None:
-        """Take in which owners have opened a pool and which replicas have mapped theirs."""
-        self._pools.update(pools)
-        self._missing_owners.difference_update(pools)
-        self._missing_replicas.difference_update(attached)
+    def note(self, report: RankReport) -> None:
+        """Note whether a rank has opened its pool, or mapped that of its owner."""
+        if report.pool is not None:
+            self._pools[report.rank] = report.pool
+            self._missing_owners.discard(report.rank)
+        if report.attached:
+            self._missing_replicas.discard(report.rank)
 
     @property
     def num_slots(self) -> int | None:
@@ -36,11 +39,11 @@ class ReplicaPools:
         return min(pool.num_slots for pool in self._pools.values())
 
     @property
-    def waiting_pools(self) -> Mapping[int, PoolAddress]:
-        """Pools that replicas still have to map, by owner; empty when `ready`."""
+    def to_attach(self) -> Mapping[int, PoolAddress]:
+        """Pools that replicas still have to map, by owner; empty when `are_ready`."""
         return self._pools if self._missing_replicas else {}
 
     @property
-    def ready(self) -> bool:
+    def are_ready(self) -> bool:
         """Whether every rank can read the blocks that its owner has written."""
         return not (self._missing_owners or self._missing_replicas)

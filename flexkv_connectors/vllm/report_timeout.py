@@ -1,16 +1,13 @@
 """How long an idle engine is kept stepping for a report that may never come."""
 
-import logging
 import time
 from collections.abc import Callable
 
-__all__ = ["Patience"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ReportTimeout"]
 
 
-class Patience:
-    """Says whether waiting still makes sense: until nothing has been heard for `limit_s`.
+class ReportTimeout:
+    """Expires once an engine has waited for `limit_s` without a report.
 
     Thread: the scheduler's.
     """
@@ -20,11 +17,11 @@ class Patience:
         self._clock = clock
         self._since: float | None = None
 
-    def reward(self) -> None:
-        """Note that something was heard."""
+    def restart(self) -> None:
+        """Note that a report came."""
         self._since = None
 
-    def lasts(self, *, waiting: bool) -> bool:
+    def allows(self, *, waiting: bool) -> bool:
         """Return whether to go on waiting; starts the clock if `waiting`, stops it if not."""
         if not waiting:
             self._since = None

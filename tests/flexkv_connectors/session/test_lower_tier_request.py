@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexkv_connectors.session.tier_use import TierUse
+from flexkv_connectors.session.lower_tier_request import LowerTierRequest
 from flexkv_core.control.hierarchy.lower_tier import LowerTier
 from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.metrics import Counters
@@ -36,37 +36,37 @@ def write(manager, keys):
 
 
 def test_a_block_that_is_on_its_way_is_not_admitted_again(tier, counters):
-    use = TierUse(tier, "request", KEYS[:3], 0)
-    use.touch(KEYS[:4])
-    use.touch(KEYS[:5])
+    request = LowerTierRequest(tier, "request", KEYS[:3], 0)
+    request.admit(KEYS[:4])
+    request.admit(KEYS[:5])
     assert counters.drain()["admitted_blocks"] == 5
 
 
-def test_blocks_that_were_touched_are_not_touched_again(tier, counters):
-    use = TierUse(tier, "request", KEYS[:3], 0)
+def test_blocks_that_were_decided_about_are_not_decided_about_again(tier, counters):
+    request = LowerTierRequest(tier, "request", KEYS[:3], 0)
     counters.drain()
-    use.touch(KEYS[:3])
+    request.admit(KEYS[:3])
     assert counters.drain() == {}
 
 
 def test_a_request_that_has_ended_is_forgotten(tier):
-    use = TierUse(tier, "request", KEYS, 0)
-    use.waits(KEYS, 0.0, None)
-    use.end()
+    request = LowerTierRequest(tier, "request", KEYS, 0)
+    request.fetch(KEYS, 0.0, None)
+    request.end()
     assert not tier.promoter._waits
 
 
 def test_blocks_that_are_not_for_the_tier_never_get_there(manager, tier, counters):
     write(manager, KEYS)
-    use = TierUse(tier, "request", KEYS[:3], 0, max_blocks=2)
-    use.touch(KEYS)
-    use.offer(KEYS)
+    request = LowerTierRequest(tier, "request", KEYS[:3], 0, max_blocks=2)
+    request.admit(KEYS)
+    request.demote(KEYS)
     assert counters.drain()["admitted_blocks"] == 2
     assert sum(plan.num_blocks for plan in tier.demoter.take_plans(0.0)) == 2
 
 
 def test_blocks_that_are_not_for_the_tier_are_not_fetched_from_it(manager, tier):
     manager.restore(KEYS, tier="ssd")
-    use = TierUse(tier, "request", KEYS, 0, max_blocks=2)
-    assert use.waits(KEYS, 0.0, None)
+    request = LowerTierRequest(tier, "request", KEYS, 0, max_blocks=2)
+    assert request.fetch(KEYS, 0.0, None)
     assert sum(plan.num_blocks for plan in tier.promoter.take_plans()) == 2

@@ -1,0 +1,139 @@
+"""What is known of one request of an engine that gives us pages."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from flexkv_connectors.session.deployment import Deployment
+from flexkv_connectors.session.lower_tier_request import LowerTierRequest
+from flexkv_core.block.keys import KeyChain
+from flexkv_core.block.types import BlockKey, RequestId
+from flexkv_core.control.lease import Lease
+from flexkv_core.errors import TokenError
+from flexkv_core.excerpt import clipped
+
+__all__ = ["RequestState"]
+
+logger = logging.getLogger(__name__)
+
+
+class RequestState(ABC):
+    """One request, from its arrival to its end.
+
+    Subclasses supply its tokens, and what else enters its keys.
+
+    Thread: the scheduler's.
+    """
+
+    __slots__ = (
+        "_deployment",
+        "chain",
+        "is_loading",
+        "lease",
+        "lower",
+        "may_load",
+        "may_save",
+        "num_tried_blocks",
+        "offer",
+        "page_ids",
+        "request_id",
+    )
+
+    def __init__(
+        self, request_id: RequestId, deployment: Deployment, chain: KeyChain | None
+    ) -> None:
+        """Note the arrival of a request.
+
+        Args:
+            request_id: Its name.
+            deployment: The engine's shape.
+            chain: The keys of its blocks; None while there are none, or if there never will be.
+        """
+        self.request_id = request_id
+        self._deployment = deployment
+        self.chain = chain
+        self.may_load = True
+        self.may_save = True
+        self.lease: Lease | None = None
+        """The blocks of the last offer, until its load is planned or the offer is withdrawn."""
+
+        self.offer = range(0)
+        """Tokens that were last offered to the engine, or that are being loaded for it."""
+
+        self.is_loading = False
+        """Whether a plan in flight writes to its pages."""
+
+        self.page_ids: list[int] = []
+        """The engine's page table of the request; an id below 0 is no page."""
+
+        self.num_tried_blocks = 0
+        """Leading blocks whose saving was decided; what did not fit then is tried with the next."""
+
+        self.lower: LowerTierRequest | None = None
+        """Its dealings with the SSD tier, if there is one."""
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Tokens known by now."""
+
+    @abstractmethod
+    def extend(self, chain: KeyChain) -> None:
+        """Add the keys of all full blocks of the tokens known by now.
+
+        Raises:
+            TokenError: A token id is not an unsigned 32-bit integer. No key was added.
+        """
+
+    @property
+    def max_usable_tokens(self) -> int:
+        """Leading tokens that may be loaded at most.
+
+        A step that loads and computes at once has to compute one token at least; the tokens
+        before it are loaded in whole pages.
+        """
+        page_tokens = self._deployment.page_tokens
+        return (self.num_tokens - 1) // page_tokens * page_tokens
+
+    @property
+    def num_lasting_blocks(self) -> int | None:
+        """Leading blocks that may outlive the process; None for all."""
+        return None
+
+    def keys(self) -> Sequence[BlockKey]:
+        """Return the keys of all full blocks of the tokens known by now, if they have any."""
+        if self.chain is None:
+            return ()
+        if self.may_load or self.may_save:
+            try:
+                self.extend(self.chain)
+            except TokenError as error:
+                logger.warning("request.not_cached id=%s: %s", clipped(self.request_id), error)
+                self.may_load = self.may_save = False
+        return self.chain.keys
+
+    def offered_pages(self) -> list[int]:
+        """Return the pages of the offer up to the first that is missing; they are not shared."""
+        first_page = self.offer.start // self._deployment.page_tokens
+        return self.page_ids[first_page : self._num_pages(self.offer.stop)]
+
+    def num_savable_blocks(self, num_computed: int) -> int:
+        """Return how many leading blocks can be saved once `num_computed` tokens are computed."""
+        if not self.may_save:
+            return 0
+        # Only new pages are looked at: a decoding step must not cost as much as the whole prompt.
+        num_seen = self.num_tried_blocks * self._deployment.pages_per_block
+        num_pages = self._num_pages(max(0, min(num_computed, self.num_tokens)), num_seen)
+        return num_pages // self._deployment.pages_per_block
+
+    def num_ssd_tokens(self, loaded: range) -> int:
+        """Return how many of the tokens that are loaded were on SSD when the request came."""
+        if self.lower is None:
+            return 0
+        num_host_tokens = self.lower.num_host_blocks * self._deployment.block_tokens
+        return max(0, loaded.stop - max(num_host_tokens, loaded.start))
+
+    def _num_pages(self, num_tokens: int, num_seen: int = 0) -> int:
+        """Return how many pages `num_tokens` tokens fill, up to the first that is missing."""
+        end = min(num_tokens // self._deployment.page_tokens, len(self.page_ids))
+        return next((at for at in range(num_seen, end) if self.page_ids[at] < 0), end)

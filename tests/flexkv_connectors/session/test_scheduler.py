@@ -1,0 +1,320 @@
+"""What is offered, planned, concluded and forgotten, whatever the engine."""
+
+import pytest
+
+from flexkv_connectors.session.orders import RankReport
+from flexkv_connectors.session.scheduler import SchedulerSession
+from flexkv_core.config import parse_config
+from flexkv_core.data.tiers.host import PoolAddress
+from flexkv_core.metrics import Counters
+from flexkv_core.plan import Status, StoredBlocks, StoredKey, TierReport, TransferResult
+
+NUM_SLOTS = 8
+
+
+@pytest.fixture
+def counters():
+    return Counters()
+
+
+@pytest.fixture
+def open_session(make_deployment, counters):
+    """Return a function that opens the session of two ranks."""
+
+    def run(ssd_blocks=None, recovered=(), **changes):
+        session = SchedulerSession(make_deployment(**changes), counters)
+        session.handle_reports(opened(rank, ssd_blocks, recovered) for rank in range(2))
+        return session
+
+    return run
+
+
+@pytest.fixture
+def session(open_session):
+    return open_session()
+
+
+def opened(rank, ssd_blocks=None, recovered=()):
+    """Return the first report of a rank."""
+    pool = PoolAddress(1, 1, 1, 1, NUM_SLOTS + rank, 64)
+    ssd = None
+    if ssd_blocks is not None:
+        ssd = TierReport(
+            tier="ssd",
+            rank=rank,
+            capacity_blocks=ssd_blocks,
+            recovered=list(recovered),
+            is_recovered=True,
+        )
+    return RankReport(rank=rank, pool=pool, ssd=ssd)
+
+
+def end(session, plan, status=Status.OK, ranks=(0, 1)):
+    """Let ranks report on a plan."""
+    num_blocks = plan.num_blocks if status is Status.OK else 0
+    for rank in ranks:
+        result = TransferResult(
+            job_id=plan.job_id, rank=rank, status=status, num_blocks=num_blocks, epoch=plan.epoch
+        )
+        session.handle_reports([RankReport(rank=rank, results=[result])])
+
+
+@pytest.fixture
+def begin(make_request):
+    """Return a function that lets a request arrive, with or without its pages."""
+
+    def run(session, name, num_tokens, first_page=None):
+        request = make_request(name, num_tokens)
+        if first_page is not None:
+            request.page_ids = list(range(first_page, first_page + -(-num_tokens // 4)))
+        session.states[name] = request
+        return request
+
+    return run
+
+
+@pytest.fixture
+def save(begin):
+    """Return a function that has 24 tokens computed and saved."""
+
+    def run(session, name="writer"):
+        request = begin(session, name, 24, first_page=0)
+        plan = session.plan_save(request, 24)
+        end(session, plan)
+        session.end(request)
+        return plan
+
+    return run
+
+
+def test_nothing_is_cached_until_every_owner_has_opened_its_pool(make_deployment, counters, begin):
+    session = SchedulerSession(make_deployment(), counters)
+    request = begin(session, "r", 24, first_page=0)
+    session.handle_reports([opened(1)])
+    assert session.manager is None
+    assert session.is_waiting
+    assert (session.offer(request, 0), session.plan_save(request, 24)) == (0, None)
+    session.handle_reports([opened(0)])
+    assert session.manager.num_free_blocks() == NUM_SLOTS
+    assert not session.is_waiting
+
+
+def test_nothing_is_offered_until_every_replica_reads_the_pool_of_its_owner(
+    open_session, save, begin
+):
+    session = open_session(num_replicas=2)
+    save(session)
+    request = begin(session, "r", 25)
+    assert session.offer(request, 0) == 0
+    assert not session.fetch(request)
+    session.handle_reports([RankReport(rank=1, attached=True)])
+    assert session.offer(request, 0) == 24
+
+
+def test_what_was_saved_is_offered_behind_what_the_engine_has(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25)
+    assert session.offer(request, 4) == 20
+    assert request.offer == range(4, 24)
+
+
+def test_an_offer_is_the_same_however_often_it_is_asked_for(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25)
+    assert [session.offer(request, 0) for _ in range(2)] == [24, 24]
+    session.withdraw(request)
+    assert session.manager._claims == {}
+
+
+def test_an_offer_that_is_too_short_holds_nothing(open_session, save, begin):
+    session = open_session(cache=parse_config({"min_load_tokens": 24}))
+    save(session)
+    assert session.offer(begin(session, "long", 25), 0) == 24
+    short = begin(session, "short", 24)
+    assert session.offer(short, 0) == 0
+    assert short.lease is None
+
+
+def test_a_load_begins_within_a_block_where_the_engine_has_the_rest(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 4)
+    load = session.plan_load(request)
+    assert load.page_ids == list(load.plan.target.page_ids) == [11, 12, 13, 14, 15]
+    assert (load.plan.target.first_page, load.plan.num_blocks) == (1, 3)
+
+
+def test_a_load_reaches_as_far_as_there_are_pages(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 0)
+    request.page_ids[3] = -1
+    load = session.plan_load(request)
+    assert load.page_ids == [10, 11, 12]
+    assert load.plan.num_blocks == 2
+
+
+def test_a_load_without_pages_has_no_plan_and_holds_nothing(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25)
+    session.offer(request, 0)
+    load = session.plan_load(request)
+    assert (load.page_ids, load.plan) == ([], None)
+    assert session.manager._claims == {}
+
+
+def test_an_offer_that_a_reset_has_taken_back_cannot_be_planned(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 0)
+    session.reset()
+    load = session.plan_load(request)
+    assert (len(load.page_ids), load.plan) == (6, None)
+
+
+def test_pages_are_being_written_to_until_the_last_rank_has_reported(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 0)
+    plan = session.plan_load(request).plan
+    end(session, plan, ranks=[0])
+    assert request.is_loading
+    assert session.is_waiting
+    end(session, plan, ranks=[1])
+    assert not request.is_loading
+
+
+def load(session, request):
+    """Have a request of 25 tokens loaded by both ranks, all but its last."""
+    session.offer(request, 0)
+    plan = session.plan_load(request).plan
+    request.offer = range(0)  # an engine that loads within a step has computed it by then
+    end(session, plan)
+
+
+def test_tokens_are_counted_when_they_are_loaded_and_saved(session, save, begin, counters):
+    save(session)
+    load(session, begin(session, "r", 25, first_page=10))
+    counts = counters.drain()
+    assert (counts["save_tokens"], counts["load_tokens"]) == (24, 24)
+    assert counts.get("ssd_load_tokens", 0) == 0
+
+
+def test_tokens_of_a_request_that_has_ended_meanwhile_are_given_back_to_nobody(
+    session, save, begin, counters
+):
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 0)
+    plan = session.plan_load(request).plan
+    session.end(request)
+    end(session, plan)
+    assert "load_tokens" not in counters.drain()
+
+
+def test_a_request_whose_load_failed_does_not_load_again(session, save, begin):
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 0)
+    end(session, session.plan_load(request).plan, Status.ERROR)
+    assert not request.may_load
+
+
+def test_a_request_whose_save_failed_does_not_save_again(session, begin):
+    request = begin(session, "r", 32, first_page=0)
+    end(session, session.plan_save(request, 24), Status.ERROR)
+    assert not request.may_save
+    assert session.plan_save(request, 32) is None
+
+
+def test_only_blocks_that_nobody_has_are_saved(session, save, begin):
+    save(session)
+    request = begin(session, "r", 32, first_page=10)
+    plan = session.plan_save(request, 32)
+    assert list(plan.source.page_ids) == [16, 17]
+    assert session.plan_save(request, 32) is None
+
+
+def test_what_finds_no_place_in_device_memory_is_saved_later(session, begin):
+    session.handle_reports([RankReport(rank=0, staging=2)])
+    request = begin(session, "r", 24, first_page=0)
+    plan = session.plan_save(request, 24)
+    assert plan.num_blocks == 2
+    end(session, plan)
+    assert session.plan_save(request, 24).num_blocks == 1
+
+
+def test_a_reset_forgets_blocks_and_saves_no_request_that_has_begun(session, save, begin):
+    save(session)
+    begun, new = begin(session, "begun", 25, first_page=10), begin(session, "new", 25)
+    session.offer(new, 0)
+    session.reset()
+    assert session.offer(new, 0) == 0
+    assert session.manager._claims == {}
+    assert (begun.may_save, new.may_save) == (False, True)
+
+
+def test_failed_pages_are_rubbish_with_all_behind_them_and_their_blocks_are_dropped(
+    session, save, begin
+):
+    save(session)
+    loading, ended = begin(session, "loading", 25, 10), begin(session, "ended", 25, 20)
+    session.end(ended)
+    other = begin(session, "other", 25, 30)
+    assert session.drop_failed_pages({13, 24}) == {13, 14, 15, 16, 24, 25, 26}
+    assert session.offer(other, 0) == 8
+    assert (loading.lease, ended.lease) == (None, None)
+
+
+def test_requests_of_the_step_before_the_last_are_not_looked_at_for_failed_pages(session, begin):
+    ended = begin(session, "ended", 25, 20)
+    session.end(ended)
+    session.take_ssd_orders()
+    assert session.drop_failed_pages({24}) == {24}
+
+
+def test_a_tier_in_which_a_rank_can_keep_nothing_is_left_out(open_session, caplog):
+    session = open_session(ssd_blocks=0)
+    assert session.ssd is None
+    assert "tier.off tier=ssd" in caplog.text
+
+
+def test_saved_blocks_go_on_to_ssd(open_session, save):
+    session = open_session(ssd_blocks=8)
+    session.take_ssd_orders()
+    save(session)
+    [plan] = session.take_ssd_orders().plans
+    assert isinstance(plan.target, StoredBlocks)
+    assert plan.num_blocks == 2, "a quarter of host memory at once"
+
+
+def test_blocks_on_ssd_are_fetched_and_counted_when_they_are_loaded(
+    open_session, make_request, begin, counters
+):
+    keys = list(make_request("earlier process", 24).keys())
+    chain = [StoredKey(key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
+    session = open_session(ssd_blocks=8, recovered=chain)
+    session.take_ssd_orders()
+    request = begin(session, "r", 25, first_page=10)
+    assert session.fetch(request)
+    [plan] = session.take_ssd_orders().plans
+    end(session, plan)
+    assert not session.fetch(request)
+    load(session, request)
+    counts = counters.drain()
+    assert (counts["load_tokens"], counts["ssd_load_tokens"]) == (24, 24)
+
+
+def test_a_reset_before_the_ranks_have_reported_is_made_up_for(make_deployment, counters):
+    session = SchedulerSession(make_deployment(), counters)
+    session.reset()
+    session.handle_reports(opened(rank, ssd_blocks=8) for rank in range(2))
+    assert session.take_ssd_orders().generation
+
+
+def test_how_full_the_tiers_are_is_told_with_the_counts(open_session, save):
+    session = open_session(ssd_blocks=8)
+    save(session)
+    counts = session.take_counts()
+    assert counts["host_used_blocks"] == 3
+    assert counts["ssd_capacity_blocks"] == 8
