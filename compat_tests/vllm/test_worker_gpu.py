@@ -84,7 +84,7 @@ def test_pages_that_keep_k_and_v_apart_are_refused(rig):
     from flexkv_connectors.session.gpu_share import GpuShare
 
     session = rig.worker.session
-    apart = replace(session._pages, behind=session._pages)
+    apart = replace(session._pages, rest=session._pages)
     with pytest.raises(LayoutError, match="K and V lie apart"):
         GpuShare(session._deployment, session._layers, apart, session.pool)
 

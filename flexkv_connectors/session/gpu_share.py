@@ -94,7 +94,7 @@ class GpuShare:
 
         Cost: touches and pins every page of the pool, and compiles the kernel.
         """
-        if pages.behind is not None:
+        if pages.rest is not None:
             raise LayoutError("K and V lie apart in a page: no GPU kernel is known to keep them so")
         cuda = find_cuda_runtime()
         assert cuda is not None, "the engine's KV is on a GPU"

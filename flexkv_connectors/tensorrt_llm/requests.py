@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from flexkv_connectors.session.deployment import Deployment
 from flexkv_connectors.session.request import RequestState
-from flexkv_core.block.keys import MAX_NAME_LETTERS, KeyChain, chain_seed
+from flexkv_core.block.keys import MAX_NAME_CHARACTERS, KeyChain, chain_seed
 from flexkv_core.block.types import RequestId
 
 __all__ = ["TrtllmRequest", "chain_of", "may_skip"]
@@ -45,7 +45,7 @@ def chain_of(request: Any, block_tokens: int) -> KeyChain | None:  # noqa: ANN40
     if any(getattr(request, name, None) is not None for name in _MORE_THAN_TOKENS):
         return None
     salt = _salt_of(request)
-    if salt is not None and len(salt) > MAX_NAME_LETTERS:
+    if salt is not None and len(salt) > MAX_NAME_CHARACTERS:
         return None
     task = getattr(request, "lora_task_id", None)
     adapter = None if task is None else sha256(_THIS_PROCESS + b"%d" % task).digest()

@@ -51,7 +51,7 @@ class AdapterFiles(NamedTuple):
         for file in self.files:
             digest = hasher.hash(file.stamp.path, for_git=file.blob is not None)
             assert digest is not None, "it is never stopped"
-            if not (file.blob is None or digest.are(file.blob)):
+            if not (file.blob is None or digest.include(file.blob)):
                 msg = f"{file.stamp.path} does not match the digest that is its name"
                 raise OSError(msg)
             digests[file.name] = digest

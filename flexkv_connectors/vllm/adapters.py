@@ -215,7 +215,7 @@ class Adapters:
             raise OSError(msg)
         files = find_files(lora.lora_path, self._hub_cache)
         for stamp in () if files is None else files.stamps:
-            if not stamp.is_telling:
+            if not stamp.shows_changes:
                 msg = f"the file system of {stamp.path} does not record when files change"
                 raise OSError(msg)
             if not (is_new or self._judge.is_older(stamp, self._oldest_s)):

@@ -60,7 +60,7 @@ def split_vec(packed: PagePool, element_bytes: int, head_size: int) -> PagePool:
         plane_bytes=element_bytes,
         plane_stride=packed.page_tokens * element_bytes,
         token_stride=element_bytes,
-        behind=values,
+        rest=values,
     )
 
 

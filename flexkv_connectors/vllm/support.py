@@ -10,7 +10,7 @@ vLLM that were read for this, and looks for new ones in later versions.
 
 from typing import TYPE_CHECKING, Any
 
-from flexkv_core.block.keys import MAX_NAME_LETTERS
+from flexkv_core.block.keys import MAX_NAME_CHARACTERS
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -153,7 +153,7 @@ def why_not_request(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request
     if request.prompt_embeds is not None or getattr(request, "prompt_is_token_ids", None):
         return "its prompt holds embeddings"
     names = (request.cache_salt or "", *(item.identifier for item in request.mm_features))
-    if max(map(len, names)) > MAX_NAME_LETTERS:
+    if max(map(len, names)) > MAX_NAME_CHARACTERS:
         return "its salt or the name of a medium is so long that hashing it would slow others"
     if getattr(request, "resumable", False):
         return "it is a streaming session whose tokens may be taken back"

@@ -17,9 +17,9 @@ from typing import NamedTuple, cast
 from flexkv_core.block.types import BlockKey
 from flexkv_core.errors import TokenError
 
-__all__ = ["MAX_NAME_LETTERS", "KeyChain", "MediaSpan", "chain_seed", "salt_seed"]
+__all__ = ["MAX_NAME_CHARACTERS", "KeyChain", "MediaSpan", "chain_seed", "salt_seed"]
 
-MAX_NAME_LETTERS = 1024
+MAX_NAME_CHARACTERS = 1024
 """Characters of a salt, or of the identifier of a media item. Clients write them, and every block
 that an item overlaps hashes its identifier: a request with a longer one gets no keys."""
 

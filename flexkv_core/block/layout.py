@@ -66,7 +66,7 @@ class PagePool:
     """First byte of the allocation that holds every page."""
 
     memory_bytes: int
-    behind: "PagePool | None" = None
+    rest: "PagePool | None" = None
     """The rest of each token's content, if it has other strides; all else is the same."""
 
     def __post_init__(self) -> None:
@@ -89,15 +89,15 @@ class PagePool:
     def token_bytes(self) -> int:
         """Content of one token and head over its planes: C of the stored block."""
         own_bytes = self.num_planes * self.plane_bytes
-        return own_bytes + (self.behind.token_bytes if self.behind else 0)
+        return own_bytes + (self.rest.token_bytes if self.rest else 0)
 
     @property
     def parts(self) -> "tuple[tuple[int, PagePool], ...]":
-        """This pool and the `behind` ones, each with the offset of its bytes within a token's."""
-        if self.behind is None:
+        """This pool and its `rest`, each with the offset of its bytes within a token's."""
+        if self.rest is None:
             return ((0, self),)
         own_bytes = self.num_planes * self.plane_bytes
-        return ((0, self), *((own_bytes + offset, part) for offset, part in self.behind.parts))
+        return ((0, self), *((own_bytes + offset, part) for offset, part in self.rest.parts))
 
     def _reach(self, run: LayerRun) -> tuple[int, int]:
         """Return the half-open range of addresses that `run` can touch."""

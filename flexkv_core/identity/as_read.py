@@ -220,7 +220,7 @@ class Judge:
 
     def _why_newer(self, what: str, stamp: Stamp) -> str | None:
         """Return why something may have changed since the engine's start; None if it cannot."""
-        if not stamp.is_telling:
+        if not stamp.shows_changes:
             return f"the file system keeps no time of {what}: copy the model to another"
         if self.is_older(stamp, self._started_s):
             return None
@@ -231,7 +231,7 @@ class Judge:
 
 
 def _is_proven(file: FoundFile, digests: Digests | None) -> bool:
-    return file.blob is not None and (digests is None or digests.are(file.blob))
+    return file.blob is not None and (digests is None or digests.include(file.blob))
 
 
 def _is_of_hub(link: Stamp, file: FoundFile) -> bool:

@@ -35,7 +35,7 @@ class Digests(msgspec.Struct, frozen=True, array_like=True):
     git: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{40}$")] | None = None
     """Git's own name for the content; None if it was not asked for."""
 
-    def are(self, name: str) -> bool:
+    def include(self, name: str) -> bool:
         """Return whether `name` is one of the digests."""
         return name in (self.sha256, self.git)
 

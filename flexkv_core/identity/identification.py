@@ -169,7 +169,7 @@ class Identification:
             if digests is None or Stamp.take(stamp.path) != stamp:
                 return
             self._digests[stamp] = digests
-            if not stamp.is_telling:
+            if not stamp.shows_changes:
                 logger.info(
                     "identity.hashed_at_every_start path=%s: its file system keeps no times",
                     stamp.path,

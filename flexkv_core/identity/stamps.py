@@ -19,7 +19,7 @@ _MAX_LINKS = 40
 class Stamp(msgspec.Struct, frozen=True, array_like=True):
     """A file, folder or link at one moment: after any change its stamp differs.
 
-    This needs a file system that keeps inodes and times (`is_telling`), and a change that is not
+    This needs a file system that keeps inodes and times (`shows_changes`), and a change that is not
     within the same tick of its clock.
     """
 
@@ -44,7 +44,7 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
         return cls(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     @property
-    def is_telling(self) -> bool:
+    def shows_changes(self) -> bool:
         """Whether the file system keeps what reveals a change.
 
         `mtime_ns` alone may be zero: some archives are made like that.

@@ -176,10 +176,10 @@ def test_a_file_that_is_gone_is_an_error(tmp_path):
 def test_digests_are_known_by_the_name_of_either_kind():
     found = Digests("a" * 64, "b" * 40)
 
-    assert found.are("a" * 64)
-    assert found.are("b" * 40)
-    assert not found.are("c" * 64)
-    assert not Digests("a" * 64).are("b" * 40)
+    assert found.include("a" * 64)
+    assert found.include("b" * 40)
+    assert not found.include("c" * 64)
+    assert not Digests("a" * 64).include("b" * 40)
 
 
 def test_files_are_told_apart_by_names_and_contents():

@@ -19,7 +19,7 @@ def test_a_file_left_alone_keeps_its_stamp(file):
 
     assert Stamp.take(str(file)) == before
     assert before.size == 7
-    assert before.is_telling
+    assert before.shows_changes
     assert before.changed_s == max(file.stat().st_mtime_ns, file.stat().st_ctime_ns) / 1e9
 
 
@@ -55,11 +55,13 @@ def test_a_stamp_is_of_the_file_or_of_the_link(file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("inode", "mtime_ns", "ctime_ns", "is_telling"),
+    ("inode", "mtime_ns", "ctime_ns", "shows_changes"),
     [(5, 1, 1, True), (5, 0, 1, True), (0, 1, 1, False), (5, 1, 0, False)],
 )
-def test_a_file_system_without_inodes_or_times_tells_nothing(inode, mtime_ns, ctime_ns, is_telling):
-    assert Stamp("/f", inode, 7, mtime_ns, ctime_ns).is_telling == is_telling
+def test_a_file_system_without_inodes_or_times_tells_nothing(
+    inode, mtime_ns, ctime_ns, shows_changes
+):
+    assert Stamp("/f", inode, 7, mtime_ns, ctime_ns).shows_changes == shows_changes
 
 
 def test_a_path_without_links_leads_to_itself(file):
