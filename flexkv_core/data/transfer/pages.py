@@ -39,7 +39,7 @@ class RunView:
 
 
 def page_views(pool: PagePool) -> list[RunView]:
-    """View an engine's pages, one array for each run of layers; what is `behind` is left out.
+    """View an engine's pages, one array for each run of layers; its `rest` is left out.
 
     The arrays do not keep the memory alive: it belongs to the engine. numpy checks that no
     element lies outside the allocation.
