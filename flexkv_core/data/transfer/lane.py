@@ -5,6 +5,7 @@
 
 from abc import ABC, abstractmethod
 
+from flexkv_core.block.types import JobId
 from flexkv_core.plan import TransferPlan, TransferResult
 
 __all__ = ["Lane"]
@@ -28,6 +29,19 @@ class Lane(ABC):
     @abstractmethod
     def drain(self, timeout_s: float) -> bool:
         """Wait until nothing submitted is running; False if `timeout_s` passed first."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until `poll` has something to do or to return, or `timeout_s` has passed.
+
+        Thread: any, while another thread submits, cancels or closes; nobody may poll meanwhile.
+        """
+        self.drain(timeout_s)
+
+    def cancel(self, job_id: JobId) -> None:
+        """Begin nothing more of a plan; it is reported all the same, once what runs has ended.
+
+        A lane that begins all of a plan in `submit` has nothing to do.
+        """
 
     @abstractmethod
     def close(self) -> None:
