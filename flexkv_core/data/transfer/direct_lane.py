@@ -5,7 +5,7 @@ import numpy as np
 from typing_extensions import override
 
 from flexkv_core.block.types import JobId
-from flexkv_core.data.transfer.lane import Lane
+from flexkv_core.data.transfer.lane import AsyncLane
 from flexkv_core.data.transfer.results import refused
 from flexkv_core.data.transfer.tier_lane import TierLane
 from flexkv_core.plan import (
@@ -21,7 +21,7 @@ from flexkv_core.plan import (
 __all__ = ["DirectLane"]
 
 
-class DirectLane(Lane):
+class DirectLane(AsyncLane):
     """Lets a tier move between files and pages. A block is one page, a slot of a `PageMemory`.
 
     What the tier has begun is reported when it has ended, deadline or not: a read that came later

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from flexkv_core.block.types import JobId
 from flexkv_core.plan import TransferPlan, TransferResult
 
-__all__ = ["Lane"]
+__all__ = ["AsyncLane", "Lane"]
 
 
 class Lane(ABC):
@@ -30,19 +30,21 @@ class Lane(ABC):
     def drain(self, timeout_s: float) -> bool:
         """Wait until nothing submitted is running; False if `timeout_s` passed first."""
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until `poll` has something to do or to return, or `timeout_s` has passed.
-
-        Thread: any, while another thread submits, cancels or closes; nobody may poll meanwhile.
-        """
-        self.drain(timeout_s)
-
-    def cancel(self, job_id: JobId) -> None:
-        """Begin nothing more of a plan; it is reported all the same, once what runs has ended.
-
-        A lane that begins all of a plan in `submit` has nothing to do.
-        """
-
     @abstractmethod
     def close(self) -> None:
         """Stop. Plans that have not begun are reported as TIMEOUT by a last `poll`."""
+
+
+class AsyncLane(Lane):
+    """A lane whose plans go on while nobody calls it: their end can be awaited, and prevented."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> None:
+        """Wait until `poll` has something to do or to return, or `timeout_s` has passed.
+
+        Thread: any, while another one submits, cancels or closes; nobody may poll meanwhile.
+        """
+
+    @abstractmethod
+    def cancel(self, job_id: JobId) -> None:
+        """Begin nothing more of a plan. It is reported all the same, when what runs has ended."""

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from flexkv_core.block.types import JobId
 from flexkv_core.data.transfer.device import Ids
-from flexkv_core.data.transfer.lane import Lane
+from flexkv_core.data.transfer.lane import AsyncLane, Lane
 from flexkv_core.data.transfer.results import ended, num_leading, refused, statuses_of
 from flexkv_core.data.transfer.staging import StagingRing
 from flexkv_core.plan import (
@@ -118,7 +118,7 @@ class _Part:
         )
 
 
-class StagedLane(Lane):
+class StagedLane(AsyncLane):
     """Moves plans part by part over a few host slots that belong to this lane alone.
 
     `submit` begins what there are slots for, and `poll` goes on: it fills the pages of parts that
@@ -135,7 +135,7 @@ class StagedLane(Lane):
         self,
         rank: int,
         near: Lane,
-        far: Lane,
+        far: AsyncLane,
         slots: range,
         *,
         clock: Callable[[], float] = time.monotonic,

@@ -14,7 +14,7 @@ from typing_extensions import override
 from flexkv_core.block.types import JobId
 from flexkv_core.data.tiers.base import Tier, TierBlock
 from flexkv_core.data.tiers.memory import BlockMemory
-from flexkv_core.data.transfer.lane import Lane
+from flexkv_core.data.transfer.lane import AsyncLane
 from flexkv_core.data.transfer.results import ended, num_leading, refused
 from flexkv_core.data.transfer.segments import find_slot_problem
 from flexkv_core.plan import HostSlots, Status, StoredBlocks, TransferPlan, TransferResult
@@ -66,7 +66,7 @@ class _Call:
     blocks: Sequence[TierBlock]
 
 
-class TierLane(Lane):
+class TierLane(AsyncLane):
     """Calls the tier from threads of its own; one plan may be served by several at once.
 
     A job is reported when all of its calls have returned, so a slot is never given to somebody
@@ -166,7 +166,7 @@ class TierLane(Lane):
     def _drop_waiting(self, is_dropped: Callable[[_Call], bool]) -> None:
         """End calls that have not begun; under the lock."""
         waiting, self._waiting = self._waiting, deque()
-        dropped = []
+        dropped: list[_Call] = []
         for call in waiting:
             (dropped if is_dropped(call) else self._waiting).append(call)
         for call in dropped:

@@ -28,7 +28,7 @@ class Follower(Tier):
     It changes nothing on the disk, and knows what the writer's logs say: nothing before the writer
     has stored something, and nothing any more once it has ended well.
 
-    Thread: `read` any, several at once; everything else one at a time. `_columns` is replaced
+    Thread: `read` and `count_leading` any; everything else one at a time. `_columns` is replaced
     whole when a generation begins, and a call that is under way then ends on those it began with.
     """
 

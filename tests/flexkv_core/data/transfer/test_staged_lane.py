@@ -168,6 +168,7 @@ def test_a_tier_that_hangs_costs_one_deadline_and_never_writes_a_page_later():
     before = case.target()
     late = case.plan(1, 1, deadline_s=100.0 + 1e-3)
     assert case.run_without_waiting(late) == []
+    case.wrapped.entered.acquire()
     clock.advance(1)
     (first,) = case.lane.poll()
     (second,) = case.run_without_waiting(case.plan(2, 1))
