@@ -13,8 +13,8 @@ from sglang_process import flexkv
 from sidecar_rig import IndexerRig, SidecarRig, indexer, state, tensors_of, window
 from storage_case import OurCase
 
-from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.sglang import storage as storage_module
+from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.testing.hicache_pools import SidecarCase, SidecarContract
 from flexkv_connectors.testing.hicache_storage import extra_of
 from flexkv_core.block_store import job_queue

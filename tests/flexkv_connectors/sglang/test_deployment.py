@@ -126,7 +126,9 @@ def test_the_first_of_the_ranks_that_keep_the_same_heads_writes():
     assert [rank.heads.start for rank in ranks] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [rank.rank.is_follower for rank in ranks] == [False, True] * 4
     assert [rank.rank.has_followers for rank in ranks] == [True, False] * 4
-    assert {(rank.total_heads, rank.rank.quota_bytes) for rank in ranks} == {(HEADS, (1 << 30) // 4)}
+    assert {(rank.total_heads, rank.rank.quota_bytes) for rank in ranks} == {
+        (HEADS, (1 << 30) // 4)
+    }
 
 
 def test_one_rank_writes_the_latents_of_all_and_has_all_the_room():

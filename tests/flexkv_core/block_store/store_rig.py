@@ -96,7 +96,9 @@ class DirectRig(Store):
 class Rig(Store):
     """One process of an engine."""
 
-    def __init__(self, directory, *, access=Access.CHAIN, quota_bytes=64 << 20, wrap=lambda tier: tier):
+    def __init__(
+        self, directory, *, access=Access.CHAIN, quota_bytes=64 << 20, wrap=lambda tier: tier
+    ):
         self.memory, self.pages = make_pages("PLBNHC", P=2, L=2, B=NUM_PAGES, N=16, H=2, C=32)
         self.memory[:] = np.random.default_rng(1).integers(0, 256, self.memory.size, np.uint8)
         fmt = BlockFormat(num_heads=2, num_layers=2, block_tokens=16, token_bytes=64, cell_heads=1)

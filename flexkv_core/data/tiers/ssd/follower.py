@@ -9,7 +9,7 @@ from typing_extensions import override
 from flexkv_core.block.layout import Column
 from flexkv_core.block.namespace import Namespace
 from flexkv_core.block.types import BlockKey
-from flexkv_core.data.tiers.base import Tier, TierBlock
+from flexkv_core.data.tiers.base import Capabilities, Tier, TierBlock
 from flexkv_core.data.tiers.memory import NO_MEMORY, BlockMemory
 from flexkv_core.data.tiers.ssd.counts import Counts
 from flexkv_core.data.tiers.ssd.followed_column import FollowedColumn
@@ -33,6 +33,7 @@ class Follower(Tier):
     """
 
     name = "ssd"
+    capabilities = Capabilities()
 
     def __init__(
         self,
