@@ -249,7 +249,7 @@ def test_parts_of_weights_that_changed_while_it_was_detached_are_not_found(start
     rig.controller.detach_storage_backend()
     with monkeypatch.context() as this_process:
         this_process.setattr(weight_updates, "_changed", threading.Event())
-        weight_updates.tell(None)
+        weight_updates.updated(None)
         rig.attach()
         assert not any(found(rig, PoolName.SWA))
     assert all(found(start(PoolName.SWA), PoolName.SWA))

@@ -45,8 +45,8 @@ __all__ = [
     "open_session",
     "register",
     "release",
-    "tell",
     "unknown_in",
+    "updated",
     "why_unheard",
 ]
 
@@ -126,7 +126,7 @@ def register() -> None:
     mark_engine_start()  # SGLang loads plug-ins before it starts the processes that read weights
     before: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, begin)
     before |= {"begin_weight_update": open_session, _CHECK: check, _RELEASE: release}
-    after: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, tell)
+    after: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, updated)
     after |= {"end_weight_update": end_session, _CHECK: checked}
     owner = pkgutil.resolve_name(OWNER)
     for hooks, kind in ((before, HookType.BEFORE), (after, HookType.AFTER)):
@@ -185,7 +185,7 @@ def end_session(
 ) -> None:
     """Note that the others have finished writing; also where SGLang says there was no session."""
     _open.discard("session")
-    tell(result, manager)
+    updated(result, manager)
 
 
 def release(_: object, request: "ReleaseMemoryOccupationReqInput") -> None:
@@ -205,7 +205,7 @@ def checked(
 ) -> None:
     """Tell all listeners of weights that were filled with noise."""
     if request.action not in _READING:
-        tell(result, manager)
+        updated(result, manager)
 
 
 def flushed(result: object, scheduler: "Scheduler", *_: object, **__: object) -> None:
@@ -218,7 +218,7 @@ def flushed(result: object, scheduler: "Scheduler", *_: object, **__: object) ->
         _forget()
 
 
-def tell(
+def updated(
     result: object,
     manager: "SchedulerWeightUpdaterManager | None" = None,
     *_: object,

@@ -32,11 +32,11 @@ class BlockStore:
 
     Thread: any, for all methods.
 
-    Locking: each direction has a lock (`JobQueue`), and the catalog has one. They are taken in
-    the order loads, saves, catalog. A job takes that of its direction and, to plan and to end,
-    the catalog's; `lookup` takes the catalog's alone. So neither a load that hangs nor one that is
-    waited for keeps anyone from a save or a `lookup`. `reset` and `close` take all three, and
-    give up on a disk that does not answer.
+    Locking: loads have a lock, saves have one (`JobQueue._changed`), and so does the catalog. They
+    are taken in this order. A job takes its queue's lock and, inside it, the catalog's to plan and
+    to end; `lookup` takes the catalog's alone. Neither queue's lock is held while a thread waits
+    for the disk, so a load that hangs keeps nobody from a save, a `lookup` or another load. Only
+    `reset` and `close` hold all three while jobs end, and they give up on a disk that hangs.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.errors import LayoutError
 from flexkv_core.plan import Status
 
 __all__ = ["Access", "Blocks", "Chain", "Copies", "Copy", "JobResult"]
@@ -25,12 +26,21 @@ class Chain(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Consecutive blocks, or any where each stands alone, and an engine's page for each."""
+    """Consecutive blocks, or any where each stands alone, and an engine's page for each.
+
+    Raises:
+        LayoutError: There are more keys than pages, or fewer.
+    """
 
     keys: Sequence[BlockKey]
     page_ids: Sequence[int]
     before: Sequence[BlockKey] = ()
     """Keys of the blocks before `keys`, from the first of the sequence on."""
+
+    def __post_init__(self) -> None:
+        if len(self.keys) != len(self.page_ids):
+            msg = f"{len(self.page_ids)} pages for {len(self.keys)} keys: expected one for each"
+            raise LayoutError(msg)
 
 
 class Access(enum.Enum):

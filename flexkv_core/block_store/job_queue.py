@@ -1,4 +1,4 @@
-"""The jobs of one direction: given to its lane, and each reported once."""
+"""Jobs that load, or jobs that save: each is given to the lane, and reported once."""
 
 import threading
 import time
@@ -94,7 +94,7 @@ class JobQueue:
         Args:
             name: "load" or "save", as metrics have it.
             lane: Serves this queue alone.
-            steps: The catalog's for this direction.
+            steps: The catalog's, for loads or for saves.
             limit_s: What a job without a deadline may take.
             max_blocks: Of all jobs under way; a job beyond that is refused, unless it is alone.
             clock: What deadlines are compared with.
@@ -175,7 +175,7 @@ class JobQueue:
                     with self._driving():
                         self._lane.wait(_STEP_S)
                     self._take_in(self._lane.poll())
-            self._awaited.remove(job_id)
+            self._awaited.discard(job_id)
             if job_id not in self._ended:
                 msg = f"job {job_id} was reported before: wait for a job or poll it, not both"
                 raise LeaseError(msg)

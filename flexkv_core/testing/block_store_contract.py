@@ -126,12 +126,12 @@ class BlockStoreContract(ABC):
     ) -> None:
         """So do those behind it in a chain."""
         keys = [_KEYS[0], _OTHER, *_KEYS[1:3]]
-        behind = case.access is Access.SINGLE
+        is_alone = case.access is Access.SINGLE
         before = case.pages(_TARGETS)
-        assert case.store.lookup(keys) == [True, False, behind, behind]
+        assert case.store.lookup(keys) == [True, False, is_alone, is_alone]
         statuses = _load(case, keys, _TARGETS[:4])
-        assert statuses == [_OK, _MISS] + [_OK if behind else _MISS] * 2
-        expected = [stored[0], before[1], *(stored[1:3] if behind else before[2:4]), *before[4:]]
+        assert statuses == [_OK, _MISS] + [_OK if is_alone else _MISS] * 2
+        expected = [stored[0], before[1], *(stored[1:3] if is_alone else before[2:4]), *before[4:]]
         assert case.pages(_TARGETS) == expected
 
     def test_a_job_may_begin_behind_blocks_that_are_there(

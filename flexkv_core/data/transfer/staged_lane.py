@@ -266,7 +266,7 @@ class StagedLane(AsyncLane):
         return part
 
     def _take_in(self, part: _Part, moved: TransferResult) -> None:
-        """Note what the tier has done; pages are filled later, behind what may begin now."""
+        """Note what the tier has done; pages are filled after the next parts have begun."""
         part.job.num_in_tier -= 1
         if part.job.is_save or part.job.is_reported or not moved.num_blocks:
             self._end(part, moved)
