@@ -77,9 +77,8 @@ class _Job:
         """Begin nothing more."""
         self.num_begun = self.plan.num_blocks
 
-    def record(self, first_block: int, statuses: Sequence[Status]) -> None:
-        """Note how the blocks of a part ended."""
-        self.statuses[first_block : first_block + len(statuses)] = statuses
+    def stop_at_failure(self, statuses: Sequence[Status]) -> None:
+        """Begin nothing more if this is a chain and one of its blocks has failed."""
         if self.stored.is_chain and num_leading(statuses) < len(statuses):
             self.stop()
 
@@ -271,7 +270,8 @@ class StagedLane(AsyncLane):
         if part.job.is_save or part.job.is_reported or not moved.num_blocks:
             self._end(part, moved)
         else:
-            part.job.record(part.first_block, statuses_of(moved, part.num_blocks))
+            # Its blocks count once they are in the pages: the plan may be reported before.
+            part.job.stop_at_failure(statuses_of(moved, part.num_blocks))
             self._read.append((part, moved))
 
     def _fill(self, part: _Part, read: TransferResult) -> None:
@@ -291,7 +291,9 @@ class StagedLane(AsyncLane):
         job.num_open -= 1
         job.num_bytes += result.num_bytes
         job.error = result.error or job.error
-        job.record(part.first_block, statuses_of(result, part.num_blocks))
+        statuses = statuses_of(result, part.num_blocks)
+        job.statuses[part.first_block : part.first_block + part.num_blocks] = statuses
+        job.stop_at_failure(statuses)
         self._ring.give_back(part.slots - self._slots[0])
         self._report_ended(job)
 

@@ -224,6 +224,18 @@ def test_a_plan_that_waits_for_slots_is_reported_at_its_deadline():
     assert [result.status for result in case.lane.poll()] == [Status.OK] * 2
 
 
+def test_what_was_read_but_is_not_in_its_pages_at_the_deadline_does_not_count():
+    clock = ManualClock(100.0)
+    case = Staged(saves=False, clock=clock)
+    before = case.target()
+    case.lane.submit(case.plan(1, 2, deadline_s=101.0))
+    case.lane.wait(30.0)
+    clock.advance(1)
+    (late,) = case.lane.poll()
+    assert (late.status, late.num_blocks) == (Status.TIMEOUT, 0)
+    assert case.target() == before
+
+
 def test_of_a_cancelled_plan_no_part_begins_and_those_under_way_are_waited_for():
     gate = threading.Event()
     case = Staged(saves=False, wrap=lambda tier: SlowTier(NotingTier(tier), gate))
