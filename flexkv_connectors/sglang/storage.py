@@ -61,7 +61,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         """Read the options; the files are opened when the host pool is known.
 
         Args:
-            storage_config: What SGLang tells every storage backend.
+            storage_config: What SGLang passes to every storage backend.
             _: Options of the factory; there are none.
 
         Raises:
@@ -275,7 +275,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         host_indices: "torch.Tensor | None",
         before: Sequence[str] = (),
     ) -> list[bool]:
-        """Load or save pages of a pool, wait, and tell for each whether it is good."""
+        """Load or save pages of a pool, and return for each whether that went well."""
         store = self._store_of(name)
         if store is None:
             return _none_of(keys)

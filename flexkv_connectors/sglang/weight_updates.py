@@ -1,10 +1,10 @@
 """Weights that SGLang changes while it serves: what was stored before is never found again.
 
-SGLang drops its own caches then, if it is asked to, and does not tell its storage. So a plug-in of
-SGLang's own kind (entry point group `sglang.srt.plugins`) listens to every call that changes
-weights, all of them methods of one class, and to the one that empties SGLang's own caches. SGLang
-loads plug-ins in every process it starts. A version whose class has a method that is not named here
-is not served: it might change weights.
+SGLang drops its own caches then, if it is asked to, and does not inform its storage. So a plug-in
+(entry point group `sglang.srt.plugins`), which SGLang loads in every process that it starts,
+listens to every call that changes weights, all of them methods of one class, and to the one that
+empties SGLang's own caches. A version whose class has a method that is not named here is not
+served: it might change weights.
 
 Experts that are moved between ranks keep their values, so KV stays what it was; adapters have keys
 of their own, a new one for each time that one is loaded while SGLang serves.
@@ -203,13 +203,13 @@ def check(_: object, request: "CheckWeightsReqInput") -> None:
 def checked(
     result: object, manager: "SchedulerWeightUpdaterManager", request: "CheckWeightsReqInput"
 ) -> None:
-    """Tell all listeners of weights that were filled with noise."""
+    """Inform all listeners that weights were filled with noise."""
     if request.action not in _READING:
         updated(result, manager)
 
 
 def flushed(result: object, scheduler: "Scheduler", *_: object, **__: object) -> None:
-    """Tell all listeners once more if what SGLang has emptied held KV of former weights."""
+    """Inform all listeners again if the caches that SGLang emptied held KV of former weights."""
     if not result or not _mixed.is_set():
         return
     _emptied_at[:] = [scheduler.forward_ct]
@@ -224,7 +224,7 @@ def updated(
     *_: object,
     **__: object,
 ) -> None:
-    """Tell all listeners; also where SGLang says it failed, which may be half way."""
+    """Inform all listeners of changed weights; a change that failed may have been made in part."""
     del result
     _open.discard("release")
     scheduler = None if manager is None else manager.scheduler
