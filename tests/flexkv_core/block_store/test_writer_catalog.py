@@ -1,4 +1,4 @@
-"""Blocks on SSD by chains of keys: found, loaded and saved from several threads."""
+"""What a writing rank has in chains: found, loaded and saved, and found by the next process."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,7 +144,7 @@ def test_loads_and_saves_of_several_threads_do_not_disturb_each_other(rig):
     assert rig.content(range(20, 30)) == expected
 
 
-def test_what_was_moved_is_told_once_by_call_and_direction(rig):
+def test_what_was_moved_is_reported_once_by_job(rig):
     rig.save(KEYS, range(10))
     rig.save(KEYS, range(10))  # moves nothing
     rig.load(KEYS[:4], range(20, 24))

@@ -1,4 +1,4 @@
-"""Blocks on SSD that each stand alone."""
+"""What a writing rank has of blocks that each stand alone."""
 
 from functools import partial
 
@@ -84,7 +84,7 @@ def test_no_pages_are_no_work(rig):
     assert rig.store.take_copies() == ([], [])
 
 
-def test_a_call_is_told_as_one_copy(rig):
+def test_a_job_is_reported_as_one_copy(rig):
     rig.save(KEYS, range(10))
     (copy,) = rig.store.take_copies().saves
     assert copy.num_blocks == 10
