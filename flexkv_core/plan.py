@@ -52,13 +52,17 @@ class HostSlots(msgspec.Struct, frozen=True, tag="host", array_like=True):
 
 
 class StoredBlocks(msgspec.Struct, frozen=True, tag="stored", array_like=True):
-    """Blocks in a tier that finds them by key (ssd, remote), in chain order."""
+    """Blocks in a tier that finds them by key (ssd, remote)."""
 
     tier: str
     keys: Sequence[BlockKey]
 
     parent: BlockKey | None = None
     """Key of the block before `keys[0]`; None where the chain begins."""
+
+    is_chain: bool = True
+    """Whether each block is of use only behind those before it, so that a copy ends at the first
+    that fails. Otherwise every block stands alone and ends with a status of its own."""
 
 
 Place = EnginePages | HostSlots | StoredBlocks
@@ -98,14 +102,20 @@ class TransferResult(msgspec.Struct, frozen=True, kw_only=True):
     job_id: JobId
     rank: int
     status: Status
+    """The worst of its blocks where they stand alone."""
+
     num_blocks: int
-    """Leading blocks of the plan that are entirely good; all of them if and only if OK."""
+    """Leading blocks of the plan that are entirely good, or all good ones where blocks stand
+    alone; as many as the plan has if and only if OK."""
 
     epoch: int = 0
     num_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
     """One sentence for people if status is ERROR."""
+
+    statuses: Sequence[Status] = ()
+    """One a block where blocks stand alone and the plan was begun; otherwise empty."""
 
 
 class StoredKey(msgspec.Struct, frozen=True, array_like=True):

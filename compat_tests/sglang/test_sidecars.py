@@ -13,10 +13,12 @@ from sglang_process import flexkv
 from sidecar_rig import IndexerRig, SidecarRig, indexer, state, tensors_of, window
 from storage_case import OurCase
 
-from flexkv_connectors.sglang import direction, weight_updates
 from flexkv_connectors.sglang import storage as storage_module
+from flexkv_connectors.sglang import weight_updates
 from flexkv_connectors.testing.hicache_pools import SidecarCase, SidecarContract
 from flexkv_connectors.testing.hicache_storage import extra_of
+from flexkv_core.block_store import job_queue
+from flexkv_core.block_store.block_store import BlockStore
 from flexkv_core.errors import ConfigError, LayoutError
 
 PROMPT = list(range(8 * TOKENS))
@@ -247,7 +249,7 @@ def test_parts_of_weights_that_changed_while_it_was_detached_are_not_found(start
     rig.controller.detach_storage_backend()
     with monkeypatch.context() as this_process:
         this_process.setattr(weight_updates, "_changed", threading.Event())
-        weight_updates.tell(None)
+        weight_updates.updated(None)
         rig.attach()
         assert not any(found(rig, PoolName.SWA))
     assert all(found(start(PoolName.SWA), PoolName.SWA))
@@ -255,7 +257,7 @@ def test_parts_of_weights_that_changed_while_it_was_detached_are_not_found(start
 
 def test_no_exception_of_ours_reaches_sglang(start, monkeypatch):
     rig = start(PoolName.SWA)
-    monkeypatch.setattr(rig.storage._stores.opened.sidecars["swa"].store, "find", lambda _: 1 // 0)
+    monkeypatch.setattr(BlockStore, "lookup", lambda *_: 1 // 0)
     backup(rig)
     wanted = [rig.transfer(PoolName.SWA, KEYS[6:], [20, 21])]
     assert rig.storage.batch_exists_v2(KEYS, wanted, extra_of([])).kv_hit_pages == 0
@@ -322,10 +324,11 @@ def test_pools_of_pipeline_stages_are_refused(start, monkeypatch):
 def test_a_disk_that_hangs_switches_the_cache_off_and_stops_nobody(start, monkeypatch):
     rig = start(PoolName.SWA)
     assert all(rig.storage.batch_set_v1(KEYS, rig.indices(range(8)), extra_of([])))
-    monkeypatch.setattr(direction, "_PATIENCE_S", 0.0)
-    saves = rig.storage._stores.opened.kv._saves
+    monkeypatch.setattr(job_queue, "_GRACE_S", 0.0)
+    saves = rig.storage._stores.opened.get("kv")._saves
     monkeypatch.setattr(saves, "_limit_s", 0.0)
-    with saves.idle():
+    with monkeypatch.context() as hanging:
+        hanging.setattr(saves._lane, "drain", lambda _: False)
         rig.storage.clear()
         assert rig.storage.batch_exists(KEYS) == 0
         assert "TierError" in rig.storage._barrier.reason

@@ -1,41 +1,39 @@
-"""One rank of an engine as the cache sees it: its options, its pages, its share of a block."""
+"""One rank of SGLang as the cache sees it: its options, its pages, its share of a block."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flexkv_connectors.below_host.rank import StorageRank, parse_options
 from flexkv_connectors.sglang.engine_name import engine_name
 from flexkv_connectors.sglang.host_pages import page_pool_of
 from flexkv_connectors.sglang.page_memory import format_name, page_memory_of
 from flexkv_connectors.sglang.settings import EngineSettings
 from flexkv_core.block.cells import BLOCK_FORMAT, cell_heads_of, columns_of
 from flexkv_core.block.layout import BlockFormat, Column, PagePool
-from flexkv_core.config import CacheConfig, parse_config
+from flexkv_core.config import CacheConfig
 from flexkv_core.data.tiers.memory import PageMemory
-from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
     from sglang.srt.mem_cache.pool_host import HostKVCache
 
-__all__ = ["Deployment", "read_cache_config", "translate", "why_not"]
+__all__ = ["HostPoolDeployment", "read_cache_config", "translate", "why_not"]
 
 _SGLANG_OPTIONS = frozenset(
     {"allocator", "backend_name", "class_name", "interface_v1", "module_path"}
 )
 """Keys of the extra config that are SGLang's own and stay in it."""
 
-_OF_A_HOST_TIER = frozenset(
-    {"cpu_cache_gb", "load_async", "min_load_tokens", "use_hugepage_cpu_buffer"}
-)
+_HOST_TIER = "HiCache has the host memory; set --hicache-size"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """One rank's options, pages and place in the model."""
+class HostPoolDeployment:
+    """One rank's pages and place in the model."""
 
-    cache: CacheConfig
+    rank: StorageRank
     pages: PagePool
     memory: PageMemory | None
     """The same pages, where blocks are stored as they are; None where blocks are cells."""
@@ -54,14 +52,6 @@ class Deployment:
     key_head_size: int
     value_head_size: int
     dtype: str
-    num_replicas: int
-    """Ranks that keep the same heads of the same layers: the first of them writes."""
-
-    is_follower: bool
-    """Another rank writes what this one reads."""
-
-    num_writers: int
-    engine_id: str
 
     @property
     def block_format(self) -> BlockFormat:
@@ -79,17 +69,6 @@ class Deployment:
         """What the cells of this rank's share of a block hold."""
         return columns_of(self.heads, self.layers, self.cell_heads)
 
-    @property
-    def has_followers(self) -> bool:
-        """Whether other ranks read what this one writes."""
-        return self.num_replicas > 1 and not self.is_follower
-
-    @property
-    def quota_bytes(self) -> int:
-        """The part that a rank which writes has of `ssd_cache_gb`."""
-        assert self.cache.ssd_cache_bytes is not None
-        return self.cache.ssd_cache_bytes // self.num_writers
-
 
 def read_cache_config(extra_config: Mapping[str, Any] | None) -> CacheConfig:
     """Merge the options of the file, the environment and SGLang's extra config.
@@ -106,14 +85,7 @@ def read_cache_config(extra_config: Mapping[str, Any] | None) -> CacheConfig:
         )
         raise ConfigError(msg)
     options = {name: value for name, value in extra.items() if name not in _SGLANG_OPTIONS}
-    for name in options:
-        if name in _OF_A_HOST_TIER:
-            msg = f"{name} means nothing here: HiCache has the host memory; set --hicache-size"
-            raise ConfigError(msg)
-    cache = parse_config(read_environment(), options)
-    if cache.ssd_cache_bytes is None:
-        raise ConfigError("ssd_cache_gb and ssd_cache_dir are not set: there is nowhere to store")
-    return cache
+    return parse_options(options, _HOST_TIER)
 
 
 def why_not(storage: "HiCacheStorageConfig", settings: EngineSettings) -> str | None:
@@ -132,7 +104,7 @@ def translate(
     storage: "HiCacheStorageConfig",
     pool: "HostKVCache",
     settings: EngineSettings,
-) -> Deployment:
+) -> HostPoolDeployment:
     """Describe a rank of an engine that `why_not` has nothing against.
 
     Raises:
@@ -151,12 +123,11 @@ def translate(
     head_size = pages.plane_bytes // element_bytes
     num_draft_layers = pages.num_layers - getattr(pool, "target_layer_num", pages.num_layers)
     num_replicas = _num_replicas(storage, settings)
-    share, replica = divmod(storage.tp_rank, num_replicas)
-    num_shares = storage.tp_size // num_replicas
-    total_heads = pages.num_heads * num_shares
+    share = storage.tp_rank // num_replicas
+    total_heads = pages.num_heads * (storage.tp_size // num_replicas)
     memory = _native_memory(cache, storage, pool)
-    return Deployment(
-        cache=cache,
+    return HostPoolDeployment(
+        rank=_rank_of(cache, storage, settings),
         pages=pages,
         memory=memory,
         block_format_name=format_name(pool, settings.version) if memory else BLOCK_FORMAT,
@@ -169,9 +140,21 @@ def translate(
         key_head_size=head_size,
         value_head_size=head_size if pages.num_planes > 1 else 0,
         dtype=str(pool.dtype),
+    )
+
+
+def _rank_of(
+    cache: CacheConfig, storage: "HiCacheStorageConfig", settings: EngineSettings
+) -> StorageRank:
+    """Return what the stores of a rank go by; the ranks that write divide the room."""
+    assert cache.ssd_cache_bytes is not None
+    num_replicas = _num_replicas(storage, settings)
+    num_writers = storage.tp_size // num_replicas * storage.pp_size
+    return StorageRank(
+        cache=cache,
+        quota_bytes=cache.ssd_cache_bytes // num_writers,
         num_replicas=num_replicas,
-        is_follower=replica > 0,
-        num_writers=num_shares * storage.pp_size,
+        is_follower=storage.tp_rank % num_replicas > 0,
         engine_id=engine_name(settings.replica, getattr(storage, "dp_rank", 0)),
     )
 

@@ -1,4 +1,4 @@
-"""One name for the ranks of an engine on one node, which no other engine ever has."""
+"""A name for an engine, the same on all of its ranks and never another engine's."""
 
 import os
 import secrets
@@ -13,8 +13,8 @@ _START_FIELD = 19
 def engine_name(replica: int, dp_rank: int) -> str:
     """Return the name that every rank on this node comes to by itself.
 
-    SGLang starts all of them from one process. Its number may be another engine's tomorrow, and is
-    in a container: its number and the moment of its start are not.
+    SGLang starts all of them from one process. Process numbers are used again, and are the same in
+    many containers; a number together with the moment when the process began is not.
 
     Args:
         replica: Which of the engines that one command has started.
@@ -27,7 +27,7 @@ def engine_name(replica: int, dp_rank: int) -> str:
 def _start_of(pid: int) -> str:
     """Return when a process began, in clock ticks since the machine did.
 
-    Where that cannot be read, something that nobody else comes to: ranks do not find each other.
+    Where that cannot be read, return a random name: the ranks will not find each other then.
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_text()

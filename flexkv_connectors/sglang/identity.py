@@ -7,7 +7,7 @@ gets a name of its own, so that it keeps engines apart.
 from collections.abc import Mapping
 from pathlib import Path
 
-from flexkv_connectors.sglang.deployment import Deployment
+from flexkv_connectors.sglang.deployment import HostPoolDeployment
 from flexkv_connectors.sglang.settings import EngineSettings
 from flexkv_core.block.cells import BLOCK_FORMAT_VERSION
 from flexkv_core.block.namespace import Namespace, canonical_dtype, settings_digest
@@ -28,20 +28,20 @@ def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None
     return None if weight_version else why_not_read(settings.load_format)
 
 
-def origin_of(settings: EngineSettings, deployment: Deployment) -> Origin:
+def origin_of(settings: EngineSettings, deployment: HostPoolDeployment) -> Origin:
     """Describe the blocks of an engine; every rank comes to the same answer.
 
     Raises:
         ConfigError: A setting has no form that could be compared.
     """
     return Origin(
-        _sources(settings, deployment.cache),
+        _sources(settings, deployment.rank.cache),
         lambda found: namespace_of(settings, deployment, found),
     )
 
 
 def namespace_of(
-    settings: EngineSettings, deployment: Deployment, identities: Mapping[str, str]
+    settings: EngineSettings, deployment: HostPoolDeployment, identities: Mapping[str, str]
 ) -> Namespace:
     """Return the namespace of blocks whose `Origin.sources` have `identities`.
 
@@ -51,7 +51,7 @@ def namespace_of(
     dtype = canonical_dtype(deployment.dtype)
     return Namespace(
         model=identities["model"],
-        weight_version=deployment.cache.weight_version,
+        weight_version=deployment.rank.cache.weight_version,
         weight_quantization=settings.quantization,
         kv_cache_dtype=dtype,
         kv_scales=identities.get("kv_scales", ""),
@@ -67,7 +67,7 @@ def namespace_of(
         block_format_version=BLOCK_FORMAT_VERSION,
         cell_heads=deployment.cell_heads,
         cell_layers=deployment.cell_layers,
-        user=deployment.cache.namespace,
+        user=deployment.rank.cache.namespace,
     )
 
 

@@ -1,6 +1,7 @@
-"""Requests that bring embeddings of their own for some tokens: their KV is not that of the tokens.
+"""Requests that replace the embeddings of some tokens: their KV is not the KV of those tokens.
 
-SGLang looks for no prefix of them; to 0.5.21 it keeps their KV all the same, under their tokens.
+SGLang looks for no cached prefix of such a request. Up to 0.5.21 it caches the request's KV all the
+same, under the tokens.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +15,6 @@ REQUEST = "sglang.srt.managers.schedule_batch.Req"
 
 
 def keep_apart(_: object, request: "Req", *__: object, **___: object) -> None:
-    """Let nothing be kept of a request just made, if it has embeddings of its own."""
+    """Keep the KV of a new request out of the cache if the request brings its own embeddings."""
     if request.positional_embed_overrides is not None:
         request.skip_radix_cache_insert = True

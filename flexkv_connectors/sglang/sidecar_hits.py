@@ -8,8 +8,8 @@ __all__ = ["Hit", "Part", "find_hit"]
 
 
 _COPY = "block_groups"
-"""The policy of a pool that holds the same pages once more, and does not decide. It is not told
-either: SGLang takes a pool without an answer for one that nothing is known of."""
+"""The policy of a pool that holds a second copy of the same pages and decides nothing. It has no
+place in the answer either: to SGLang, a pool that is left out is one that was not looked at."""
 
 
 class Part(NamedTuple):

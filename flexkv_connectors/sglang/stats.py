@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
+from flexkv_connectors.below_host.stores import PoolActivity
 from flexkv_connectors.prometheus import MetricFamilies
-from flexkv_connectors.sglang.stores import Activity
-from flexkv_core.block_store.block_store import Copies, Copy
+from flexkv_core.block_store.blocks import Copies, Copy
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
@@ -24,7 +24,7 @@ _GB = 1e9
 
 
 class StorageStats:
-    """What one rank has to say of its storage.
+    """The metrics of one rank's storage.
 
     Thread: the scheduler's. SGLang asks only where its metrics are on; its `/metrics` adds up what
     `prometheus_client` counts in all of its processes, and finds ours there, too.
@@ -37,8 +37,8 @@ class StorageStats:
         """Add what changed of `metrics.METRICS` to the metrics `flexkv:<name>`."""
         _families().note(changes, [*self._label_values, pool])
 
-    def take(self, activities: Sequence[Activity]) -> StorageMetrics:
-        """Note what stores have done, and describe their calls to SGLang."""
+    def take(self, activities: Sequence[PoolActivity]) -> StorageMetrics:
+        """Count what stores have done, and summarise it for SGLang."""
         summary = StorageMetrics()
         for activity in activities:
             self.note(activity.pool, activity.changes)
@@ -47,7 +47,7 @@ class StorageStats:
 
 
 def _add(copies: Copies, summary: StorageMetrics) -> None:
-    """Describe calls as SGLang's histograms want them: pages, and GB/s while they moved."""
+    """Describe jobs as SGLang's histograms want them: pages, and GB/s while they moved."""
     summary.prefetch_pgs += [copy.num_blocks for copy in copies.loads]
     summary.backup_pgs += [copy.num_blocks for copy in copies.saves]
     summary.prefetch_bandwidth += _speeds(copies.loads)

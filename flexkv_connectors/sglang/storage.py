@@ -2,29 +2,31 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sglang
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferResult
 from sglang.srt.observability.metrics_collector import StorageMetrics
 from typing_extensions import override
 
+from flexkv_connectors.below_host.deferred_stores import DeferredStores
+from flexkv_connectors.below_host.stores import PoolActivity, PoolStores
 from flexkv_connectors.fault_barrier import FaultBarrier, nothing
-from flexkv_connectors.sglang.calls import keys_of, page_ids_of
+from flexkv_connectors.sglang.arguments import keys_of, page_ids_of
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import origin_of, why_no_identity
-from flexkv_connectors.sglang.late_stores import LateStores
+from flexkv_connectors.sglang.pools import KV, describe_kv, describe_sidecar, why_not_sidecar
 from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.sidecar_hits import Part, find_hit
-from flexkv_connectors.sglang.sidecars import Sidecar, describe, why_not_sidecar
 from flexkv_connectors.sglang.stats import StorageStats
-from flexkv_connectors.sglang.stores import KV, Activity, Stores
 from flexkv_connectors.sglang.weight_updates import is_settled, listen, why_unheard
 from flexkv_connectors.versions import require_supported
-from flexkv_core.block.types import BlockKey
-from flexkv_core.block_store.chain_store import ChainAccess
-from flexkv_core.data.tiers.ssd.from_config import require_directory, ssd_options
+from flexkv_core.block.types import JobId
+from flexkv_core.block_store.block_store import BlockStore
+from flexkv_core.block_store.blocks import Blocks
 from flexkv_core.errors import ConfigError
+from flexkv_core.plan import Status
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FlexKVHiCacheStorage"]
 
-T = TypeVar("T")
+_Submit: TypeAlias = Callable[[BlockStore, Blocks], JobId]
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +54,14 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     makes one instance in each rank's scheduler process. A page that fails in any way is a
     miss; SGLang computes it again.
 
-    Thread: any, as SGLang calls it; see `ChainAccess`.
+    Thread: any, as SGLang calls it.
     """
 
     def __init__(self, storage_config: "HiCacheStorageConfig", _: dict[str, Any]) -> None:
         """Read the options; the files are opened when the host pool is known.
 
         Args:
-            storage_config: What SGLang tells every storage backend.
+            storage_config: What SGLang passes to every storage backend.
             _: Options of the factory; there are none.
 
         Raises:
@@ -71,7 +73,10 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._cache = read_cache_config(storage_config.extra_config)
         self._barrier = FaultBarrier()
         self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
-        self._stores: LateStores | None = None
+        self._stores: DeferredStores | None = None
+        self._page_tokens: dict[str, int] = {}
+        """By pool."""
+
         self._stats = StorageStats(storage_config)
         self._is_warned = False
 
@@ -94,8 +99,10 @@ class FlexKVHiCacheStorage(HiCacheStorage):
             msg = f"FlexKV cannot store the pages of this engine: {reason}"
             raise ConfigError(msg)
         deployment = translate(self._cache, self._config, mem_pool_host, settings)
-        require_directory(ssd_options(self._cache, deployment.quota_bytes))
-        self._stores = LateStores(deployment, origin_of(settings, deployment))
+        self._page_tokens[KV] = mem_pool_host.page_size
+        self._stores = DeferredStores(
+            deployment.rank, origin_of(settings, deployment), partial(describe_kv, deployment)
+        )
         listen(self)
 
     @override
@@ -116,10 +123,10 @@ class FlexKVHiCacheStorage(HiCacheStorage):
                 f"beside its KV, {reason}; serve this model without FlexKV"
             )
             raise ConfigError(msg)
+        name = str(host_pool_name)
+        self._page_tokens[name] = host_pool.page_size
         self._stores.add(
-            lambda namespace: describe(
-                str(host_pool_name), host_pool, self._config, sglang.__version__, namespace
-            )
+            partial(describe_sidecar, name, host_pool, self._config, sglang.__version__)
         )
         listen(self)  # again: weights that changed before concern this pool, too
         logger.info("connector.sidecar pool=%s", host_pool_name)
@@ -128,9 +135,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
     def batch_exists(
         self, keys: list[str], extra_info: "HiCacheStorageExtraInfo | None" = None
     ) -> int:
-        prefix = _prefix_of(extra_info)
-        num_found = self._guarded(lambda stores: stores.kv.find(keys_of([*prefix, *keys])), 0)
-        return max(0, num_found - len(prefix))
+        return sum(self._find(KV, keys, _prefix_of(extra_info)))
 
     @override
     def batch_get_v1(
@@ -139,7 +144,9 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         host_indices: "torch.Tensor",
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> list[bool]:
-        return self._move_kv(ChainAccess.load, keys, host_indices, extra_info)
+        before = _prefix_of(extra_info)
+        load = partial(self._move, BlockStore.submit_load, KV, keys, host_indices, before)
+        return self._barrier.run(load, partial(_none_of, keys))
 
     @override
     def batch_set_v1(
@@ -149,8 +156,10 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> list[bool]:
         if not self._says_prefix(extra_info):
-            return _leading(0, len(keys))
-        return self._move_kv(ChainAccess.save, keys, host_indices, extra_info)
+            return _none_of(keys)
+        before = _prefix_of(extra_info)
+        save = partial(self._move, BlockStore.submit_save, KV, keys, host_indices, before)
+        return self._barrier.run(save, partial(_none_of, keys))
 
     @override
     def batch_exists_v2(
@@ -169,7 +178,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         transfers: "list[PoolTransfer]",
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> dict[str, list[bool]]:
-        return {transfer.name: self._move(transfer, Sidecar.load) for transfer in transfers}
+        return self._move_parts(BlockStore.submit_load, transfers)
 
     @override
     def batch_set_v2(
@@ -177,8 +186,9 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         transfers: "list[PoolTransfer]",
         extra_info: "HiCacheStorageExtraInfo | None" = None,
     ) -> dict[str, list[bool]]:
-        move = Sidecar.save if self._says_prefix(extra_info) else _save_nothing
-        return {transfer.name: self._move(transfer, move) for transfer in transfers}
+        if not self._says_prefix(extra_info):
+            return {transfer.name: _none_of(transfer.keys or ()) for transfer in transfers}
+        return self._move_parts(BlockStore.submit_save, transfers)
 
     @override
     def exists(self, key: str) -> bool:
@@ -236,57 +246,69 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         if stores is not None:
             self._barrier.run(lambda: stores.reset(keeps_name=keeps_name), nothing)
 
-    def _guarded(self, hook: Callable[[Stores], T], instead: T) -> T:
-        """Return `hook(stores)`, or `instead` if it fails or there are none yet, or any more.
+    @property
+    def _usable_stores(self) -> PoolStores | None:
+        """The stores; None if there are none yet, or any more.
 
         The same where SGLang may still hold what former weights have computed.
         """
-        stores = None if self._stores is None else self._stores.opened
-        if stores is None or not is_settled():
-            return instead
-        return self._barrier.run(lambda: hook(stores), lambda: instead)
+        return self._stores.opened if self._stores is not None and is_settled() else None
 
-    def _move_kv(
-        self,
-        move: Callable[[ChainAccess, Sequence[BlockKey], Sequence[int]], int],
-        keys: list[str],
-        host_indices: "torch.Tensor",
-        extra_info: "HiCacheStorageExtraInfo | None",
-    ) -> list[bool]:
-        def ask(stores: Stores) -> int:
-            page_ids = page_ids_of(host_indices, self.mem_pool_host.page_size, len(keys))
-            chain = keys_of([*_prefix_of(extra_info), *keys])
-            return 0 if page_ids is None else move(stores.kv, chain, page_ids)
+    def _store_of(self, name: str) -> BlockStore | None:
+        stores = self._usable_stores
+        return None if stores is None else stores.get(name)
 
-        return _leading(self._guarded(ask, 0), len(keys))
+    def _find(self, name: str, keys: Sequence[str], before: Sequence[str] = ()) -> list[bool]:
+        """Tell for each page of a pool whether it is stored."""
 
-    def _of_sidecar(
-        self, name: str, hook: Callable[[Sidecar], list[bool]], num_pages: int
-    ) -> list[bool]:
-        """Return `hook(sidecar)`, or that all is missing where there is no such pool."""
-        nothing = [False] * num_pages
+        def ask() -> list[bool]:
+            store = self._store_of(name)
+            return _none_of(keys) if store is None else store.lookup(keys_of(keys), keys_of(before))
 
-        def ask(stores: Stores) -> list[bool]:
-            sidecar = stores.sidecars.get(name)
-            return nothing if sidecar is None else hook(sidecar)
-
-        return self._guarded(ask, nothing)
+        return self._barrier.run(ask, partial(_none_of, keys))
 
     def _move(
-        self, transfer: "PoolTransfer", move: "Callable[[Sidecar, PoolTransfer], list[bool]]"
+        self,
+        submit: _Submit,
+        name: str,
+        keys: Sequence[str],
+        host_indices: "torch.Tensor | None",
+        before: Sequence[str] = (),
     ) -> list[bool]:
-        num_pages = len(transfer.keys or ())
-        return self._of_sidecar(transfer.name, lambda sidecar: move(sidecar, transfer), num_pages)
+        """Load or save pages of a pool, and return for each whether that went well."""
+        store = self._store_of(name)
+        if store is None:
+            return _none_of(keys)
+        page_ids = page_ids_of(host_indices, self._page_tokens[name], len(keys))
+        if page_ids is None:
+            return _none_of(keys)
+        job_id = submit(store, Blocks(keys_of(keys), page_ids, keys_of(before)))
+        return [status is Status.OK for status in store.wait(job_id).statuses]
+
+    def _move_parts(
+        self, submit: _Submit, transfers: "list[PoolTransfer]"
+    ) -> dict[str, list[bool]]:
+        moved = {}
+        for transfer in transfers:
+            keys = transfer.keys or ()
+            move = partial(self._move, submit, transfer.name, keys, transfer.host_indices)
+            moved[transfer.name] = self._barrier.run(move, partial(_none_of, keys))
+        return moved
 
     def _part(self, transfer: "PoolTransfer", keys: list[str]) -> Part:
         """Return what a pool has of pages."""
-        has_page = self._of_sidecar(transfer.name, lambda pool: pool.find(keys), len(keys))
+        has_page = self._find(transfer.name, keys)
         window = len(transfer.keys or ())
         return Part(str(transfer.name), transfer.hit_policy, window, has_page)
 
     def _take_stats(self) -> StorageMetrics:
-        nothing: list[Activity] = []
-        activities = self._guarded(lambda stores: stores.take_activities(), nothing)
+        stores = self._usable_stores
+        no_activity: list[PoolActivity] = []
+        activities = (
+            no_activity
+            if stores is None
+            else self._barrier.run(stores.take_activities, lambda: no_activity)
+        )
         self._stats.note(KV, {"switched_off": bool(self._barrier.reason)})
         return self._stats.take(activities)
 
@@ -309,9 +331,5 @@ def _prefix_of(extra_info: "HiCacheStorageExtraInfo | None") -> list[str]:
     return (extra_info.prefix_keys if extra_info else None) or []
 
 
-def _leading(num_good: int, num_keys: int) -> list[bool]:
-    return [position < num_good for position in range(num_keys)]
-
-
-def _save_nothing(_: Sidecar, transfer: "PoolTransfer") -> list[bool]:
-    return [False] * len(transfer.keys or ())
+def _none_of(keys: Sequence[str]) -> list[bool]:
+    return [False] * len(keys)

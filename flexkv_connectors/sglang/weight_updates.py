@@ -1,10 +1,10 @@
 """Weights that SGLang changes while it serves: what was stored before is never found again.
 
-SGLang drops its own caches then, if it is asked to, and does not tell its storage. So a plug-in of
-SGLang's own kind (entry point group `sglang.srt.plugins`) listens to every call that changes
-weights, all of them methods of one class, and to the one that empties SGLang's own caches. SGLang
-loads plug-ins in every process it starts. A version whose class has a method that is not named here
-is not served: it might change weights.
+SGLang drops its own caches then, if it is asked to, and does not inform its storage. So a plug-in
+(entry point group `sglang.srt.plugins`), which SGLang loads in every process that it starts,
+listens to every call that changes weights, all of them methods of one class, and to the one that
+empties SGLang's own caches. A version whose class has a method that is not named here is not
+served: it might change weights.
 
 Experts that are moved between ranks keep their values, so KV stays what it was; adapters have keys
 of their own, a new one for each time that one is loaded while SGLang serves.
@@ -45,8 +45,8 @@ __all__ = [
     "open_session",
     "register",
     "release",
-    "tell",
     "unknown_in",
+    "updated",
     "why_unheard",
 ]
 
@@ -126,7 +126,7 @@ def register() -> None:
     mark_engine_start()  # SGLang loads plug-ins before it starts the processes that read weights
     before: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, begin)
     before |= {"begin_weight_update": open_session, _CHECK: check, _RELEASE: release}
-    after: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, tell)
+    after: dict[str, Callable[..., None]] = dict.fromkeys(UPDATES, updated)
     after |= {"end_weight_update": end_session, _CHECK: checked}
     owner = pkgutil.resolve_name(OWNER)
     for hooks, kind in ((before, HookType.BEFORE), (after, HookType.AFTER)):
@@ -185,7 +185,7 @@ def end_session(
 ) -> None:
     """Note that the others have finished writing; also where SGLang says there was no session."""
     _open.discard("session")
-    tell(result, manager)
+    updated(result, manager)
 
 
 def release(_: object, request: "ReleaseMemoryOccupationReqInput") -> None:
@@ -203,13 +203,13 @@ def check(_: object, request: "CheckWeightsReqInput") -> None:
 def checked(
     result: object, manager: "SchedulerWeightUpdaterManager", request: "CheckWeightsReqInput"
 ) -> None:
-    """Tell all listeners of weights that were filled with noise."""
+    """Inform all listeners that weights were filled with noise."""
     if request.action not in _READING:
-        tell(result, manager)
+        updated(result, manager)
 
 
 def flushed(result: object, scheduler: "Scheduler", *_: object, **__: object) -> None:
-    """Tell all listeners once more if what SGLang has emptied held KV of former weights."""
+    """Inform all listeners again if the caches that SGLang emptied held KV of former weights."""
     if not result or not _mixed.is_set():
         return
     _emptied_at[:] = [scheduler.forward_ct]
@@ -218,13 +218,13 @@ def flushed(result: object, scheduler: "Scheduler", *_: object, **__: object) ->
         _forget()
 
 
-def tell(
+def updated(
     result: object,
     manager: "SchedulerWeightUpdaterManager | None" = None,
     *_: object,
     **__: object,
 ) -> None:
-    """Tell all listeners; also where SGLang says it failed, which may be half way."""
+    """Inform all listeners of changed weights; a change that failed may have been made in part."""
     del result
     _open.discard("release")
     scheduler = None if manager is None else manager.scheduler

@@ -1,6 +1,6 @@
-"""The contract of HiCache's storage backends as a test class, for any backend: SGLang has none.
+"""The contract of HiCache's storage backends as a test class; SGLang itself has none.
 
-Inherit it in an environment with SGLang, and say how to make a case:
+It serves any backend. Inherit it in an environment with SGLang, and say how to make a case:
 
 class TestMyStorage(HiCacheStorageContract):
     @pytest.fixture
@@ -8,9 +8,9 @@ class TestMyStorage(HiCacheStorageContract):
         return MyCase(...)
 
 Calls are made as SGLang 0.5.23 makes them: a chain's keys in order, at most 128 a call. A
-`StorageCase` goes by the zero-copy calls (`batch_get_v1`, `batch_set_v1`), which are told the keys
-before a call's, and a `GenericStorageCase` by those that copy (`batch_get`, `batch_set`), which are
-not. Pools beside the KV are the subject of `hicache_pools`.
+`StorageCase` goes by the zero-copy calls (`batch_get_v1`, `batch_set_v1`), which name the keys
+before those of a call, and a `GenericStorageCase` by those that copy (`batch_get`, `batch_set`),
+which do not. Pools beside the KV are the subject of `hicache_pools`.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ __all__ = ["GenericStorageCase", "HiCacheStorageContract", "StorageCase", "chain
 _NUM_KEYS = 8
 
 _Prefix: TypeAlias = "list[str] | None"
-"""The keys before those of a call; None where SGLang was not told to say them."""
+"""The keys before those of a call; None where SGLang was not asked to pass them."""
 
 
 class StorageCase(ABC):
@@ -50,11 +50,11 @@ class StorageCase(ABC):
 
     @abstractmethod
     def damage(self) -> None:
-        """Change bytes of everything that is stored, behind the storage's back."""
+        """Change bytes of everything that is stored, without the storage's knowledge."""
 
     @abstractmethod
     def cut(self) -> None:
-        """Take away the end of everything that is stored, behind the storage's back."""
+        """Take away the end of everything that is stored, without the storage's knowledge."""
 
     @abstractmethod
     def attach_again(self) -> None:
@@ -216,7 +216,7 @@ class HiCacheStorageContract(ABC):
         assert case.pages(range(20, 28)) == expected
 
     def test_a_storage_without_keys_before_a_call_answers(self, case: StorageCase) -> None:
-        """SGLang says them only where it was told to, and then nothing need be stored."""
+        """SGLang passes them only where it was asked to; otherwise nothing need be stored."""
         keys = chain_of(1)
         stored = case.set(keys, range(_NUM_KEYS), None)
         loaded = case.get(keys, range(20, 28), None)
@@ -271,7 +271,7 @@ class HiCacheStorageContract(ABC):
 
 
 def _assert_nothing_is_loaded(case: StorageCase, keys: list[str]) -> None:
-    """The targets may hold anything: SGLang gives pages back that it was not told to use."""
+    """The targets may hold anything: SGLang frees pages that were not reported as loaded."""
     others = [page for page in range(32) if page not in range(20, 28)]
     before = case.pages(others)
     assert not any(case.get(keys, range(20, 28), []))

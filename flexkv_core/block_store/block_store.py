@@ -1,94 +1,212 @@
-"""One rank's blocks of one kind, whoever writes them: what every store can be asked."""
+"""One rank's blocks of one kind: looked up by key, and moved to and from an engine's pages."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
-from flexkv_core.block.types import BlockKey
+from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.block_store.blocks import Access, Blocks, Copies, JobResult
+from flexkv_core.block_store.catalog import Catalog, FollowerCatalog
+from flexkv_core.block_store.job_queue import JobQueue, Steps
+from flexkv_core.block_store.writer_catalog import WriterCatalog
+from flexkv_core.data.tiers.ssd.follower import Follower
+from flexkv_core.data.tiers.ssd.tier import SsdTier
+from flexkv_core.data.transfer.lane import AsyncLane
+from flexkv_core.plan import Status
 
-__all__ = ["BlockStore", "Chain", "Copies", "Copy"]
+__all__ = ["BlockStore", "open_follower", "open_writer"]
 
-
-class Chain(NamedTuple):
-    """Keys of blocks from the first of their sequence on, and pages for the last of them."""
-
-    keys: Sequence[BlockKey]
-    page_ids: Sequence[int]
-
-    @property
-    def first_block(self) -> int:
-        """The block that the first page is for."""
-        return len(self.keys) - len(self.page_ids)
-
-
-class Copy(NamedTuple):
-    """What one call has moved."""
-
-    num_blocks: int
-    num_bytes: int
-    seconds: float
+_SAVE_LIMIT_S = 60.0
+_MAX_SAVED_BLOCKS = 1024
+"""Of saves under way. An engine may pin its pages until a save is reported: a slow disk must not
+take all of them."""
 
 
-class Copies(NamedTuple):
-    """Calls that have moved something."""
+class BlockStore:
+    """Loads and saves are jobs: submitted, and reported once, by `wait` or by `poll`.
 
-    loads: list[Copy]
-    saves: list[Copy]
+    An engine that may wait does so (`wait`); one whose scheduler must not calls `poll` from time
+    to time. Whatever happens to a job, it is reported with a status for each of its keys. A page
+    whose status is not OK is not to be used.
 
+    Thread: any, for all methods.
 
-class BlockStore(ABC):
-    """Blocks on SSD, moved straight to and from engine pages.
-
-    A subclass says what a block is found by (`ChainAccess`, `PageAccess`), another who writes it
-    (`SsdStore`, `FollowerStore`).
-
-    Thread: any.
+    Locking: loads have a lock, saves have one (`JobQueue._changed`), and so does the catalog. They
+    are taken in this order. A job takes its queue's lock and, inside it, the catalog's to plan and
+    to end; `lookup` takes the catalog's alone. Neither queue's lock is held while a thread waits
+    for the disk, so a load that hangs keeps nobody from a save, a `lookup` or another load. Only
+    `reset` and `close` hold all three while jobs end, and they give up on a disk that hangs.
     """
 
-    @abstractmethod
+    def __init__(
+        self, catalog: Catalog, loads: JobQueue, saves: JobQueue | None, access: Access
+    ) -> None:
+        """Take over the parts; see `open_writer` and `open_follower`.
+
+        Args:
+            catalog: Knows which blocks are there.
+            loads: The jobs that fill pages.
+            saves: Those that store pages; None where another rank does.
+            access: What the blocks need to be of use.
+        """
+        self._catalog = catalog
+        self._loads = loads
+        self._saves = saves
+        self._access = access
+        self._load_ids = map(JobId, itertools.count(2, 2))
+        self._save_ids = map(JobId, itertools.count(1, 2))  # odd: an id says whose job it is
+
+    def lookup(self, keys: Sequence[BlockKey], before: Sequence[BlockKey] = ()) -> list[bool]:
+        """Tell for each key whether its block can be loaded; `before` as in `Blocks`.
+
+        Of a chain, only leading blocks can. While reading is switched off, none can.
+        """
+        if not self._loads.may_try:
+            return [False] * len(keys)
+        if self._access is Access.SINGLE:
+            return [count == 1 for count in self._catalog.count_leading([[key] for key in keys])]
+        (num_found,) = self._catalog.count_leading([[*before, *keys]])
+        return [position < num_found for position in range(len(before), len(before) + len(keys))]
+
+    def submit_load(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:
+        """Begin to fill pages with what there is of `blocks`.
+
+        Args:
+            blocks: What goes where.
+            deadline_s: On the store's clock: what has not come by then is reported as TIMEOUT.
+                None for the store's own limit.
+        """
+        job_id = next(self._load_ids)
+        self._loads.submit(job_id, self._access.chains_of(blocks), deadline_s)
+        return job_id
+
+    def submit_save(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:
+        """Begin to store pages as `blocks`; arguments as in `submit_load`.
+
+        The pages must stay as they are until the job is reported. If too much is under way, the
+        job is refused: all its keys end with TIMEOUT. Where another rank writes, it is asked for
+        the same blocks, and all of them count as stored.
+        """
+        if self._saves is None:
+            job_id = next(self._load_ids)
+            self._loads.report(job_id, [Status.OK] * len(blocks.keys))
+        else:
+            job_id = next(self._save_ids)
+            self._saves.submit(job_id, self._access.chains_of(blocks), deadline_s)
+        return job_id
+
+    def poll(self) -> list[JobResult]:
+        """Return jobs that have ended and that no thread waits for. Never waits for a disk."""
+        return [result for queue in self._queues for result in queue.poll()]
+
+    def wait(self, job_id: JobId) -> JobResult:
+        """Wait until a job has ended.
+
+        Raises:
+            LeaseError: It was reported before.
+        """
+        return self._queue_of(job_id).wait(job_id)
+
+    def cancel(self, job_id: JobId) -> None:
+        """Begin nothing more of a job, if it is under way; it is reported all the same."""
+        self._queue_of(job_id).cancel(job_id)
+
     def resize(self, quota_bytes: int) -> None:
         """Use no more than `quota_bytes` from here on."""
+        self._catalog.resize(quota_bytes)
 
-    @abstractmethod
     def reset(self, *, keeps_name: bool) -> None:
         """Forget every block; see `SsdTier.begin_generation`.
 
         Raises:
-            TierError: A call does not end; nothing is forgotten.
+            TierError: A job does not end; nothing is forgotten.
         """
+        with self._all_idle():
+            self._catalog.reset(keeps_name=keeps_name)
 
-    @abstractmethod
     def take_counts(self) -> dict[str, float]:
         """Return what changed of `metrics.METRICS` since the last call."""
+        counts = {"ssd_off": float(any(queue.is_off for queue in self._queues))}
+        for queue in self._queues:
+            counts |= queue.take_counts()
+        return counts | self._catalog.take_counts()
 
-    @abstractmethod
     def take_copies(self) -> Copies:
-        """Return what calls have moved since the last call of this."""
+        """Return what jobs have moved since the last call of this."""
+        return Copies(
+            self._loads.take_copies(), [] if self._saves is None else self._saves.take_copies()
+        )
 
-    @abstractmethod
     def wait_restored(self) -> None:
         """Wait until all that earlier processes left can be found."""
+        self._catalog.wait_restored()
 
-    @abstractmethod
     def close(self) -> None:
-        """Let go of the files; calls under way end first. A second call does nothing.
+        """Let go of the files; jobs under way end first. A second call does nothing.
 
         Raises:
-            TierError: A call does not end; it keeps the files.
+            TierError: A job does not end; it keeps the files.
         """
+        with self._all_idle():
+            for queue in self._queues:
+                queue.close()
+            self._catalog.close()
 
-    @abstractmethod
-    def _count_leading(self, keys: Sequence[BlockKey]) -> int:
-        """Return how many leading blocks of a chain are on SSD."""
+    @property
+    def _queues(self) -> list[JobQueue]:
+        """The queues, in the order in which their locks are taken."""
+        return [self._loads] if self._saves is None else [self._loads, self._saves]
 
-    @abstractmethod
-    def _load(self, chains: Sequence[Chain]) -> list[int]:
-        """Fill pages of chains, all at once; return how many leading pages of each were filled."""
+    def _queue_of(self, job_id: JobId) -> JobQueue:
+        return self._saves if self._saves is not None and job_id % 2 else self._loads
 
-    @abstractmethod
-    def _save(self, chains: Sequence[Chain]) -> list[int]:
-        """Store pages of chains, all at once.
+    def _all_idle(self) -> ExitStack:
+        with ExitStack() as stack:
+            for queue in self._queues:
+                stack.enter_context(queue.idle())
+            return stack.pop_all()
 
-        Returns:
-            How many leading pages of each are stored now; 0 as well if a block before them is not.
-        """
+
+def open_writer(
+    tier: SsdTier,
+    load_lane: AsyncLane,
+    save_lane: AsyncLane,
+    *,
+    access: Access,
+    eviction_policy: str,
+    load_limit_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> BlockStore:
+    """Open the store of a rank that writes its blocks; take over the tier and the lanes."""
+    catalog = WriterCatalog(tier, eviction_policy=eviction_policy)
+    saves = JobQueue(
+        "save",
+        save_lane,
+        Steps(catalog.plan_saves, catalog.end_saves),
+        _SAVE_LIMIT_S,
+        max_blocks=_MAX_SAVED_BLOCKS,
+        clock=clock,
+    )
+    return BlockStore(catalog, _loads(catalog, load_lane, load_limit_s, clock), saves, access)
+
+
+def open_follower(
+    tier: Follower,
+    lane: AsyncLane,
+    *,
+    access: Access,
+    load_limit_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> BlockStore:
+    """Open the store of a rank that reads what another writes; take over the tier and the lane."""
+    catalog = FollowerCatalog(tier)
+    return BlockStore(catalog, _loads(catalog, lane, load_limit_s, clock), None, access)
+
+
+def _loads(
+    catalog: Catalog, lane: AsyncLane, limit_s: float, clock: Callable[[], float]
+) -> JobQueue:
+    return JobQueue(
+        "load", lane, Steps(catalog.plan_loads, catalog.end_loads), limit_s, clock=clock
+    )

@@ -16,7 +16,7 @@ class Health:
     While it is off, one attempt is let through every 30 seconds, and the first that succeeds
     switches it on again. Each change is logged once.
 
-    Thread: its owner's.
+    Thread: its owner's; `is_off` and `allows` any.
     """
 
     def __init__(self, subject: str) -> None:
@@ -31,7 +31,8 @@ class Health:
 
     def allows(self, now_s: float) -> bool:
         """Return whether an attempt makes sense now."""
-        return self._next_trial_s is None or now_s >= self._next_trial_s
+        next_trial_s = self._next_trial_s
+        return next_trial_s is None or now_s >= next_trial_s
 
     def begin(self, now_s: float) -> None:
         """Note that an attempt begins; while off, the next one may do so 30 seconds later."""

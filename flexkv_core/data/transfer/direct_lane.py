@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 from typing_extensions import override
 
-from flexkv_core.data.transfer.lane import Lane
+from flexkv_core.block.types import JobId
+from flexkv_core.data.transfer.lane import AsyncLane
 from flexkv_core.data.transfer.results import refused
 from flexkv_core.data.transfer.tier_lane import TierLane
 from flexkv_core.plan import (
@@ -20,14 +21,14 @@ from flexkv_core.plan import (
 __all__ = ["DirectLane"]
 
 
-class DirectLane(Lane):
+class DirectLane(AsyncLane):
     """Lets a tier move between files and pages. A block is one page, a slot of a `PageMemory`.
 
     What the tier has begun is reported when it has ended, deadline or not: a read that came later
-    would write into pages that the engine has given to somebody else. Pages of a load hold garbage
-    from the first block on that turns out bad.
+    would write into pages that the engine has given to somebody else. A page whose block turned out
+    bad holds garbage; so do those behind it in a chain.
 
-    Thread: one at a time.
+    Thread: one at a time, but for `wait`.
     """
 
     def __init__(self, rank: int, far: TierLane) -> None:
@@ -54,6 +55,14 @@ class DirectLane(Lane):
     @override
     def drain(self, timeout_s: float) -> bool:
         return self._far.drain(timeout_s)
+
+    @override
+    def wait(self, timeout_s: float) -> None:
+        self._far.wait(0.0 if self._refused else timeout_s)
+
+    @override
+    def cancel(self, job_id: JobId) -> None:
+        self._far.cancel(job_id)
 
     @override
     def close(self) -> None:

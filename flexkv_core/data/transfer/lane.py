@@ -5,9 +5,10 @@
 
 from abc import ABC, abstractmethod
 
+from flexkv_core.block.types import JobId
 from flexkv_core.plan import TransferPlan, TransferResult
 
-__all__ = ["Lane"]
+__all__ = ["AsyncLane", "Lane"]
 
 
 class Lane(ABC):
@@ -32,3 +33,18 @@ class Lane(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop. Plans that have not begun are reported as TIMEOUT by a last `poll`."""
+
+
+class AsyncLane(Lane):
+    """A lane whose plans go on while nobody calls it: their end can be awaited, and prevented."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> None:
+        """Wait until `poll` has something to do or to return, or `timeout_s` has passed.
+
+        Thread: any, while another one submits, cancels or closes; nobody may poll meanwhile.
+        """
+
+    @abstractmethod
+    def cancel(self, job_id: JobId) -> None:
+        """Begin nothing more of a plan. It is reported all the same, when what runs has ended."""

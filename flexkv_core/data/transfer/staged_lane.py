@@ -3,19 +3,22 @@
 A block is one page there.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 from typing_extensions import override
 
-from flexkv_core.data.transfer.lane import Lane
-from flexkv_core.data.transfer.results import refused
+from flexkv_core.block.types import JobId
+from flexkv_core.data.transfer.device import Ids
+from flexkv_core.data.transfer.lane import AsyncLane, Lane
+from flexkv_core.data.transfer.results import ended, num_leading, refused, statuses_of
+from flexkv_core.data.transfer.staging import StagingRing
 from flexkv_core.plan import (
-    SLOT_BYTES,
     EnginePages,
     HostSlots,
     Place,
@@ -27,34 +30,111 @@ from flexkv_core.plan import (
 
 __all__ = ["StagedLane"]
 
-_MAX_CALL_S = 60.0
-"""A plan without a deadline waits so long for one part; then its tier counts as stuck."""
+_LIMIT_S = 60.0
+"""What a plan without a deadline may take; then its tier counts as stuck."""
 
 
-class _Part(NamedTuple):
-    """Blocks of a plan that fit half of the staging slots together."""
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One plan until it is reported."""
 
-    pages: EnginePages
+    plan: TransferPlan
+    page_ids: Sequence[int]
     stored: StoredBlocks
-    slots: HostSlots
+    is_save: bool
+    begin_s: float
+    deadline_s: float
+    num_begun: int = 0
+    """Blocks that are in a part already, or that none will be made for."""
+
+    num_in_tier: int = 0
+    """Parts that the tier is moving."""
+
+    num_open: int = 0
+    """Parts that have not ended: besides those, the ones that were read and are to be filled."""
+
+    num_bytes: int = 0
+    error: str = ""
+    is_reported: bool = False
+    statuses: list[Status] = field(init=False)
+    """How each block ended; TIMEOUT while it has not."""
+
+    def __post_init__(self) -> None:
+        self.statuses = [Status.TIMEOUT] * self.plan.num_blocks
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether no part is left to begin."""
+        return self.num_begun == self.plan.num_blocks
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether another part may begin; a chain is read part by part, up to the first failure."""
+        is_read_in_turn = self.stored.is_chain and not self.is_save
+        return not (self.has_begun or self.is_reported or (is_read_in_turn and self.num_in_tier))
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self.num_begun = self.plan.num_blocks
+
+    def stop_at_failure(self, statuses: Sequence[Status]) -> None:
+        """Begin nothing more if this is a chain and one of its blocks has failed."""
+        if self.stored.is_chain and num_leading(statuses) < len(statuses):
+            self.stop()
 
 
-class StagedLane(Lane):
-    """Copies in `submit`, part by part: over a few host slots that belong to this lane alone.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Blocks of a plan that are in staging together."""
 
-    While the tier moves one part, pages of the part beside it are gathered or filled. The bytes are
-    in the stored order and verified while they are in the slots, so what fails never reaches the
-    engine's pages. A tier that does not answer by the deadline keeps the slots: until it has, every
-    plan is refused with TIMEOUT.
+    part_id: JobId
+    job: _Job
+    first_block: int
+    slots: Ids
 
-    Thread: one at a time.
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in it."""
+        return len(self.slots)
+
+    def near_step(self, blocks: Sequence[int]) -> TransferPlan:
+        """Return the plan between the pages and the slots of some of its blocks."""
+        pages = EnginePages([self.job.page_ids[self.first_block + at] for at in blocks])
+        return self._step(pages, HostSlots(self.slots[blocks].tobytes()), len(blocks))
+
+    def far_step(self) -> TransferPlan:
+        """Return the plan between the slots and the tier."""
+        stored, first = self.job.stored, self.first_block
+        keys = stored.keys[first : first + self.num_blocks]
+        parent = stored.keys[first - 1] if first else stored.parent
+        place = msgspec.structs.replace(stored, keys=keys, parent=parent)
+        return self._step(HostSlots(self.slots.tobytes()), place, self.num_blocks)
+
+    def _step(self, near: Place, far: Place, num_blocks: int) -> TransferPlan:
+        source, target = (near, far) if self.job.is_save else (far, near)
+        return msgspec.structs.replace(
+            self.job.plan, job_id=self.part_id, source=source, target=target, num_blocks=num_blocks
+        )
+
+
+class StagedLane(AsyncLane):
+    """Moves plans part by part over a few host slots that belong to this lane alone.
+
+    `submit` begins what there are slots for, and `poll` goes on: it fills the pages of parts that
+    were read and begins the next ones, so it copies; the tier moves bytes on its own threads
+    meanwhile. The bytes are in the stored order and verified while they are in the slots, so what
+    fails or comes too late never reaches the engine's pages. A plan that has not ended by its
+    deadline is reported as TIMEOUT by the next `poll`; what the tier still does for it keeps its
+    slots, and until that has ended the tier counts as stuck: new plans are refused with TIMEOUT.
+
+    Thread: one at a time, but for `wait`.
     """
 
     def __init__(
         self,
         rank: int,
         near: Lane,
-        far: Lane,
+        far: AsyncLane,
         slots: range,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -63,7 +143,7 @@ class StagedLane(Lane):
 
         Args:
             rank: Whose results these are.
-            near: Between engine pages and host slots.
+            near: Between engine pages and host slots; copies in `submit`.
             far: Between host slots and the tier.
             slots: The host slots to use, at least 2.
             clock: What deadlines are compared with.
@@ -72,129 +152,180 @@ class StagedLane(Lane):
         self._near = near
         self._far = far
         self._slots = np.asarray(slots, np.int64)
+        self._ring = StagingRing(len(slots))
         self._clock = clock
         self._is_closed = False
+        self._part_ids = map(JobId, itertools.count(1))
+        self._jobs: list[_Job] = []
+        """Not reported, in the order in which they came."""
+
+        self._parts: dict[JobId, _Part] = {}
+        """Of jobs, reported or not, that the tier is moving."""
+
+        self._read: deque[tuple[_Part, TransferResult]] = deque()
+        """What was read and has not been filled into its pages."""
+
         self._results: list[TransferResult] = []
 
     @override
     def submit(self, plan: TransferPlan) -> None:
-        self._results.append(self._execute(plan))
+        match plan.source, plan.target:
+            case EnginePages() as pages, StoredBlocks() as stored:
+                is_save = True
+            case StoredBlocks() as stored, EnginePages() as pages:
+                is_save = False
+            case _:
+                self._refuse(plan, Status.ERROR, "a staged lane serves pages and stored blocks")
+                return
+        num_pages, now_s = len(pages.page_ids), self._clock()
+        deadline_s = now_s + _LIMIT_S if plan.deadline_s is None else plan.deadline_s
+        if not len(stored.keys) == num_pages == plan.num_blocks > 0:
+            error = f"{num_pages} pages and {len(stored.keys)} keys do not fit the plan"
+            self._refuse(plan, Status.ERROR, error)
+        elif self._is_closed or now_s >= deadline_s or self._is_stuck:
+            self._refuse(plan, Status.TIMEOUT)
+        else:
+            self._jobs.append(_Job(plan, pages.page_ids, stored, is_save, now_s, deadline_s))
+            self._begin_parts()
 
     @override
     def poll(self) -> list[TransferResult]:
+        for moved in self._far.poll():
+            self._take_in(self._parts.pop(moved.job_id), moved)
+        self._report_late()
+        self._begin_parts()  # the tier reads the next ones while pages are filled
+        while self._read:
+            self._fill(*self._read.popleft())
+            self._begin_parts()
         results, self._results = self._results, []
         return results
 
     @override
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the tier, and no longer than to the next deadline."""
+        if not self._results:
+            now_s = self._clock()
+            left = [job.deadline_s - now_s for job in tuple(self._jobs)]
+            self._far.wait(max(0.0, min([timeout_s, *left])) if left else 0.0)
+
+    @override
     def drain(self, timeout_s: float) -> bool:
-        return self._far.drain(timeout_s)
+        end_s = time.monotonic() + timeout_s
+        self._results = self.poll()
+        while self._parts and (left_s := end_s - time.monotonic()) > 0:
+            self._far.wait(left_s)
+            self._results = self.poll()
+        return not self._parts
+
+    @override
+    def cancel(self, job_id: JobId) -> None:
+        for job in tuple(self._jobs):
+            if job.plan.job_id == job_id:
+                self._cancel(job)
 
     @override
     def close(self) -> None:
         self._is_closed = True
-        self._near.close()
+        for job in tuple(self._jobs):
+            self._cancel(job)
         self._far.close()
+        self._near.close()
 
-    def _execute(self, plan: TransferPlan) -> TransferResult:
-        if self._is_closed or not self._far.drain(0.0):
-            return refused(plan, self._rank, Status.TIMEOUT)
-        match plan.source, plan.target:
-            case EnginePages() as pages, StoredBlocks() as stored:
-                run = self._save
-            case StoredBlocks() as stored, EnginePages() as pages:
-                run = self._load
-            case _:
-                error = "a staged lane copies between engine pages and stored blocks"
-                return refused(plan, self._rank, Status.ERROR, error)
-        if not len(stored.keys) == len(pages.page_ids) == plan.num_blocks:
-            error = f"{len(pages.page_ids)} pages and {len(stored.keys)} keys do not fit the plan"
-            return refused(plan, self._rank, Status.ERROR, error)
-        self._far.poll()  # what came too late was reported long ago
-        return self._add_up(plan, run(plan, self._parts(pages, stored)))
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether the tier moves something that is too late."""
+        return any(part.job.is_reported for part in self._parts.values())
 
-    def _add_up(self, plan: TransferPlan, parts: Iterator[TransferResult]) -> TransferResult:
-        """Run parts up to the first that fails, and report on all of them as one."""
-        begin_s = self._clock()
-        total = refused(plan, self._rank, Status.OK)
-        for part in parts:
-            total = msgspec.structs.replace(
-                total,
-                status=part.status,
-                num_blocks=total.num_blocks + part.num_blocks,
-                num_bytes=total.num_bytes + part.num_bytes,
-                error=part.error,
-            )
-            if part.status is not Status.OK:
-                break
-        return msgspec.structs.replace(total, seconds=self._clock() - begin_s)
+    def _begin_parts(self) -> None:
+        """Give the tier as many parts as there are slots for, the oldest plan's first."""
+        for job in tuple(self._jobs):
+            while job.may_begin:
+                part = self._cut(job)
+                if part is None:
+                    return
+                if job.is_save:
+                    self._near.submit(part.near_step(range(part.num_blocks)))
+                    (gathered,) = self._near.poll()
+                    if gathered.status is not Status.OK:
+                        self._end(part, gathered)
+                        continue
+                job.num_in_tier += 1
+                self._parts[part.part_id] = part
+                self._far.submit(part.far_step())
 
-    def _parts(self, pages: EnginePages, stored: StoredBlocks) -> list[_Part]:
-        """Cut a plan into parts; each second one uses the same slots."""
-        half = len(self._slots) // 2
-        parents = [stored.parent, *stored.keys]
-        parts = []
-        for first in range(0, len(stored.keys), half):
-            keys = stored.keys[first : first + half]
-            slots = self._slots[first // half % 2 * half :][: len(keys)]
-            part = _Part(
-                EnginePages(pages.page_ids[first : first + half]),
-                StoredBlocks(stored.tier, keys, parents[first]),
-                HostSlots(slots.tobytes()),
-            )
-            parts.append(part)
-        return parts
+    def _cut(self, job: _Job) -> _Part | None:
+        """Take slots for the next blocks of a plan: half of all at most, so that two parts fit."""
+        num_blocks = min(len(self._slots) // 2, job.plan.num_blocks - job.num_begun)
+        places = self._ring.take(num_blocks)
+        if places is None:
+            return None
+        part = _Part(next(self._part_ids), job, job.num_begun, self._slots[places])
+        job.num_begun += num_blocks
+        job.num_open += 1
+        return part
 
-    def _save(self, plan: TransferPlan, parts: Sequence[_Part]) -> Iterator[TransferResult]:
-        """Yield how each part ended; while one is written, the next is gathered."""
-        writing: TransferPlan | None = None
-        for part in parts:
-            gathered = self._run(self._near, _step(plan, part.pages, part.slots))
-            if writing is not None:
-                yield self._wait(self._far, writing)
-            if gathered.status is not Status.OK:
-                yield gathered
-                return
-            writing = _step(plan, part.slots, part.stored)
-            self._far.submit(writing)
-        if writing is not None:
-            yield self._wait(self._far, writing)
+    def _take_in(self, part: _Part, moved: TransferResult) -> None:
+        """Note what the tier has done; pages are filled after the next parts have begun."""
+        part.job.num_in_tier -= 1
+        if part.job.is_save or part.job.is_reported or not moved.num_blocks:
+            self._end(part, moved)
+        else:
+            # Its blocks count once they are in the pages: the plan may be reported before.
+            part.job.stop_at_failure(statuses_of(moved, part.num_blocks))
+            self._read.append((part, moved))
 
-    def _load(self, plan: TransferPlan, parts: Sequence[_Part]) -> Iterator[TransferResult]:
-        """Yield how each part ended; while its pages are filled, the next is read."""
-        steps = [_step(plan, part.stored, part.slots) for part in parts]
-        for step in steps[:1]:
-            self._far.submit(step)
-        for part, step, following in zip_longest(parts, steps, steps[1:]):
-            read = self._wait(self._far, step)
-            if following is not None and read.status is Status.OK:
-                self._far.submit(following)
-            yield self._fill(plan, part, read)
+    def _fill(self, part: _Part, read: TransferResult) -> None:
+        """Fill pages with the blocks that are good, unless it is too late for that."""
+        if part.job.is_reported:
+            self._end(part, read)
+            return
+        statuses = statuses_of(read, part.num_blocks)
+        good = [at for at, status in enumerate(statuses) if status is Status.OK]
+        self._near.submit(part.near_step(good))
+        (filled,) = self._near.poll()
+        self._end(part, read if filled.status is Status.OK else filled)
 
-    def _fill(self, plan: TransferPlan, part: _Part, read: TransferResult) -> TransferResult:
-        """Hand on the leading blocks that are good."""
-        if not read.num_blocks:
-            return read
-        pages = EnginePages(part.pages.page_ids[: read.num_blocks])
-        slots = HostSlots(part.slots.slots[: read.num_blocks * SLOT_BYTES])
-        filled = self._run(self._near, _step(plan, slots, pages))
-        return read if filled.status is Status.OK else filled
+    def _end(self, part: _Part, result: TransferResult) -> None:
+        """Note how a part ended, and free its slots."""
+        job = part.job
+        job.num_open -= 1
+        job.num_bytes += result.num_bytes
+        job.error = result.error or job.error
+        statuses = statuses_of(result, part.num_blocks)
+        job.statuses[part.first_block : part.first_block + part.num_blocks] = statuses
+        job.stop_at_failure(statuses)
+        self._ring.give_back(part.slots - self._slots[0])
+        self._report_ended(job)
 
-    def _run(self, lane: Lane, step: TransferPlan) -> TransferResult:
-        lane.submit(step)
-        return self._wait(lane, step)
+    def _cancel(self, job: _Job) -> None:
+        job.stop()
+        for part_id, part in self._parts.items():
+            if part.job is job:
+                self._far.cancel(part_id)
+        self._report_ended(job)
 
-    def _wait(self, lane: Lane, step: TransferPlan) -> TransferResult:
-        """Return how the one step that `lane` has under way ended."""
-        limit_s = _MAX_CALL_S if step.deadline_s is None else step.deadline_s - self._clock()
-        if not lane.drain(max(0.0, limit_s)):
-            return refused(step, self._rank, Status.TIMEOUT)
-        (result,) = lane.poll()
-        return result
+    def _report_late(self) -> None:
+        now_s = self._clock()
+        for job in tuple(self._jobs):
+            if now_s >= job.deadline_s:
+                self._report(job)
 
+    def _report_ended(self, job: _Job) -> None:
+        if job.has_begun and not job.num_open and not job.is_reported:
+            self._report(job)
 
-def _step(plan: TransferPlan, source: Place, target: Place) -> TransferPlan:
-    """Return the plan of one part for one half of the way."""
-    slots = source if isinstance(source, HostSlots) else target
-    assert isinstance(slots, HostSlots)
-    num_blocks = len(slots.slots) // SLOT_BYTES
-    return msgspec.structs.replace(plan, source=source, target=target, num_blocks=num_blocks)
+    def _report(self, job: _Job) -> None:
+        job.is_reported = True
+        self._jobs.remove(job)
+        result = ended(
+            job.plan,
+            self._rank,
+            job.statuses,
+            is_chain=job.stored.is_chain,
+            seconds=self._clock() - job.begin_s,
+        )
+        error = job.error if result.status is Status.ERROR else ""
+        self._results.append(msgspec.structs.replace(result, num_bytes=job.num_bytes, error=error))
+
+    def _refuse(self, plan: TransferPlan, status: Status, error: str = "") -> None:
+        self._results.append(refused(plan, self._rank, status, error))

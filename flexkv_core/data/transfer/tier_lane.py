@@ -5,14 +5,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
+import msgspec
 import numpy as np
 from typing_extensions import override
 
+from flexkv_core.block.types import JobId
 from flexkv_core.data.tiers.base import Tier, TierBlock
 from flexkv_core.data.tiers.memory import BlockMemory
-from flexkv_core.data.transfer.lane import Lane
-from flexkv_core.data.transfer.results import refused
+from flexkv_core.data.transfer.lane import AsyncLane
+from flexkv_core.data.transfer.results import ended, num_leading, refused
 from flexkv_core.data.transfer.segments import find_slot_problem
 from flexkv_core.plan import HostSlots, Status, StoredBlocks, TransferPlan, TransferResult
 
@@ -31,27 +34,30 @@ class _Job:
 
     plan: TransferPlan
     move: _Move
+    is_chain: bool
     num_open_calls: int = 0
-    num_good: int = field(init=False)
-    """Blocks before the first that failed, as far as is known."""
+    statuses: list[Status] = field(init=False)
+    """How each block ended, as far as is known."""
 
-    status: Status = Status.OK
-    """How block `num_good` ended, or OK if none failed."""
+    num_useful: int = field(init=False)
+    """Blocks that are still worth moving: of a chain, those up to the first that failed."""
 
     begin_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.num_good = self.plan.num_blocks
+        self.num_useful = self.plan.num_blocks
+        self.statuses = [Status.OK] * self.num_useful
 
     def record(self, first_block: int, statuses: Sequence[Status]) -> None:
         """Note how consecutive blocks ended."""
-        for block, status in enumerate(statuses, first_block):
-            if status != Status.OK and block < self.num_good:
-                self.num_good, self.status = block, status
+        self.statuses[first_block : first_block + len(statuses)] = statuses
+        num_good = num_leading(statuses)
+        if self.is_chain and num_good < len(statuses):
+            self.num_useful = min(self.num_useful, first_block + num_good)
         self.num_open_calls -= 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """Consecutive blocks of a job that are given to the tier together."""
 
@@ -60,16 +66,16 @@ class _Call:
     blocks: Sequence[TierBlock]
 
 
-class TierLane(Lane):
+class TierLane(AsyncLane):
     """Calls the tier from threads of its own; one plan may be served by several at once.
 
     A job is reported when all of its calls have returned, so a slot is never given to somebody
     else while a late read can still write into it. What has not begun by the deadline does not
-    begin, nor does what lies behind a block that failed: without it, it is of no use. Where loads
-    must not wait behind saves, give each direction a lane.
+    begin, nor does what lies behind a failed block of a chain: without it, it is of no use. Where
+    loads must not wait behind saves, give each direction a lane.
 
-    Thread: the queue and the jobs are guarded by `_changed`. A tier that raises has broken its
-    contract: its blocks end with ERROR, and the lane closes itself.
+    Thread: any. The queue, the jobs and the results are guarded by `_changed`. A tier that raises
+    has broken its contract: its blocks end with ERROR, and the lane closes itself.
     """
 
     def __init__(
@@ -121,14 +127,16 @@ class TierLane(Lane):
         problem = self._find_problem(plan, slots, stored)
         if problem:
             self._refuse(plan, Status.ERROR, problem)
-        elif self._is_late(plan):
+        elif _is_late(plan, self._clock()):
             self._refuse(plan, Status.TIMEOUT)
         else:
-            self._enqueue(_Job(plan, move), self._blocks(slots, stored))
+            self._enqueue(_Job(plan, move, stored.is_chain), self._blocks(slots, stored))
 
     @override
     def poll(self) -> list[TransferResult]:
         with self._changed:
+            now_s = self._clock()
+            self._drop_waiting(lambda call: _is_late(call.job.plan, now_s))
             results, self._results = self._results, []
         return results
 
@@ -138,14 +146,31 @@ class TierLane(Lane):
             return self._changed.wait_for(lambda: self._num_open_jobs == 0, timeout_s)
 
     @override
+    def wait(self, timeout_s: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._results or not self._num_open_jobs, timeout_s)
+
+    @override
+    def cancel(self, job_id: JobId) -> None:
+        with self._changed:
+            self._drop_waiting(lambda call: call.job.plan.job_id == job_id)
+
+    @override
     def close(self) -> None:
         """Begin nothing more. Calls that are under way end when the tier lets them: see `drain`."""
         with self._changed:
             self._is_closed = True
-            while self._waiting:
-                call = self._waiting.popleft()
-                self._record(call, [Status.TIMEOUT] * len(call.blocks))
+            self._drop_waiting(lambda _: True)
             self._changed.notify_all()
+
+    def _drop_waiting(self, is_dropped: Callable[[_Call], bool]) -> None:
+        """End calls that have not begun; under the lock."""
+        waiting, self._waiting = self._waiting, deque()
+        dropped: list[_Call] = []
+        for call in waiting:
+            (dropped if is_dropped(call) else self._waiting).append(call)
+        for call in dropped:
+            self._record(call, [Status.TIMEOUT] * len(call.blocks))
 
     def _find_problem(self, plan: TransferPlan, slots: HostSlots, stored: StoredBlocks) -> str:
         if stored.tier != self._tier.name:
@@ -156,7 +181,8 @@ class TierLane(Lane):
 
     def _blocks(self, slots: HostSlots, stored: StoredBlocks) -> list[TierBlock]:
         ids = np.frombuffer(slots.slots, np.int64).tolist()
-        triples = zip(stored.keys, (stored.parent, *stored.keys), ids, strict=False)
+        parents = (stored.parent, *stored.keys) if stored.is_chain else repeat(None)
+        triples = zip(stored.keys, parents, ids, strict=False)
         return [TierBlock(key, parent, slot) for key, parent, slot in triples]
 
     def _enqueue(self, job: _Job, blocks: list[TierBlock]) -> None:
@@ -174,9 +200,7 @@ class TierLane(Lane):
     def _refuse(self, plan: TransferPlan, status: Status, error: str = "") -> None:
         with self._changed:
             self._results.append(refused(plan, self._rank, status, error))
-
-    def _is_late(self, plan: TransferPlan) -> bool:
-        return plan.deadline_s is not None and self._clock() >= plan.deadline_s
+            self._changed.notify_all()
 
     def _serve(self) -> None:
         """Run calls until the lane is closed; the body of each thread."""
@@ -208,7 +232,7 @@ class TierLane(Lane):
     def _move(self, call: _Call) -> list[Status]:
         """Let the tier move the bytes, if that still makes sense; not under the lock."""
         plan = call.job.plan
-        if self._is_late(plan) or call.first_block > call.job.num_good:
+        if _is_late(plan, self._clock()) or call.first_block > call.job.num_useful:
             return [Status.TIMEOUT] * len(call.blocks)
         return call.job.move(call.blocks, plan.deadline_s)
 
@@ -222,17 +246,20 @@ class TierLane(Lane):
             self._changed.notify_all()
 
     def _result(self, job: _Job) -> TransferResult:
-        seconds = 0.0 if job.begin_s is None else self._clock() - job.begin_s
-        error = ""
-        if job.status is Status.ERROR:
-            error = f"tier {self._tier.name} failed at block {job.num_good} of the plan"
-        return TransferResult(
-            job_id=job.plan.job_id,
-            rank=self._rank,
-            status=job.status,
-            num_blocks=job.num_good,
-            epoch=job.plan.epoch,
-            num_bytes=job.num_good * self._slot_bytes,
-            seconds=seconds,
-            error=error,
+        result = ended(
+            job.plan,
+            self._rank,
+            job.statuses,
+            is_chain=job.is_chain,
+            block_bytes=self._slot_bytes,
+            seconds=0.0 if job.begin_s is None else self._clock() - job.begin_s,
         )
+        if result.status is not Status.ERROR:
+            return result
+        block = job.statuses.index(Status.ERROR)
+        error = f"tier {self._tier.name} failed at block {block} of the plan"
+        return msgspec.structs.replace(result, error=error)
+
+
+def _is_late(plan: TransferPlan, now_s: float) -> bool:
+    return plan.deadline_s is not None and now_s >= plan.deadline_s

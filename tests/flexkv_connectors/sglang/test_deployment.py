@@ -47,9 +47,9 @@ def test_stages_partition_the_layers():
 
 
 def test_ranks_share_the_room():
-    assert deployment().quota_bytes == 1 << 30
+    assert deployment().rank.quota_bytes == 1 << 30
     rank = deployment(keys_and_values(2, 3), tp_size=2, pp_size=2)
-    assert rank.quota_bytes == (1 << 30) // 4
+    assert rank.rank.quota_bytes == (1 << 30) // 4
 
 
 def test_a_latent_is_one_head_without_values():
@@ -65,17 +65,17 @@ def test_draft_layers_lie_behind_the_models():
 
 
 def test_engines_that_attend_in_parallel_have_names_of_their_own():
-    assert deployment(dp_rank=0).engine_id != deployment(dp_rank=1).engine_id
+    assert deployment(dp_rank=0).rank.engine_id != deployment(dp_rank=1).rank.engine_id
 
 
 def test_engines_of_one_command_have_names_of_their_own():
     engines = [deployment(engine=settings(replica=replica)) for replica in (0, 1)]
-    assert len({engine.engine_id for engine in engines}) == 2
+    assert len({engine.rank.engine_id for engine in engines}) == 2
 
 
 def test_ranks_of_one_engine_have_one_name():
     ranks = [deployment(keys_and_values(2), tp_rank=rank, tp_size=2) for rank in (0, 1)]
-    assert len({rank.engine_id for rank in ranks}) == 1
+    assert len({rank.rank.engine_id for rank in ranks}) == 1
 
 
 @pytest.mark.parametrize(
@@ -124,20 +124,22 @@ def test_nodes_that_keep_apart_what_ranks_share_are_served(place, engine):
 def test_the_first_of_the_ranks_that_keep_the_same_heads_writes():
     ranks = [deployment(keys_and_values(1), tp_rank=rank, tp_size=8) for rank in range(8)]
     assert [rank.heads.start for rank in ranks] == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert [rank.is_follower for rank in ranks] == [False, True] * 4
-    assert [rank.has_followers for rank in ranks] == [True, False] * 4
-    assert {(rank.total_heads, rank.quota_bytes) for rank in ranks} == {(HEADS, (1 << 30) // 4)}
+    assert [rank.rank.is_follower for rank in ranks] == [False, True] * 4
+    assert [rank.rank.has_followers for rank in ranks] == [True, False] * 4
+    assert {(rank.total_heads, rank.rank.quota_bytes) for rank in ranks} == {
+        (HEADS, (1 << 30) // 4)
+    }
 
 
 def test_one_rank_writes_the_latents_of_all_and_has_all_the_room():
     ranks = [deployment(latents(), tp_rank=rank, tp_size=2, is_mla_model=True) for rank in range(2)]
-    assert [rank.is_follower for rank in ranks] == [False, True]
-    assert ranks[0].quota_bytes == 1 << 30
+    assert [rank.rank.is_follower for rank in ranks] == [False, True]
+    assert ranks[0].rank.quota_bytes == 1 << 30
     assert ranks[0].columns == ranks[1].columns == deployment(latents(), is_mla_model=True).columns
 
 
 def test_a_rank_alone_with_its_heads_has_no_followers():
-    assert not deployment(keys_and_values(1), tp_rank=1, tp_size=4).has_followers
+    assert not deployment(keys_and_values(1), tp_rank=1, tp_size=4).rank.has_followers
 
 
 def test_an_sglang_without_context_parallel_decoding_is_served():

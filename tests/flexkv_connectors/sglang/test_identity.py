@@ -31,9 +31,9 @@ def find(monkeypatch):
     """Return a function from an engine and a rank of it to a namespace, None if there is none."""
     monkeypatch.setattr(origin, "engine_start_s", time.time)
 
-    def find(engine, rank):
+    def find(engine, deployed):
         found = []
-        origin_of(engine, rank).find(rank.cache, found.append).join()
+        origin_of(engine, deployed).find(deployed.rank.cache, found.append).join()
         return found[0] if found else None
 
     return find

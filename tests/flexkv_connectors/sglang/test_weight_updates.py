@@ -35,7 +35,7 @@ class Engine:
         weight_updates.begin(self.manager, "request")
         if flushes is not None:
             self.flush(is_idle=flushes)
-        weight_updates.tell(("success", ""), self.manager, "request")
+        weight_updates.updated(("success", ""), self.manager, "request")
 
     def begin_session(self):
         weight_updates.open_session(self.manager, "request")
@@ -73,7 +73,7 @@ def engine(told):
 
 
 def test_a_listener_is_told_and_sglangs_answer_is_left_alone(told, engine):
-    assert weight_updates.tell(("success", ""), engine.manager, recv_req=None) is None
+    assert weight_updates.updated(("success", ""), engine.manager, recv_req=None) is None
     assert told == ["told"]
 
 

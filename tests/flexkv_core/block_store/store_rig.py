@@ -3,7 +3,8 @@
 import numpy as np
 
 from flexkv_core.block.layout import BlockFormat, Column
-from flexkv_core.block_store.chain_store import ChainStore
+from flexkv_core.block_store.block_store import open_writer
+from flexkv_core.block_store.blocks import Access, Blocks
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.tiers.memory import PageMemory, PagePiece
 from flexkv_core.data.tiers.ssd.options import SsdOptions
@@ -12,6 +13,7 @@ from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.data.transfer.direct_lane import DirectLane
 from flexkv_core.data.transfer.staged_lane import StagedLane
 from flexkv_core.data.transfer.tier_lane import TierLane
+from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
 from flexkv_core.testing.geometry import make_pages, read_block
 from flexkv_core.testing.namespaces import make_namespace
@@ -24,14 +26,46 @@ def chain(first, num_keys):
     return [(first + number + 1).to_bytes(4, "big") * 8 for number in range(num_keys)]
 
 
-class DirectRig:
+class Store:
+    """A store as an engine that waits asks it."""
+
+    access: Access
+
+    def find(self, keys):
+        """Tell how many leading blocks are there, or for each whether it is."""
+        found = self.store.lookup(keys)
+        return sum(found) if self.access is Access.CHAIN else found
+
+    def load(self, keys, page_ids):
+        return self._wait(self.store.submit_load, keys, page_ids)
+
+    def save(self, keys, page_ids):
+        return self._wait(self.store.submit_save, keys, page_ids)
+
+    def _wait(self, submit, keys, page_ids):
+        """Move pages of the last blocks of a chain, or of each key."""
+        first = len(keys) - len(page_ids) if self.access is Access.CHAIN else 0
+        job_id = submit(Blocks(keys[first:], page_ids, keys[:first]))
+        statuses = self.store.wait(job_id).statuses
+        assert len(statuses) == len(page_ids)
+        good = [status is Status.OK for status in statuses]
+        if self.access is Access.SINGLE:
+            return good
+        assert good == sorted(good, reverse=True)
+        return sum(good)
+
+    def close(self):
+        self.store.close()
+
+
+class DirectRig(Store):
     """One process of an engine whose pages are stored as they are, in one piece each."""
 
     def __init__(
         self,
         directory,
         *,
-        kind=ChainStore,
+        access=Access.CHAIN,
         wrap=lambda tier: tier,
         load_limit_s=30.0,
         waits=True,
@@ -46,9 +80,11 @@ class DirectRig:
             memory, make_namespace(), [column], 4096, options, "engine", clock=clock
         )
         seen = wrap(self.tier)
-        self.store = kind(
+        self.access = access
+        self.store = open_writer(
             self.tier,
             *(DirectLane(0, TierLane(0, seen, memory, clock=clock)) for _ in range(2)),
+            access=access,
             eviction_policy="lru",
             load_limit_s=load_limit_s,
             clock=clock,
@@ -56,14 +92,13 @@ class DirectRig:
         if waits:
             self.store.wait_restored()
 
-    def close(self):
-        self.store.close()
 
-
-class Rig:
+class Rig(Store):
     """One process of an engine."""
 
-    def __init__(self, directory, *, kind=ChainStore, quota_bytes=64 << 20, wrap=lambda tier: tier):
+    def __init__(
+        self, directory, *, access=Access.CHAIN, quota_bytes=64 << 20, wrap=lambda tier: tier
+    ):
         self.memory, self.pages = make_pages("PLBNHC", P=2, L=2, B=NUM_PAGES, N=16, H=2, C=32)
         self.memory[:] = np.random.default_rng(1).integers(0, 256, self.memory.size, np.uint8)
         fmt = BlockFormat(num_heads=2, num_layers=2, block_tokens=16, token_bytes=64, cell_heads=1)
@@ -75,9 +110,11 @@ class Rig:
         namespace = make_namespace(num_layers=2, cell_layers=2)
         self.tier = SsdTier(self.host.memory, namespace, columns, fmt.cell_bytes, options, "engine")
         seen = wrap(self.tier)
-        self.store = kind(
+        self.access = access
+        self.store = open_writer(
             self.tier,
             *(self._lane(fmt, seen, first) for first in (0, STAGING)),
+            access=access,
             eviction_policy="lru",
             load_limit_s=30.0,
         )
@@ -92,5 +129,5 @@ class Rig:
         return [read_block(self.pages, [page]) for page in page_ids]
 
     def close(self):
-        self.store.close()
+        super().close()
         self.host.close()

@@ -9,7 +9,7 @@ from typing_extensions import override
 from flexkv_core.block.layout import Column
 from flexkv_core.block.namespace import Namespace
 from flexkv_core.block.types import BlockKey
-from flexkv_core.data.tiers.base import Tier, TierBlock
+from flexkv_core.data.tiers.base import Capabilities, Tier, TierBlock
 from flexkv_core.data.tiers.memory import NO_MEMORY, BlockMemory
 from flexkv_core.data.tiers.ssd.counts import Counts
 from flexkv_core.data.tiers.ssd.followed_column import FollowedColumn
@@ -28,11 +28,12 @@ class Follower(Tier):
     It changes nothing on the disk, and knows only what the writer's logs say: nothing before the
     writer has stored something, and nothing after it has closed.
 
-    Thread: `read` any, several at once; everything else one at a time. `_columns` is replaced
+    Thread: `read` and `count_leading` any; everything else one at a time. `_columns` is replaced
     whole when a generation begins; a call in flight ends on the columns it began with.
     """
 
     name = "ssd"
+    capabilities = Capabilities()
 
     def __init__(
         self,

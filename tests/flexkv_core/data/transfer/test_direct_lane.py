@@ -109,6 +109,22 @@ def test_results_come_when_the_tier_has_ended_whatever_the_deadline_was():
     case.end()
 
 
+def test_a_plan_that_is_cancelled_before_it_begins_changes_no_page():
+    gate, slow = threading.Event(), []
+    case = Pages(wrap=lambda tier: slow.append(SlowTier(tier, gate)) or slow[0])
+    case.lane.submit(case.plan(1, 1))
+    slow[0].entered.acquire()
+    case.lane.submit(case.plan(2, 2))
+    before = case.planes[:, 4:6].copy()
+    case.lane.cancel(2)
+    assert [(result.job_id, result.status) for result in case.lane.poll()] == [(2, Status.TIMEOUT)]
+    gate.set()
+    case.lane.wait(WAIT_S)
+    assert [result.job_id for result in case.lane.poll()] == [1]
+    assert (case.planes[:, 4:6] == before).all()
+    case.end()
+
+
 def test_several_plans_are_under_way_at_once():
     case = Pages()
     plans = [case.plan(job_id, 2) for job_id in (1, 2, 3)]

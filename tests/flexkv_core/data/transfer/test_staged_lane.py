@@ -66,6 +66,13 @@ class Staged(LaneCase):
         plan = TransferPlan(job_id=job_id, source=ends[0], target=ends[1], num_blocks=num_blocks)
         return msgspec.structs.replace(plan, **changes)
 
+    def alone(self, job_id, num_blocks):
+        """Return a plan whose blocks need no other."""
+        plan = self.plan(job_id, num_blocks)
+        end = "target" if self.saves else "source"
+        stored = msgspec.structs.replace(getattr(plan, end), is_chain=False)
+        return msgspec.structs.replace(plan, **{end: stored})
+
     def run_without_waiting(self, plan):
         self.lane.submit(plan)
         return self.lane.poll()
@@ -155,6 +162,94 @@ def test_parts_beside_each_other_have_other_slots_and_the_blocks_stay_one_chain(
     ]
 
 
+@pytest.mark.parametrize("saves", [True, False])
+def test_blocks_that_stand_alone_go_on_behind_one_that_failed(saves):
+    case = Staged(saves=saves, wrap=lambda tier: FaultyTier(tier, {1: Status.ERROR}))
+    (result,) = case.run(case.alone(1, MANY))
+    assert (result.status, result.num_blocks) == (Status.ERROR, MANY - 1)
+    assert [at for at, status in enumerate(result.statuses) if status is not Status.OK] == [1]
+    assert result.error
+
+
+def test_a_block_that_stands_alone_and_is_bad_leaves_its_page_as_it_was():
+    case = Staged(saves=False, wrap=lambda tier: FaultyTier(tier, {1: Status.CORRUPT}))
+    plan = case.alone(1, MANY)
+    bad_page = plan.target.page_ids[1]
+    case.run(plan)
+    for at, page in enumerate(plan.target.page_ids):
+        expected = case.expected[bad_page if at == 1 else at]
+        assert read_block(case.rig.pages, [page]) == expected
+
+
+def test_several_plans_share_the_slots():
+    case = Staged(saves=False)
+    plans = [case.plan(job_id, 3) for job_id in (1, 2, 3)]
+    for plan in plans:
+        case.lane.submit(plan)
+    assert case.lane.drain(30.0)
+    assert [(result.job_id, result.num_blocks) for result in case.lane.poll()] == [
+        (1, 3),
+        (2, 3),
+        (3, 3),
+    ]
+
+
+def test_a_plan_is_begun_by_submit_and_goes_on_with_each_poll():
+    gate = threading.Event()
+    case = Staged(saves=False, wrap=lambda tier: SlowTier(NotingTier(tier), gate))
+    case.lane.submit(case.plan(1, MANY))
+    case.wrapped.entered.acquire()
+    assert case.lane.poll() == []
+    gate.set()
+    results = []
+    while not results:
+        case.lane.wait(30.0)
+        results = case.lane.poll()
+    assert results[0].num_blocks == MANY
+    assert len(case.wrapped.inner.calls) == 3
+
+
+def test_a_plan_that_waits_for_slots_is_reported_at_its_deadline():
+    gate, clock = threading.Event(), ManualClock(100.0)
+    case = Staged(saves=False, wrap=lambda tier: SlowTier(tier, gate), clock=clock)
+    for job_id in (1, 2):
+        case.lane.submit(case.plan(job_id, 2))
+    case.lane.submit(case.plan(3, 2, deadline_s=101.0))
+    case.wrapped.entered.acquire()
+    clock.advance(1)
+    (late,) = case.lane.poll()
+    assert (late.job_id, late.status) == (3, Status.TIMEOUT)
+    gate.set()
+    assert case.lane.drain(30.0)
+    assert [result.status for result in case.lane.poll()] == [Status.OK] * 2
+
+
+def test_what_was_read_but_is_not_in_its_pages_at_the_deadline_does_not_count():
+    clock = ManualClock(100.0)
+    case = Staged(saves=False, clock=clock)
+    before = case.target()
+    case.lane.submit(case.plan(1, 2, deadline_s=101.0))
+    case.lane.wait(30.0)
+    clock.advance(1)
+    (late,) = case.lane.poll()
+    assert (late.status, late.num_blocks) == (Status.TIMEOUT, 0)
+    assert case.target() == before
+
+
+def test_of_a_cancelled_plan_no_part_begins_and_those_under_way_are_waited_for():
+    gate = threading.Event()
+    case = Staged(saves=False, wrap=lambda tier: SlowTier(NotingTier(tier), gate))
+    case.lane.submit(case.plan(1, MANY))
+    case.wrapped.entered.acquire()
+    case.lane.cancel(1)
+    assert case.lane.poll() == []
+    gate.set()
+    assert case.lane.drain(30.0)
+    (result,) = case.lane.poll()
+    assert (result.status, result.num_blocks) == (Status.TIMEOUT, NUM_SLOTS // 2)
+    assert len(case.wrapped.inner.calls) == 1
+
+
 def test_behind_a_part_that_failed_nothing_is_read():
     case = Staged(saves=False, wrap=lambda tier: NotingTier(FaultyTier(tier, {0: Status.CORRUPT})))
     case.run(case.plan(1, MANY))
@@ -167,7 +262,10 @@ def test_a_tier_that_hangs_costs_one_deadline_and_never_writes_a_page_later():
     case = Staged(saves=False, wrap=lambda tier: SlowTier(tier, gate), clock=clock)
     before = case.target()
     late = case.plan(1, 1, deadline_s=100.0 + 1e-3)
-    (first,) = case.run_without_waiting(late)
+    assert case.run_without_waiting(late) == []
+    case.wrapped.entered.acquire()
+    clock.advance(1)
+    (first,) = case.lane.poll()
     (second,) = case.run_without_waiting(case.plan(2, 1))
     assert [first.status, second.status] == [Status.TIMEOUT, Status.TIMEOUT]
     gate.set()

@@ -169,6 +169,39 @@ def test_the_first_failure_counts_even_if_a_later_block_failed_before_it(tier, s
     assert (result.status, result.num_blocks) == (Status.CORRUPT, 0)
 
 
+def alone(numbers, slots, **changes):
+    """Return a plan that fetches blocks which need no other."""
+    plan = fetch(numbers, slots, **changes)
+    return msgspec.structs.replace(
+        plan, source=msgspec.structs.replace(plan.source, is_chain=False)
+    )
+
+
+def test_blocks_that_stand_alone_are_all_moved_and_each_has_a_status(tier, start):
+    counting = CountingTier(FaultyTier(tier, {1: Status.CORRUPT, 2: Status.MISS}))
+    (result,) = run(start(counting), alone([1, 2, 3, 4], [0, 1, 2, 3]))
+    assert counting.reads == [key(number) for number in range(1, 5)]
+    assert result.statuses == (Status.OK, Status.CORRUPT, Status.MISS, Status.OK)
+    assert (result.status, result.num_blocks, result.num_bytes) == (Status.CORRUPT, 2, 2 * LARGE)
+
+
+def test_blocks_that_stand_alone_have_no_parent(tier, start):
+    parents = []
+
+    class Spy(TierWrapper):
+        def read(self, blocks, deadline_s):
+            parents.extend(block.parent for block in blocks)
+            return super().read(blocks, deadline_s)
+
+    run(start(Spy(tier)), alone([1, 2], [0, 1]))
+    assert parents == [None, None]
+
+
+def test_a_chain_has_no_status_by_block(tier, start):
+    (result,) = run(start(FaultyTier(tier, {1: Status.MISS})), fetch([1, 2], [0, 1]))
+    assert result.statuses == ()
+
+
 def test_small_blocks_go_to_the_tier_together(clock):
     host = HostPool.create(8, LARGE // 2)
     sizes = []
@@ -217,7 +250,52 @@ def test_a_call_that_waited_past_its_deadline_does_not_reach_the_tier(tier, star
     assert slow.inner.reads == [key(1)]
 
 
-def test_the_tier_is_told_the_deadline(tier, start):
+@pytest.fixture
+def busy(tier, start):
+    """Let a lane be in a call, and have two more plans waiting."""
+    slow = SlowTier(CountingTier(tier), threading.Event())
+    lane = start(slow)
+    lane.submit(fetch([1], [0]))
+    slow.entered.acquire(timeout=WAIT_S)
+    lane.submit(fetch([2], [1], job_id=2, deadline_s=101.0))
+    lane.submit(fetch([3], [2], job_id=3))
+    return lane, slow
+
+
+def test_a_plan_that_waits_past_its_deadline_is_reported_by_the_next_poll(busy, clock):
+    lane, _ = busy
+    assert lane.poll() == []
+    clock.advance(1.0)
+    assert [(result.job_id, result.status) for result in lane.poll()] == [(2, Status.TIMEOUT)]
+
+
+def test_a_cancelled_plan_that_waits_is_reported_and_does_not_reach_the_tier(busy):
+    lane, slow = busy
+    lane.cancel(3)
+    assert [(result.job_id, result.status) for result in lane.poll()] == [(3, Status.TIMEOUT)]
+    slow.gate.set()
+    assert [result.job_id for result in run(lane)] == [1, 2]
+    assert slow.inner.reads == [key(1), key(2)]
+
+
+def test_a_plan_that_is_cancelled_under_way_ends_with_the_call_that_runs(busy):
+    lane, slow = busy
+    lane.cancel(1)
+    assert lane.poll() == []
+    slow.gate.set()
+    assert run(lane)[0].status is Status.OK
+
+
+def test_to_wait_ends_with_the_first_result(busy):
+    lane, slow = busy
+    lane.wait(0.0)
+    assert lane.poll() == []
+    slow.gate.set()
+    lane.wait(WAIT_S)
+    assert lane.poll()[0].job_id == 1
+
+
+def test_the_tier_knows_the_deadline(tier, start):
     deadlines = []
 
     class Spy(TierWrapper):

@@ -1,27 +1,24 @@
-"""Pools beside the KV: what their pages are, and what SGLang's calls do with them."""
-
-from types import SimpleNamespace
+"""SGLang's host pools: what their pages are, and how they are stored."""
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from engine_values import PAGES, TOKENS, deployment, keys_and_values, latents, storage
+from engine_values import LAYERS, PAGES, deployment, keys_and_values, latents, storage
 
-from flexkv_connectors.sglang.sidecars import describe, open_sidecar, why_not_sidecar
+from flexkv_connectors.below_host.pool import open_store
+from flexkv_connectors.sglang.pools import describe_kv, describe_sidecar, why_not_sidecar
+from flexkv_core.block_store.blocks import Access, Blocks
+from flexkv_core.data.tiers.memory import PageMemory
+from flexkv_core.plan import Status
 from flexkv_core.testing.namespaces import make_namespace
 
-KEYS = [bytes([number + 1]).hex() * 32 for number in range(PAGES)]
+KEYS = [bytes([number + 1]) * 32 for number in range(PAGES)]
 
 
 def described(name="swa", pool=None, version="0.5.23", **place):
     pool = pool or keys_and_values()
-    return describe(name, pool, storage(**place), version, make_namespace())
-
-
-def transfer(page_ids, keys=KEYS):
-    indices = [page * TOKENS + token for page in page_ids for token in range(TOKENS)]
-    return SimpleNamespace(host_indices=torch.tensor(indices), keys=keys)
+    return describe_sidecar(name, pool, storage(**place), version, make_namespace())
 
 
 @pytest.fixture
@@ -33,42 +30,42 @@ def pool():
     return pool
 
 
-@pytest.fixture
-def sidecar(pool, tmp_path):
-    rank = deployment(pool, {"ssd_cache_dir": str(tmp_path)})
-    sidecar = open_sidecar(rank, described(pool=pool), 16 << 20)
-    sidecar.store.wait_restored()
-    yield sidecar
-    sidecar.store.close()
+def moved(store, submit, page_ids):
+    return store.wait(submit(Blocks(KEYS, page_ids))).statuses
 
 
-def test_pages_come_back_to_other_places(sidecar, pool):
+def test_pages_beside_the_kv_come_back_to_other_places(pool, tmp_path):
+    rank = deployment(pool, {"ssd_cache_dir": str(tmp_path)}).rank
+    store = open_store(rank, described(pool=pool), 16 << 20)
+    store.wait_restored()
     array = pool.kv_buffer.array
     expected = array[:, ::-1].copy()
-    assert sidecar.save(transfer(range(PAGES))) == [True] * PAGES
+    assert moved(store, store.submit_save, range(PAGES)) == [Status.OK] * PAGES
     array[...] = 0
-    assert sidecar.find(KEYS) == [True] * PAGES
-    assert sidecar.load(transfer(range(PAGES - 1, -1, -1))) == [True] * PAGES
+    assert store.lookup(KEYS) == [True] * PAGES
+    assert moved(store, store.submit_load, range(PAGES - 1, -1, -1)) == [Status.OK] * PAGES
     assert (array == expected).all()
+    store.close()
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        transfer(range(PAGES - 1)),
-        SimpleNamespace(host_indices=None, keys=KEYS),
-        SimpleNamespace(host_indices=torch.arange(PAGES * TOKENS + 1), keys=KEYS),
-    ],
-    ids=["too few", "none", "too many"],
-)
-def test_indices_that_do_not_fit_the_keys_move_nothing(sidecar, wrong):
-    assert sidecar.save(wrong) == [False] * PAGES
-    assert sidecar.load(wrong) == [False] * PAGES
-    assert sidecar.find(KEYS) == [False] * PAGES
+def test_the_kv_is_a_chain_of_cells_and_what_is_beside_it_stands_alone_as_it_is():
+    kv, swa = describe_kv(deployment(), make_namespace()), described()
+    assert (kv.access, swa.access) == (Access.CHAIN, Access.SINGLE)
+    assert not isinstance(kv.content, PageMemory)
+    assert isinstance(swa.content, PageMemory)
 
 
-def test_a_transfer_without_keys_moves_nothing(sidecar):
-    assert sidecar.save(transfer([], keys=None)) == sidecar.load(transfer([], keys=None)) == []
+def test_the_kv_of_a_native_deployment_is_stored_as_it_is():
+    native = deployment(options={"block_format": "native"})
+    pool = describe_kv(native, make_namespace())
+    assert pool.content is native.memory
+    assert pool.stored_bytes == described().stored_bytes
+
+
+def test_cells_take_the_room_of_their_pages():
+    pool = describe_kv(deployment(options={"max_tp": 4}), make_namespace())
+    assert len(pool.columns) == 4
+    assert pool.stored_bytes >= PAGES * LAYERS * 16 * 4 * 32 * 2 * 2
 
 
 def test_a_pool_is_what_the_kv_is_but_for_its_bytes():
@@ -96,7 +93,7 @@ def test_what_decides_over_bytes_is_part_of_the_identity(change):
 
 
 def test_each_rank_has_a_column_of_its_own():
-    columns = [described(tp_rank=rank, tp_size=2).column.name for rank in range(2)]
+    columns = [described(tp_rank=rank, tp_size=2).columns[0].name for rank in range(2)]
     assert columns == ["heads-0-0.layers-0-0", "heads-1-1.layers-0-0"]
 
 
@@ -125,7 +122,7 @@ def test_latents_beside_latents_are_the_same_on_all_ranks_of_every_degree():
         for rank, size in [(0, 1), (0, 4), (3, 4)]
     ]
     assert all(pool.is_replicated for pool in pools)
-    assert len({(pool.namespace.digest, pool.column) for pool in pools}) == 1
+    assert len({(pool.namespace.digest, pool.columns) for pool in pools}) == 1
 
 
 def test_what_is_beside_keys_and_values_is_each_ranks_own():

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from store_rig import DirectRig, chain
 
-from flexkv_core.block_store import direction
-from flexkv_core.block_store.page_store import PageStore
+from flexkv_core.block_store import job_queue
+from flexkv_core.block_store.blocks import Access
 from flexkv_core.data.tiers.ssd.files import HeaderFile
 from flexkv_core.errors import TierError
 from flexkv_core.plan import Status
@@ -19,7 +19,7 @@ KEYS = chain(0, 10)
 @pytest.fixture
 def hanging(tmp_path, monkeypatch):
     """Yield a store that a load hangs in; it ends when the test does."""
-    monkeypatch.setattr(direction, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(job_queue, "_GRACE_S", 0.01)
     gate = threading.Event()
     gate.set()
     tiers = []
@@ -29,13 +29,13 @@ def hanging(tmp_path, monkeypatch):
         return tiers[0]
 
     rig = DirectRig(tmp_path, wrap=slow, load_limit_s=0.01)
-    rig.store.save(KEYS, range(10))
+    rig.save(KEYS, range(10))
     tiers[0].entered.acquire()
     gate.clear()
     with ThreadPoolExecutor(1) as thread:
-        load = thread.submit(rig.store.load, KEYS, range(10))
+        load = thread.submit(rig.load, KEYS, range(10))
         tiers[0].entered.acquire()
-        yield rig.store
+        yield rig
         gate.set()
         assert load.result() == 10
     rig.store.close()
@@ -44,21 +44,21 @@ def hanging(tmp_path, monkeypatch):
 def test_while_the_disk_hangs_it_is_still_said_what_is_there(hanging):
     assert hanging.find(KEYS) == 10
     assert hanging.save(KEYS, range(10)) == 10
-    assert hanging.take_counts()["ssd_used_blocks"] == 10
+    assert hanging.store.take_counts()["ssd_used_blocks"] == 10
 
 
 def test_while_the_disk_hangs_nobody_waits_for_it_for_ever(hanging):
     with pytest.raises(TierError, match="a load does not end, and what is stored stays"):
-        hanging.reset(keeps_name=True)
+        hanging.store.reset(keeps_name=True)
     with pytest.raises(TierError, match="a load does not end, and what is stored stays"):
-        hanging.close()
+        hanging.store.close()
     assert hanging.find(KEYS) == 10
 
 
 @pytest.fixture
 def start(start):
-    """Start them with pages that are stored as they are, and return their stores."""
-    return lambda **options: start(DirectRig, **options).store
+    """Start them with pages that are stored as they are, as they are."""
+    return lambda **options: start(DirectRig, **options)
 
 
 def failing(status, numbers):
@@ -78,8 +78,8 @@ def test_a_disk_that_fails_again_and_again_is_left_alone(start):
     for keys in chains:
         store.save(keys, [0])
     assert [store.load(keys, [0]) for keys in chains[:3]] == [0, 0, 0]
-    assert store.take_counts()["ssd_off"]
-    assert (store.load(chains[3], [0]), store.find(chains[3])) == (0, 1)
+    assert store.store.take_counts()["ssd_off"]
+    assert (store.load(chains[3], [0]), store.find(chains[3])) == (0, 0)
 
 
 def test_nothing_is_stored_before_it_is_known_what_is_there(start, monkeypatch):
@@ -94,14 +94,14 @@ def test_nothing_is_stored_before_it_is_known_what_is_there(start, monkeypatch):
     monkeypatch.setattr(HeaderFile, "prefetch", wait_first)
     store = start(waits=False)
     assert store.save(chain(20, 10), range(10)) == 0
-    assert "save_failed_blocks" not in store.take_counts()  # or writing would be switched off
+    assert "save_failed_blocks" not in store.store.take_counts()  # or writing would be switched off
     may_go_on.set()
-    store.wait_restored()
+    store.store.wait_restored()
     assert store.find(KEYS) == store.save(chain(20, 10), range(10)) == 10
 
 
 def test_thousands_of_pages_are_stored_in_one_call(start):
-    store, keys = start(kind=PageStore), chain(0, 3000)
+    store, keys = start(access=Access.SINGLE), chain(0, 3000)
     assert all(store.save(keys, [number % 32 for number in range(3000)]))
     assert all(store.find(keys))
 

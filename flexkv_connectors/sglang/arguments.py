@@ -1,4 +1,4 @@
-"""What SGLang passes in a call, as stores want it."""
+"""The arguments of SGLang's calls, as a block store wants them."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING

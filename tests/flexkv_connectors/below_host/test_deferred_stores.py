@@ -1,15 +1,14 @@
 """Stores that are opened once the model is known: what is said before that counts then."""
 
 import pytest
-from engine_values import PAGES, deployment, keys_and_values, storage
+from host_tier import KEYS, HostPool, rank, save
 
-from flexkv_connectors.sglang.late_stores import LateStores
-from flexkv_connectors.sglang.sidecars import describe
-from flexkv_connectors.sglang.stores import Stores
+from flexkv_connectors.below_host.deferred_stores import DeferredStores
+from flexkv_connectors.below_host.stores import PoolStores
+from flexkv_core.block_store.blocks import Access
 from flexkv_core.errors import ConfigError
 from flexkv_core.testing.namespaces import make_namespace
 
-KEYS = [bytes([number + 1]) * 32 for number in range(PAGES)]
 NAMED = {"weight_version": "v1"}
 
 
@@ -34,72 +33,71 @@ def start(tmp_path):
     """Return a function that makes the stores of one engine after the other."""
     opened = []
 
-    def start(**place):
+    def start():
         while opened:
             opened.pop().close()
-        origin = HeldOrigin()
-        options = {"ssd_cache_dir": str(tmp_path)} | NAMED
-        rank = deployment(keys_and_values(), options, **place)
-        opened.append(LateStores(rank, origin))
-        return opened[-1], origin
+        origin, pool = HeldOrigin(), HostPool()
+        stores = DeferredStores(rank(tmp_path, options=NAMED), origin, pool.describe)
+        opened.append(stores)
+        return stores, origin
 
     yield start
     opened.pop().close()
 
 
 def swa(namespace):
-    return describe("swa", keys_and_values(), storage(), "0.5.23", namespace)
+    return HostPool(is_native=True).describe(namespace, "swa", Access.SINGLE)
 
 
 def known(stores, origin):
     """Let the model be known; return the store of its KV once all of it is found."""
     origin.tell()
-    stores.opened.kv.wait_restored()
-    return stores.opened.kv
+    kv = stores.opened.get("kv")
+    kv.wait_restored()
+    return kv
 
 
 @pytest.fixture
 def stored(start):
     """Let an engine store its pages."""
-    kv = known(*start())
-    assert kv.save(KEYS, range(PAGES)) == PAGES
+    assert all(save(known(*start())))
 
 
 def test_nothing_is_open_before_the_model_is_known(start):
     stores, origin = start()
     assert stores.opened is None
-    assert known(stores, origin) is stores.opened.kv
+    assert known(stores, origin) is stores.opened.get("kv")
 
 
 def test_what_earlier_engines_stored_is_found_then(start, stored):
-    assert known(*start()).find(KEYS) == PAGES
+    assert all(known(*start()).lookup(KEYS))
 
 
 @pytest.mark.parametrize("keeps_name", [False, True])
 def test_a_reset_before_that_counts(start, stored, keeps_name):
     stores, origin = start()
     stores.reset(keeps_name=keeps_name)
-    assert known(stores, origin).find(KEYS) == 0
+    assert not any(known(stores, origin).lookup(KEYS))
 
 
 def test_a_reset_counts_for_the_next_engine_if_this_one_never_knows_its_model(start, stored):
     stores, _ = start()
     stores.reset(keeps_name=True)
-    assert known(*start()).find(KEYS) == 0
+    assert not any(known(*start()).lookup(KEYS))
 
 
 def test_a_pool_that_was_added_before_is_opened_with_the_others(start):
     stores, origin = start()
     stores.add(swa)
     origin.tell()
-    assert list(stores.opened.sidecars) == ["swa"]
+    assert [name for name, _ in stores.opened] == ["kv", "swa"]
 
 
 def test_a_pool_that_is_added_later_is_opened_at_once(start):
     stores, origin = start()
     origin.tell()
     stores.add(swa)
-    assert list(stores.opened.sidecars) == ["swa"]
+    assert [name for name, _ in stores.opened] == ["kv", "swa"]
 
 
 def test_a_pool_that_cannot_be_described_is_refused_at_once(start):
@@ -119,14 +117,15 @@ def test_a_model_that_becomes_known_after_the_end_opens_nothing(start):
 
 
 def test_of_stores_that_cannot_all_be_opened_none_stays_open(start, monkeypatch):
-    def refuse(*_):
-        raise ConfigError("no room")
+    def refuse_one(namespace):
+        if namespace.model:
+            raise ConfigError("no room")
+        return swa(namespace)
 
-    closed = []
-    monkeypatch.setattr("flexkv_connectors.sglang.stores.open_sidecar", refuse)
-    monkeypatch.setattr(Stores, "close", lambda stores: closed.append(stores))
+    closed, close = [], PoolStores.close
+    monkeypatch.setattr(PoolStores, "close", lambda stores: closed.append(stores) or close(stores))
     stores, origin = start()
-    stores.add(swa)
+    stores.add(refuse_one)
     with pytest.raises(ConfigError, match="no room"):
         origin.tell()
     assert stores.opened is None

@@ -2,7 +2,7 @@
 
 import torch
 
-from flexkv_connectors.sglang.calls import keys_of, page_ids_of
+from flexkv_connectors.sglang.arguments import keys_of, page_ids_of
 
 
 def test_keys_are_what_hex_spells():

@@ -1,4 +1,4 @@
-"""Blocks on SSD by chains of keys: found, loaded and saved from several threads."""
+"""What a writing rank has in chains: found, loaded and saved, and found by the next process."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,82 +18,82 @@ def rig(start):
 
 def test_what_was_saved_is_found_and_comes_back_to_other_pages(rig):
     expected = rig.content(range(10))
-    assert rig.store.find(KEYS) == 0
-    assert rig.store.save(KEYS, range(10)) == 10
-    assert rig.store.find(KEYS) == 10
-    assert rig.store.load(KEYS, range(29, 19, -1)) == 10
+    assert rig.find(KEYS) == 0
+    assert rig.save(KEYS, range(10)) == 10
+    assert rig.find(KEYS) == 10
+    assert rig.load(KEYS, range(29, 19, -1)) == 10
     assert rig.content(range(29, 19, -1)) == expected
 
 
 def test_no_other_page_is_touched(rig):
-    rig.store.save(KEYS, range(10))
+    rig.save(KEYS, range(10))
     others = [page for page in range(32) if not 20 <= page < 30]
     before = rig.content(others)
-    rig.store.load(KEYS, range(20, 30))
+    rig.load(KEYS, range(20, 30))
     assert rig.content(others) == before
 
 
 def test_a_part_of_a_chain_is_loaded_behind_what_comes_before_it(rig):
     expected = rig.content(range(10))
-    rig.store.save(KEYS[:4], range(4))
-    assert rig.store.save(KEYS, range(4, 10)) == 6
-    assert rig.store.load(KEYS[:8], [20, 21, 22]) == 3
+    rig.save(KEYS[:4], range(4))
+    assert rig.save(KEYS, range(4, 10)) == 6
+    assert rig.load(KEYS[:8], [20, 21, 22]) == 3
     assert rig.content([20, 21, 22]) == expected[5:8]
 
 
 def test_blocks_whose_parent_is_missing_are_not_saved(rig):
     for _ in range(5):  # more than a tier may fail before it is left alone: this is no failure
-        assert rig.store.save(KEYS, range(4, 10)) == 0
-    assert rig.store.find(KEYS) == 0
-    assert rig.store.save(KEYS, range(10)) == 10
+        assert rig.save(KEYS, range(4, 10)) == 0
+    assert rig.find(KEYS) == 0
+    assert rig.save(KEYS, range(10)) == 10
 
 
 def test_blocks_that_are_there_are_not_written_again(rig):
-    rig.store.save(KEYS[:6], range(6))
+    rig.save(KEYS[:6], range(6))
     rig.store.take_counts()
-    assert rig.store.save(KEYS[:6], range(6)) == 6
+    assert rig.save(KEYS[:6], range(6)) == 6
     assert "ssd_write_bytes" not in rig.store.take_counts()
 
 
 def test_what_is_not_there_fills_no_page(rig):
     before = rig.content(range(32))
-    rig.store.save(KEYS[:2], range(2))
-    assert rig.store.load(chain(100, 3), [20, 21, 22]) == 0
-    assert rig.store.load(KEYS[:5], [20, 21]) == 0
+    rig.save(KEYS[:2], range(2))
+    assert rig.load(chain(100, 3), [20, 21, 22]) == 0
+    assert rig.load(KEYS[:5], [20, 21]) == 0
     assert rig.content(range(32)) == before
 
 
 def test_the_next_process_finds_it(start):
     rig = start()
     expected = rig.content(range(10))
-    rig.store.save(KEYS, range(10))
+    rig.save(KEYS, range(10))
     rig = start()
     rig.memory[:] = 0
-    assert rig.store.find(KEYS) == 10
-    assert rig.store.load(KEYS, range(10)) == 10
+    assert rig.find(KEYS) == 10
+    assert rig.load(KEYS, range(10)) == 10
     assert rig.content(range(10)) == expected
 
 
 def test_a_bad_block_ends_the_load_and_leaves_with_all_behind_it(start):
     rig = start(wrap=lambda tier: FaultyTier(tier, {10 + 3: Status.CORRUPT}))
-    rig.store.save(KEYS, range(10))
+    rig.save(KEYS, range(10))
     before = rig.content(range(23, 30))
-    assert rig.store.load(KEYS, range(20, 30)) == 3
+    assert rig.load(KEYS, range(20, 30)) == 3
     assert rig.content(range(23, 30)) == before
-    assert rig.store.find(KEYS) == 3
-    assert rig.store.save(KEYS, range(10)) == 10
-    assert rig.store.find(KEYS) == 10
+    assert rig.find(KEYS) == 3
+    assert rig.save(KEYS, range(10)) == 10
+    assert rig.find(KEYS) == 10
 
 
 def test_a_failed_write_is_not_found(start):
     rig = start(wrap=lambda tier: FaultyTier(tier, {4: Status.ERROR}))
-    assert rig.store.save(KEYS, range(10)) == 4
-    assert rig.store.find(KEYS) == 4
+    assert rig.save(KEYS, range(10)) == 4
+    assert rig.find(KEYS) == 4
 
 
 def test_bytes_flipped_on_the_disk_are_a_miss(start, tmp_path):
     rig = start()
-    rig.store.save(KEYS, range(10))
+    rig.save(KEYS, range(10))
     rig.close()
     for slab in tmp_path.rglob("*.slab"):
         content = bytearray(slab.read_bytes())
@@ -101,7 +101,7 @@ def test_bytes_flipped_on_the_disk_are_a_miss(start, tmp_path):
         slab.write_bytes(content)
     rig = start()
     before = rig.content(range(32))
-    num_good = rig.store.load(KEYS, range(20, 30))
+    num_good = rig.load(KEYS, range(20, 30))
     assert num_good < 10
     assert rig.content(range(20 + num_good, 30)) == before[20 + num_good : 30]
     assert rig.store.take_counts()["ssd_corrupt_blocks"] >= 1
@@ -111,43 +111,43 @@ def test_old_blocks_make_room_for_new_ones_within_the_quota(start, tmp_path):
     quota_bytes = 256 << 10
     rig = start(quota_bytes=quota_bytes)
     for first in range(0, 400, 10):
-        assert rig.store.save(chain(first, 10), range(10)) == 10
-    assert rig.store.find(chain(0, 10)) == 0
-    assert rig.store.load(chain(390, 10), range(20, 30)) == 10
+        assert rig.save(chain(first, 10), range(10)) == 10
+    assert rig.find(chain(0, 10)) == 0
+    assert rig.load(chain(390, 10), range(20, 30)) == 10
     assert sum(slab.stat().st_size for slab in tmp_path.rglob("*.slab")) <= quota_bytes
 
 
 def test_a_reset_forgets_and_later_blocks_are_kept(start):
     rig = start()
-    rig.store.save(KEYS, range(10))
+    rig.save(KEYS, range(10))
     rig.store.reset(keeps_name=True)
-    assert rig.store.find(KEYS) == 0
-    assert rig.store.save(KEYS[:3], range(3)) == 3
-    assert start().store.find(KEYS) == 3
+    assert rig.find(KEYS) == 0
+    assert rig.save(KEYS[:3], range(3)) == 3
+    assert start().find(KEYS) == 3
 
 
 def test_loads_and_saves_of_several_threads_do_not_disturb_each_other(rig):
     expected = rig.content(range(10))
-    rig.store.save(KEYS, range(10))
+    rig.save(KEYS, range(10))
 
     def load(_):
-        return rig.store.load(KEYS, range(20, 30))
+        return rig.load(KEYS, range(20, 30))
 
     def save(number):
-        return rig.store.save(chain(1000 * number, 10), range(10))
+        return rig.save(chain(1000 * number, 10), range(10))
 
     with ThreadPoolExecutor(4) as threads:
         loads = threads.map(load, range(20))
         saves = threads.map(save, range(1, 21))
-        finds = threads.map(lambda _: rig.store.find(KEYS), range(20))
+        finds = threads.map(lambda _: rig.find(KEYS), range(20))
         assert [*loads, *saves, *finds] == [10] * 60
     assert rig.content(range(20, 30)) == expected
 
 
-def test_what_was_moved_is_told_once_by_call_and_direction(rig):
-    rig.store.save(KEYS, range(10))
-    rig.store.save(KEYS, range(10))  # moves nothing
-    rig.store.load(KEYS[:4], range(20, 24))
+def test_what_was_moved_is_reported_once_by_job(rig):
+    rig.save(KEYS, range(10))
+    rig.save(KEYS, range(10))  # moves nothing
+    rig.load(KEYS[:4], range(20, 24))
     copies = rig.store.take_copies()
     assert [copy.num_blocks for copy in copies.saves] == [10]
     assert [copy.num_blocks for copy in copies.loads] == [4]
@@ -158,8 +158,8 @@ def test_what_was_moved_is_told_once_by_call_and_direction(rig):
 
 def test_moved_and_lost_blocks_are_counted(start):
     rig = start(wrap=lambda tier: FaultyTier(tier, {10 + 3: Status.CORRUPT}))
-    rig.store.save(KEYS, range(10))
-    rig.store.load(KEYS, range(20, 30))
+    rig.save(KEYS, range(10))
+    rig.load(KEYS, range(20, 30))
     counts = rig.store.take_counts()
     block_bytes = len(rig.content([0])[0])
     assert counts["save_bytes"] == 10 * block_bytes

@@ -1,0 +1,123 @@
+"""Stores that are opened once it is known what their blocks are blocks of."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from flexkv_connectors.below_host.pool import StoredPool
+from flexkv_connectors.below_host.rank import StorageRank
+from flexkv_connectors.below_host.stores import PoolStores
+from flexkv_core.block.namespace import Namespace
+from flexkv_core.data.tiers.ssd.from_config import record_reset, require_directory
+from flexkv_core.identity.origin import Origin
+
+__all__ = ["DeferredStores"]
+
+logger = logging.getLogger(__name__)
+
+_Describe = Callable[[Namespace], StoredPool]
+"""Describes a pool, given the namespace of the model's KV."""
+
+
+class DeferredStores:
+    """The stores of one rank, what is to be opened and what has been reset before that.
+
+    The engine serves without them meanwhile: its host tier alone needs no identity.
+
+    Thread: any. `_changing` is held while stores are opened, added to, reset or closed.
+    """
+
+    def __init__(self, rank: StorageRank, origin: Origin, describe_kv: _Describe) -> None:
+        """Find out what the blocks are blocks of, and open the store of the KV then.
+
+        Raises:
+            ConfigError: None of the directories can be used.
+            LayoutError: The pool is of a kind that we do not know.
+        """
+        self.opened: PoolStores | None = None
+        """All that is stored; None while it is not open, and for good if it cannot be known."""
+
+        self._namespace: Namespace | None = None
+        self._rank = rank
+        self._origin = origin
+        self._pools: list[_Describe] = []
+        self._resets: list[bool] = []
+        self._is_closed = False
+        self._changing = threading.RLock()
+        require_directory(rank.ssd_options(rank.quota_bytes, is_replicated=True))
+        self.add(describe_kv)
+        self._identification = origin.find(rank.cache, self._open)
+
+    def add(self, describe: _Describe) -> None:
+        """Store another pool, too.
+
+        Raises:
+            ConfigError: None of the directories can be used.
+            LayoutError: The pool is of a kind that we do not know.
+        """
+        describe(self._origin.blank)  # what cannot be stored is refused while the engine starts
+        with self._changing:
+            self._pools.append(describe)
+            if self.opened is not None and self._namespace is not None:
+                self.opened.add(describe(self._namespace))
+
+    def reset(self, *, keeps_name: bool) -> None:
+        """Forget everything, also what will be found; see `SsdTier.begin_generation`.
+
+        Raises:
+            TierError: A job does not end; all other stores have forgotten everything.
+        """
+        with self._changing:
+            if self.opened is not None:
+                self.opened.reset(keeps_name=keeps_name)
+                return
+            self._resets.append(keeps_name)
+            if keeps_name:
+                self._record_reset()
+
+    def close(self) -> None:
+        """Let go of the files; jobs under way end first.
+
+        Raises:
+            TierError: A job does not end; it keeps its files.
+        """
+        self._identification.close()
+        with self._changing:
+            self._is_closed = True
+            stores, self.opened = self.opened, None
+            if stores is not None:
+                stores.close()
+
+    def _record_reset(self) -> None:
+        """Let a reset outlive this process even if it never opens the files."""
+        name = secrets.token_hex(8)
+        for describe in self._pools:
+            pool = describe(self._origin.blank)
+            if not pool.is_followed_by(self._rank):
+                options = self._rank.ssd_options(
+                    self._rank.quota_bytes, is_replicated=pool.is_replicated
+                )
+                record_reset(options, pool.namespace, pool.columns, name)
+
+    def _open(self, namespace: Namespace) -> None:
+        """Open all stores, or none.
+
+        Raises:
+            ConfigError: None of the directories can be used any more.
+            LayoutError: A pool has changed.
+            TierError: There is no memory to stage blocks in.
+        """
+        with self._changing, ExitStack() as undo:
+            if self._is_closed:
+                return
+            stores = PoolStores(self._rank)
+            undo.callback(stores.close)
+            for describe in self._pools:
+                stores.add(describe(namespace))
+            for keeps_name in self._resets:
+                stores.reset(keeps_name=keeps_name)
+            undo.pop_all()
+            self._namespace, self.opened = namespace, stores
+        logger.info("connector.ready namespace=%s", namespace.short)

@@ -1,0 +1,251 @@
+"""The jobs of one direction, over a lane that ends them as a test says."""
+
+import pytest
+
+from flexkv_core.block_store import job_queue as job_queue_module
+from flexkv_core.block_store.blocks import Access, Blocks, Copy
+from flexkv_core.block_store.job_queue import JobQueue, Steps
+from flexkv_core.data.transfer.lane import AsyncLane
+from flexkv_core.data.transfer.results import ended
+from flexkv_core.errors import LeaseError, TierError
+from flexkv_core.plan import EnginePages, Status, StoredBlocks, TransferPlan
+from flexkv_core.testing.doubles import ManualClock
+
+BLOCK_BYTES = 10
+
+
+class ScriptedLane(AsyncLane):
+    """Ends plans when it is waited for, each as its job's number says; it takes a second for all.
+
+    Of a plan that does not end well, the last block is bad.
+    """
+
+    def __init__(self, clock):
+        self.clock, self.submitted, self.results = clock, [], []
+        self.statuses, self.cancelled, self.is_closed, self.hangs = {}, [], False, False
+
+    def submit(self, plan):
+        self.submitted.append(plan)
+
+    def poll(self):
+        results, self.results = self.results, []
+        return results
+
+    def wait(self, timeout_s):
+        self.drain(timeout_s)
+
+    def drain(self, timeout_s):
+        if self.hangs:
+            return False
+        self.clock.advance(1)
+        self.results += map(self._result, self.submitted)
+        self.submitted = []
+        return True
+
+    def cancel(self, job_id):
+        self.cancelled.append(job_id)
+
+    def close(self):
+        self.is_closed = True
+
+    def _result(self, plan):
+        status = self.statuses.get(plan.job_id, Status.OK)
+        statuses = [Status.OK] * (plan.num_blocks - 1) + [status]
+        is_chain = plan.source.is_chain
+        return ended(plan, 0, statuses, is_chain=is_chain, block_bytes=BLOCK_BYTES)
+
+
+class ScriptedCatalog:
+    """Has all blocks, but for those that a test takes away."""
+
+    def __init__(self):
+        self.missing, self.job_ids, self.deadlines = set(), iter(range(100, 200)), []
+
+    def plan(self, chains, deadline_s):
+        self.deadlines.append(deadline_s)
+        return [self._plan(chain) for chain in chains]
+
+    def end(self, _, results):
+        return [0 if result is None else result.num_blocks for result in results]
+
+    def _plan(self, chain):
+        keys = [key for key in chain.keys[chain.first_block :] if key not in self.missing]
+        if not keys:
+            return None
+        pages = EnginePages(chain.page_ids[: len(keys)])
+        return TransferPlan(
+            job_id=next(self.job_ids),
+            source=StoredBlocks("ssd", keys),
+            target=pages,
+            num_blocks=len(keys),
+        )
+
+
+def chains(num_blocks=2, access=Access.CHAIN):
+    keys = [bytes([number]) * 32 for number in range(num_blocks)]
+    return access.chains_of(Blocks(keys, range(num_blocks)))
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def lane(clock):
+    return ScriptedLane(clock)
+
+
+@pytest.fixture
+def catalog():
+    return ScriptedCatalog()
+
+
+@pytest.fixture
+def start(lane, catalog, clock):
+    def start(name="load", limit_s=5.0, **options):
+        return JobQueue(
+            name, lane, Steps(catalog.plan, catalog.end), limit_s, clock=clock, **options
+        )
+
+    return start
+
+
+@pytest.fixture
+def loads(start):
+    return start()
+
+
+def run(queue, job_id, num_blocks=2, access=Access.CHAIN):
+    queue.submit(job_id, chains(num_blocks, access), None)
+    return queue.wait(job_id).statuses
+
+
+def test_jobs_are_under_way_together_and_each_has_its_result(loads):
+    loads.submit(1, chains(2), None)
+    loads.submit(2, chains(3), None)
+    assert loads.wait(2) == (2, [Status.OK] * 3)
+    assert loads.poll() == [(1, [Status.OK] * 2)]
+    assert loads.take_copies() == [Copy(2, 2 * BLOCK_BYTES, 1), Copy(3, 3 * BLOCK_BYTES, 1)]
+    assert loads.take_copies() == []
+
+
+def test_blocks_that_stand_alone_go_to_the_lane_in_one_plan(loads, lane, catalog):
+    catalog.missing = {bytes([1]) * 32}
+    lane.statuses[7] = Status.CORRUPT
+    loads.submit(7, chains(4, Access.SINGLE), None)
+    (plan,) = lane.submitted
+    assert (plan.num_blocks, plan.source.is_chain, plan.target.page_ids) == (3, False, [0, 2, 3])
+    ok, miss = Status.OK, Status.MISS
+    assert loads.wait(7).statuses == [ok, miss, ok, Status.CORRUPT]
+
+
+def test_what_was_moved_and_what_was_lost_is_counted_once(loads, lane):
+    lane.statuses[2] = Status.CORRUPT
+    run(loads, 1)
+    run(loads, 2)
+    counts = {"load_bytes": 3 * BLOCK_BYTES, "load_seconds": 2, "load_failed_blocks": 1}
+    assert loads.take_counts() == counts
+    assert loads.take_counts() == {}
+
+
+def test_a_job_without_anything_to_move_ends_at_once_and_says_nothing_about_the_tier(
+    loads, catalog
+):
+    catalog.missing = {bytes([number]) * 32 for number in range(2)}
+    loads.submit(1, chains(2), None)
+    assert loads.poll() == [(1, [Status.MISS] * 2)]
+    assert (loads.take_counts(), loads.take_copies()) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "is_off"),
+    [(Status.ERROR, True), (Status.TIMEOUT, True), (Status.CORRUPT, False), (Status.MISS, False)],
+)
+def test_a_tier_that_fails_again_and_again_is_left_alone(loads, lane, status, is_off):
+    for job_id in range(1, 4):
+        lane.statuses[job_id] = status
+        run(loads, job_id)
+    assert (loads.is_off, loads.may_try) == (is_off, not is_off)
+    loads.submit(4, chains(), None)
+    assert bool(lane.submitted) is not is_off
+
+
+def test_a_tier_that_was_left_alone_is_tried_again(loads, lane, clock):
+    lane.statuses = dict.fromkeys(range(1, 4), Status.ERROR)
+    for job_id in range(1, 4):
+        run(loads, job_id)
+    clock.advance(31)
+    assert loads.may_try
+    assert run(loads, 4) == [Status.OK] * 2
+    assert not loads.is_off
+
+
+def test_a_deadline_is_the_callers_or_the_limit_from_now(loads, catalog, clock):
+    loads.submit(1, chains(), None)
+    loads.submit(2, chains(), 2000.0)
+    assert catalog.deadlines == [clock() + 5, 2000.0]
+
+
+def test_what_a_bounded_queue_has_no_room_for_is_refused_at_once(start, lane):
+    saves = start("save", max_blocks=4)
+    saves.submit(1, chains(10), None)  # alone, a job of any size may begin
+    saves.submit(2, chains(1), None)
+    assert saves.poll() == [(2, [Status.TIMEOUT])]
+    assert saves.wait(1).statuses == [Status.OK] * 10
+    saves.submit(3, chains(2), None)
+    saves.submit(4, chains(2), None)
+    assert saves.poll() == []
+    assert not saves.is_off
+
+
+def test_a_cancelled_job_is_reported_and_is_no_failure_of_the_tier(loads, lane):
+    for job_id in range(1, 5):
+        lane.statuses[job_id] = Status.TIMEOUT
+        loads.submit(job_id, chains(), None)
+        loads.cancel(job_id)
+        assert loads.wait(job_id).statuses == [Status.OK, Status.TIMEOUT]
+    assert lane.cancelled == [1, 2, 3, 4]
+    assert not loads.is_off
+    assert "load_failed_blocks" not in loads.take_counts()
+
+
+def test_to_cancel_what_has_ended_changes_nothing(loads, lane):
+    loads.submit(1, chains(), None)
+    lane.drain(0)
+    (result,) = loads.poll()
+    loads.cancel(1)
+    assert (lane.cancelled, loads.poll(), result.job_id) == ([], [], 1)
+
+
+def test_a_job_is_reported_once(loads):
+    run(loads, 1)
+    assert loads.poll() == []
+    with pytest.raises(LeaseError, match="job 1 was reported before"):
+        loads.wait(1)
+
+
+def test_a_job_that_does_not_end_is_not_waited_for(start, lane):
+    saves = start("save")
+    lane.hangs = True
+    with pytest.raises(TierError, match="a save does not end"), saves.idle():
+        pass
+    lane.hangs = False
+    with saves.idle():
+        saves.close()
+    assert lane.is_closed
+
+
+def test_what_ends_while_others_want_quiet_is_reported_afterwards(loads):
+    loads.submit(1, chains(), None)
+    with loads.idle():
+        pass
+    assert loads.poll() == [(1, [Status.OK] * 2)]
+
+
+def test_a_limit_of_nothing_does_not_make_a_job_that_ends_a_failure(start, monkeypatch):
+    monkeypatch.setattr(job_queue_module, "_GRACE_S", 0.0)
+    saves = start("save", limit_s=0.0)
+    with saves.idle():
+        pass
+    assert run(saves, 1) == [Status.OK] * 2
