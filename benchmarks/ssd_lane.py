@@ -32,6 +32,7 @@ from flexkv_core.block.layout import Column
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.data.tiers.base import TierBlock
 from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.data.transfer.tier_lane import TierLane
@@ -103,14 +104,8 @@ class Drive:
         options = SsdOptions(
             directories=(self._folder,), quota_bytes=2 * PAYLOAD_BYTES + (64 << 20)
         )
-        return SsdTier(
-            self._pool.memory,
-            make_namespace(),
-            [column],
-            self._cell_bytes,
-            options,
-            engine_id="benchmark",
-        )
+        share = BlockShare(make_namespace(), [column], self._cell_bytes, "benchmark")
+        return SsdTier(self._pool.memory, share, options)
 
     def _run(self, depth: int, keys: Sequence[BlockKey], *, is_read: bool) -> float:
         lane = TierLane(0, self._tier, self._pool.memory, num_threads=depth)

@@ -25,6 +25,7 @@ from flexkv_core.block.types import BlockKey
 from flexkv_core.control.hierarchy.lower_tier import LowerTier
 from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     CellHeader,
@@ -134,7 +135,9 @@ def findable_s(folder: Path, num_blocks: int, cell_bytes: int) -> float:
 def _open(folder: Path, num_blocks: int, cell_bytes: int, pool: HostPool) -> SsdTier:
     quota_bytes = PAGE_BYTES + num_blocks * slot_bytes(cell_bytes)
     options = SsdOptions(directories=(folder,), quota_bytes=quota_bytes)
-    return SsdTier(pool.memory, make_namespace(), [COLUMN], cell_bytes, options, "benchmark")
+    return SsdTier(
+        pool.memory, BlockShare(make_namespace(), [COLUMN], cell_bytes, "benchmark"), options
+    )
 
 
 def measure(work: Path, num_blocks: int, rounds: int) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from flexkv_core.block.namespace import Namespace
 from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.base import TierBlock
 from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, Superblock
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.tier import SsdTier
@@ -62,7 +63,7 @@ def read_blocks(directory: Path, namespace: Namespace, keys: list[BlockKey]) -> 
     pool = HostPool.create(len(keys), namespace.num_kv_heads * head_bytes)
     options = SsdOptions(directories=(directory,), quota_bytes=ROOM_BYTES)
     cell_bytes = namespace.cell_heads * head_bytes
-    tier = SsdTier(pool.memory, namespace, columns, cell_bytes, options, engine_id="third-reader")
+    tier = SsdTier(pool.memory, BlockShare(namespace, columns, cell_bytes, "third-reader"), options)
     with closing(pool), closing(tier):
         tier.wait_recovered()
         wanted = [

@@ -12,6 +12,7 @@ from flexkv_core.block_store.blocks import Access
 from flexkv_core.data.tiers.base import Tier
 from flexkv_core.data.tiers.host import HostPool, slot_stride
 from flexkv_core.data.tiers.memory import BlockMemory, PageMemory
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.follower import Follower
 from flexkv_core.data.tiers.ssd.format import slot_bytes
 from flexkv_core.data.tiers.ssd.from_config import open_ssd_tier
@@ -123,14 +124,14 @@ def _open(
     make_lane: _MakeLane,
 ) -> BlockStore:
     """Open the files, on the memory that blocks are read to and written from."""
-    blocks = (pool.namespace, pool.columns, pool.cell_bytes)
+    share = BlockShare(pool.namespace, pool.columns, pool.cell_bytes, rank.engine_id)
     options = rank.ssd_options(quota_bytes, is_replicated=pool.is_replicated)
     load_limit_s = rank.cache.promotion_timeout_s
     if pool.is_followed_by(rank):
-        follower = Follower(memory, *blocks, options, rank.engine_id)
+        follower = Follower(memory, share, options.directories)
         lane = make_lane(follower, 0)
         return open_follower(follower, lane, access=pool.access, load_limit_s=load_limit_s)
-    tier = open_ssd_tier(options, *blocks, memory, rank.engine_id)
+    tier = open_ssd_tier(options, share, memory)
     return open_writer(
         tier,
         make_lane(tier, 0),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flexkv_connectors.session.deployment import Deployment
 from flexkv_core.block.namespace import Namespace
 from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.from_config import (
     nominal_blocks,
     open_ssd_tier,
@@ -131,14 +132,13 @@ class SsdShare:
         with self._lock, ExitStack() as undo:
             if self._is_closed:
                 return
-            tier = open_ssd_tier(
-                self._options,
+            share = BlockShare(
                 namespace,
                 deployment.columns,
                 deployment.block_format.cell_bytes,
-                memory,
                 deployment.engine_id,
             )
+            tier = open_ssd_tier(self._options, share, memory)
             undo.callback(tier.close)
             load_lane = TierLane(deployment.rank, tier, memory)
             undo.callback(load_lane.close)

@@ -8,6 +8,7 @@ from flexkv_core.block_store.block_store import open_follower, open_writer
 from flexkv_core.block_store.blocks import Blocks
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.tiers.memory import PageMemory, PagePiece
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.follower import Follower
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.tier import SsdTier
@@ -24,6 +25,7 @@ from flexkv_core.testing.namespaces import make_namespace
 NUM_PAGES = 16
 FORMAT = BlockFormat(num_heads=2, num_layers=2, block_tokens=16, token_bytes=64, cell_heads=2)
 COLUMNS = [Column(first_head=0, num_heads=2, first_layer=0, num_layers=2)]
+SHARE = BlockShare(make_namespace(), COLUMNS, FORMAT.block_bytes, "engine")
 
 
 class Pages:
@@ -75,8 +77,8 @@ class StoreCase(BlockStoreCase):
         options = SsdOptions(
             directories=(directory,), quota_bytes=64 << 20, has_followers=not self.is_writer
         )
-        pages, blocks = self.sides[0], (make_namespace(), COLUMNS, FORMAT.block_bytes)
-        tier = SsdTier(pages.tier_memory, *blocks, options, "engine", clock=self.clock)
+        pages = self.sides[0]
+        tier = SsdTier(pages.tier_memory, SHARE, options, clock=self.clock)
         scripted = ScriptedTier(tier)
         lanes = [pages.lane(scripted, self.clock, direction) for direction in range(2)]
         store = open_writer(
@@ -91,9 +93,8 @@ class StoreCase(BlockStoreCase):
         return scripted, store
 
     def _open_follower(self, directory):
-        options = SsdOptions(directories=(directory,), quota_bytes=0)
-        pages, blocks = self.sides[1], (make_namespace(), COLUMNS, FORMAT.block_bytes)
-        tier = Follower(pages.tier_memory, *blocks, options, "engine", clock=self.clock)
+        pages = self.sides[1]
+        tier = Follower(pages.tier_memory, SHARE, [directory], clock=self.clock)
         scripted = ScriptedTier(tier)
         lane = pages.lane(scripted, self.clock, 0)
         store = open_follower(tier, lane, access=self.access, load_limit_s=30.0, clock=self.clock)

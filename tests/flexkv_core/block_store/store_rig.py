@@ -7,6 +7,7 @@ from flexkv_core.block_store.block_store import open_writer
 from flexkv_core.block_store.blocks import Access, Blocks
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.tiers.memory import PageMemory, PagePiece
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.data.transfer.cpu_lane import CpuLane
@@ -76,9 +77,8 @@ class DirectRig(Store):
         column = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
         options = SsdOptions(directories=(directory,), quota_bytes=quota_bytes)
         clock = ManualClock()  # no deadline passes
-        self.tier = SsdTier(
-            memory, make_namespace(), [column], 4096, options, "engine", clock=clock
-        )
+        share = BlockShare(make_namespace(), [column], 4096, "engine")
+        self.tier = SsdTier(memory, share, options, clock=clock)
         seen = wrap(self.tier)
         self.access = access
         self.store = open_writer(
@@ -108,7 +108,8 @@ class Rig(Store):
         self.host = HostPool.create(2 * STAGING, fmt.block_bytes)
         options = SsdOptions(directories=(directory,), quota_bytes=quota_bytes)
         namespace = make_namespace(num_layers=2, cell_layers=2)
-        self.tier = SsdTier(self.host.memory, namespace, columns, fmt.cell_bytes, options, "engine")
+        share = BlockShare(namespace, columns, fmt.cell_bytes, "engine")
+        self.tier = SsdTier(self.host.memory, share, options)
         seen = wrap(self.tier)
         self.access = access
         self.store = open_writer(

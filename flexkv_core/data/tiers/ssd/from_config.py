@@ -7,6 +7,7 @@ from flexkv_core.block.layout import Column
 from flexkv_core.block.namespace import Namespace
 from flexkv_core.config import CacheConfig
 from flexkv_core.data.tiers.memory import BlockMemory
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.directory import directories_of, open_directories
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, slot_bytes
 from flexkv_core.data.tiers.ssd.generations import Generations
@@ -64,29 +65,19 @@ def record_reset(
     Generations(directories_of(options), blank, columns).begin(name)
 
 
-def open_ssd_tier(
-    options: SsdOptions,
-    namespace: Namespace,
-    columns: Sequence[Column],
-    cell_bytes: int,
-    memory: BlockMemory,
-    engine_id: str,
-) -> SsdTier:
+def open_ssd_tier(options: SsdOptions, share: BlockShare, memory: BlockMemory) -> SsdTier:
     """Open one rank's files, and begin to look for what earlier processes left.
 
     Args:
         options: `ssd_options`.
-        namespace: What the blocks are blocks of.
-        columns: This rank's.
-        cell_bytes: Size of each cell.
+        share: What is stored.
         memory: What blocks are read to and written from.
-        engine_id: The same on all ranks of the engine, and unique to it.
 
     Raises:
         ConfigError: None of the directories can be used.
     """
     with _as_config_error():
-        return SsdTier(memory, namespace, columns, cell_bytes, options, engine_id)
+        return SsdTier(memory, share, options)
 
 
 @contextmanager

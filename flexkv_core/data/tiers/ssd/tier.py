@@ -1,6 +1,5 @@
 """The SSD tier of one rank."""
 
-import copy
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -8,78 +7,59 @@ from collections.abc import Callable, Sequence
 from typing_extensions import override
 
 from flexkv_core.block.layout import Column
-from flexkv_core.block.namespace import Namespace
 from flexkv_core.block.types import BlockKey
-from flexkv_core.data.tiers.base import Capabilities, Tier, TierBlock
+from flexkv_core.data.tiers.base import Capabilities, TierBlock
 from flexkv_core.data.tiers.memory import NO_MEMORY, BlockMemory
 from flexkv_core.data.tiers.ssd.column import ColumnStore
-from flexkv_core.data.tiers.ssd.counts import Counts
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare, ColumnTier
 from flexkv_core.data.tiers.ssd.directory import open_directories
 from flexkv_core.data.tiers.ssd.format import Superblock
 from flexkv_core.data.tiers.ssd.generations import Generations
 from flexkv_core.data.tiers.ssd.key_log import KeyLog, LogHeader, log_name
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.scan import SlabScan
-from flexkv_core.data.tiers.ssd.slab import cells_of
 from flexkv_core.data.tiers.ssd.space import Space
 from flexkv_core.plan import Status, StoredKey
 
 __all__ = ["SsdTier"]
 
 
-class SsdTier(Tier):
+class SsdTier(ColumnTier[ColumnStore]):
     """Keeps one rank's blocks in slab files that the next process finds again.
 
     A block is a cell in each of the rank's columns, stored apart, so that a rank of another
     parallel degree can read its part. It can be read when all of its cells are there.
 
     Thread: `read`, `write`, `delete` any, several at once; everything else the worker's. No lock
-    is held during I/O; `_columns` and `_scan` are replaced whole when a generation begins; a call
-    in flight ends on the slabs it began with.
+    is held during I/O; `_scan` is replaced, like the columns, when a generation begins.
     """
 
-    name = "ssd"
     capabilities = Capabilities(durable=True)
 
     def __init__(
         self,
         memory: BlockMemory,
-        namespace: Namespace,
-        columns: Sequence[Column],
-        cell_bytes: int,
+        share: BlockShare,
         options: SsdOptions,
-        engine_id: str,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Adopt what earlier processes left, and begin to scan it.
 
         Args:
-            memory: Where blocks are read to and written from; a block's cells follow one another.
-                Direct I/O needs cells whose pieces begin and end on memory pages.
-            namespace: What the blocks are blocks of.
-            columns: This rank's, in the order of a block's cells.
-            cell_bytes: Size of a cell, the same in all columns.
+            memory: As in `ColumnTier`.
+            share: What is stored.
             options: Directories and limits.
-            engine_id: The same on all ranks of the engine, and different from that of every other
-                engine that uses the directories now.
-            clock: What deadlines are compared with.
+            clock: As in `ColumnTier`.
 
         Raises:
             TierError: No directory can be used.
         """
-        self._memory = memory
-        self._namespace = namespace
-        self._layout = tuple(columns)
-        self._cell_bytes = cell_bytes
-        self._quota_bytes = options.quota_bytes // len(columns)
-        self._engine_id = engine_id
-        self._clock = clock
-        self._counts = Counts()
+        super().__init__(memory, share, clock)
+        self._quota_bytes = options.quota_bytes // len(share.columns)
         self._directories = open_directories(options)
         self._has_followers = options.has_followers
-        self._generations = Generations(self._directories, namespace, columns)
-        self._num_resets = 0
+        self._generations = Generations(self._directories, share.namespace, share.columns)
         self._has_lost_name = False
         name = secrets.token_hex(8)
         self._name_generation(name, self._generations.resume(name))
@@ -90,20 +70,11 @@ class SsdTier(Tier):
 
     @override
     def read(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
-        columns = self._columns
-        if not columns:
-            return [Status.ERROR] * len(blocks)
-        results = [
-            column.read(cells_of(blocks, self._memory, index, self._cell_bytes), deadline_s)
-            for index, column in enumerate(columns)
-        ]
-        by_block = list(zip(*results, strict=True))
+        columns, by_block = self._columns, self._read(blocks, deadline_s)
         corrupt = [at for at, statuses in enumerate(by_block) if Status.CORRUPT in statuses]
         _forget(columns, [blocks[at].key for at in corrupt])
         self._counts.add("ssd_corrupt_blocks", len(corrupt))
-        worst = [max(statuses) for statuses in by_block]
-        self._counts.add("ssd_verified_blocks", worst.count(Status.OK))
-        return worst
+        return list(map(max, by_block))
 
     @override
     def write(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
@@ -111,18 +82,13 @@ class SsdTier(Tier):
         if not columns:
             return [Status.ERROR] * len(blocks)
         results = [
-            column.write(cells_of(blocks, self._memory, index, self._cell_bytes), deadline_s)
+            column.write(self._cells(blocks, index), deadline_s)
             for index, column in enumerate(columns)
         ]
         worst = [max(statuses) for statuses in zip(*results, strict=True)]
         failed = [at for at, status in enumerate(worst) if status is not Status.OK]
         _forget(columns, [blocks[at].key for at in failed])
         return worst
-
-    @override
-    def snapshot(self) -> "SsdTier":
-        """Return a tier that keeps the current columns when a later generation begins."""
-        return copy.copy(self)
 
     @override
     def delete(self, keys: Sequence[BlockKey]) -> None:
@@ -160,13 +126,9 @@ class SsdTier(Tier):
 
     def resize(self, quota_bytes: int) -> None:
         """Use no more than `quota_bytes` from here on; blocks that do not fit are forgotten."""
-        self._quota_bytes = quota_bytes // len(self._layout)
+        self._quota_bytes = quota_bytes // len(self._columns)
         for column in self._columns:
             column.space.resize(self._quota_bytes)
-
-    def take_counts(self) -> dict[str, float]:
-        """Return the `ssd_*` rows of `metrics.METRICS` that changed since the last call."""
-        return self._counts.take()
 
     def begin_generation(self, name: str, *, keeps_name: bool) -> None:
         """Forget everything: the weights have changed in place.
@@ -189,17 +151,15 @@ class SsdTier(Tier):
     def _name_generation(self, name: str, tokens: list[str] | None) -> None:
         """Set the generation of new slabs, by column; None for one never looked up again."""
         self._is_temporary = tokens is None
-        self._tokens = dict(zip(self._layout, tokens or [name] * len(self._layout), strict=True))
+        columns = self._share.columns
+        self._tokens = dict(zip(columns, tokens or [name] * len(columns), strict=True))
 
-    def _new_columns(self) -> tuple[ColumnStore, ...]:
-        """Return a store without slabs for each column, in the current generation."""
-        return tuple(map(self._new_column, self._layout))
-
+    @override
     def _new_column(self, column: Column) -> ColumnStore:
         superblock = Superblock.of(
-            self._namespace,
+            self._share.namespace,
             column,
-            self._cell_bytes,
+            self._share.cell_bytes,
             generation=self._tokens[column],
             is_temporary=self._is_temporary,
         )
@@ -207,7 +167,7 @@ class SsdTier(Tier):
             self._directories,
             superblock,
             self._quota_bytes,
-            self._engine_id,
+            self._share.engine_id,
             self._clock,
             is_aligned=self._memory.is_aligned,
         )
@@ -216,9 +176,9 @@ class SsdTier(Tier):
 
     def _new_log(self, space: Space, column: Column, superblock: Superblock) -> KeyLog:
         header = LogHeader(
-            engine_id=self._engine_id, num_resets=self._num_resets, superblock=superblock
+            engine_id=self._share.engine_id, num_resets=self._num_resets, superblock=superblock
         )
-        name = log_name(self._engine_id, self._namespace, column)
+        name = log_name(self._share.engine_id, self._share.namespace, column)
         return KeyLog(space, self._directories, name, header, self._clock)
 
     def _replace_columns(self, columns: tuple[ColumnStore, ...]) -> None:

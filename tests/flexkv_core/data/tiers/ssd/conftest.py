@@ -6,6 +6,7 @@ import pytest
 from flexkv_core.block.layout import Column
 from flexkv_core.data.tiers.base import TierBlock
 from flexkv_core.data.tiers.host import HostPool
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.follower import Follower
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, Superblock, column_identity
 from flexkv_core.data.tiers.ssd.options import SsdOptions
@@ -37,19 +38,19 @@ def content_of(number, num_bytes):
 class Rank:
     """A tier and the host memory it is opened on; block `number` has key and content of its own."""
 
-    kind = SsdTier
-
     def __init__(self, directories, columns, cell_bytes, namespace, **options):
         self.block_bytes = len(columns) * cell_bytes
         self.host = HostPool.create(NUM_HOST_SLOTS, self.block_bytes)
         engine_id = options.pop("engine_id", "engine")
         self.clock = options.pop("clock", ManualClock())
-        ssd = SsdOptions(**{**DEFAULTS, "directories": tuple(directories), **options})
-        self.tier = self.kind(
-            self.host.memory, namespace, columns, cell_bytes, ssd, engine_id, clock=self.clock
-        )
-        if self.kind is SsdTier:
-            self.tier.wait_recovered()
+        self.share = BlockShare(namespace, columns, cell_bytes, engine_id)
+        self.tier = self._open(tuple(directories), options)
+
+    def _open(self, directories, options):
+        options = SsdOptions(**{**DEFAULTS, "directories": directories, **options})
+        tier = SsdTier(self.host.memory, self.share, options, clock=self.clock)
+        tier.wait_recovered()
+        return tier
 
     def blocks(self, numbers):
         return [
@@ -97,7 +98,8 @@ class Rank:
 class FollowingRank(Rank):
     """The same over a tier that reads what another has written."""
 
-    kind = Follower
+    def _open(self, directories, _):
+        return Follower(self.host.memory, self.share, directories, clock=self.clock)
 
     def found(self, numbers):
         """Return how many of these blocks are there before the first that is not."""

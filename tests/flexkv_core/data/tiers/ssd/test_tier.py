@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flexkv_core.data.tiers.memory import PageMemory, PagePiece
+from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.errors import TierError
@@ -26,7 +27,9 @@ class SsdCase(TierCase):
     def open(self, memory):
         options = SsdOptions(directories=(self.path,), quota_bytes=1 << 20)
         cell_bytes = memory.slot_bytes // len(self.columns)
-        tier = SsdTier(memory, self.namespace, self.columns, cell_bytes, options, "engine")
+        tier = SsdTier(
+            memory, BlockShare(self.namespace, self.columns, cell_bytes, "engine"), options
+        )
         tier.wait_recovered()
         return tier
 
