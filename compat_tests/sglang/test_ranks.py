@@ -106,7 +106,8 @@ def test_the_room_is_divided_among_all_that_ranks_store_of_several_pools(start_r
     """Ranks that keep the same heads have states of their own."""
     storage, sidecars = flexkv(tmp_path, ssd_cache_gb=1), {PoolName.MAMBA: state}
     ranks = start_ranks(SidecarRig, "page_first", storage, places_of(2 * HEADS), sidecars=sidecars)
-    of_kv = sum(rig.storage._stores.opened._share_of("kv") for rig in ranks[::2])
-    of_states = sum(rig.storage._stores.opened._share_of("mamba") for rig in ranks)
+    stores = [rig.storage._stores.opened for rig in ranks]
+    of_kv = sum(of_rank._quota_of(of_rank._pools["kv"]) for of_rank in stores[::2])
+    of_states = sum(of_rank._quota_of(of_rank._pools["mamba"]) for of_rank in stores)
     assert of_states > 0
     assert (1 << 30) - 16 <= of_kv + of_states <= 1 << 30

@@ -32,10 +32,7 @@ class PoolStores:
         """Begin without pools."""
         self._rank = rank
         self._stores: dict[str, BlockStore] = {}
-        self._taken_bytes: dict[str, int] = {}
-        """What all pages of a pool would take on SSD, over the ranks that share the room."""
-
-        self._stored_bytes: dict[str, int] = {}
+        self._pools: dict[str, StoredPool] = {}
 
     def add(self, pool: StoredPool) -> None:
         """Open the store of a pool, and give it its part of the room; the others get less.
@@ -44,13 +41,11 @@ class PoolStores:
             ConfigError: None of the directories can be used.
             TierError: There is no memory to stage blocks in.
         """
-        num_writers = 1 if pool.is_replicated else self._rank.num_replicas
-        self._stored_bytes[pool.name] = pool.stored_bytes
-        self._taken_bytes[pool.name] = pool.stored_bytes * num_writers
-        store = open_store(self._rank, pool, self._share_of(pool.name))
+        self._pools[pool.name] = pool
+        store = open_store(self._rank, pool, self._quota_of(pool))
         self._stores = {**self._stores, pool.name: store}  # others may be looking through it
         for name, other in self:
-            other.resize(self._share_of(name))
+            other.resize(self._quota_of(self._pools[name]))
 
     def get(self, name: str) -> BlockStore | None:
         """Return the store of a pool, if there is one."""
@@ -86,6 +81,10 @@ class PoolStores:
             PoolActivity(name, store.take_counts(), store.take_copies()) for name, store in self
         ]
 
-    def _share_of(self, name: str) -> int:
-        total_bytes = sum(self._taken_bytes.values())
-        return self._rank.quota_bytes * self._stored_bytes[name] // total_bytes
+    def _quota_of(self, pool: StoredPool) -> int:
+        """Return the part of the room that a pool has; it is shared by all replicas that write."""
+        total_bytes = sum(
+            other.stored_bytes * (1 if other.is_replicated else self._rank.num_replicas)
+            for other in self._pools.values()
+        )
+        return self._rank.quota_bytes * pool.stored_bytes // total_bytes

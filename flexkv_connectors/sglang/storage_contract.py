@@ -1,4 +1,4 @@
-"""The former place of `flexkv_connectors.testing.hicache_storage`, for who imports it from here."""
+"""The path that users import `flexkv_connectors.testing.hicache_storage` by."""
 
 from flexkv_connectors.testing.hicache_storage import (
     GenericStorageCase,

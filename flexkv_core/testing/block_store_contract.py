@@ -66,12 +66,12 @@ class ScriptedTier(SlowTier):
 
 
 class BlockStoreCase(ABC):
-    """An empty store whose job ids nobody else uses, over 16 pages of different content."""
+    """An empty store over 16 pages, all of different content."""
 
     store: BlockStore
     access: Access
     tier: ScriptedTier
-    """What the store's lanes move to and from; they give it few blocks at a time, or many."""
+    """What the store's lanes call, each from one thread."""
 
     clock: ManualClock
     """Of the store, its lanes and its tier."""
@@ -81,7 +81,7 @@ class BlockStoreCase(ABC):
 
     @abstractmethod
     def put(self, keys: Sequence[BlockKey], page_ids: Sequence[int]) -> None:
-        """Let the tier have blocks with the content of pages, as the rank that writes stores it."""
+        """Store blocks with the content of pages, as the rank does that writes them."""
 
     @abstractmethod
     def page(self, page_id: int) -> bytes:
@@ -253,7 +253,7 @@ class BlockStoreContract(ABC):
     def test_a_tier_that_fails_again_and_again_has_nothing(
         self, case: BlockStoreCase, stored: list[bytes]
     ) -> None:
-        """An engine may ask for a hit for ever; what cannot be read is none."""
+        """Some engines ask for a hit again and again, for ever."""
         del stored
         for _ in range(3):
             case.tier.faults = dict.fromkeys(_KEYS, Status.ERROR)
@@ -265,10 +265,10 @@ class BlockStoreContract(ABC):
         assert all(case.store.lookup(_KEYS))
         assert _load(case, _KEYS, _TARGETS) == [_OK] * _NUM_KEYS
 
-    def test_to_save_is_for_the_writer_alone(
+    def test_a_save_is_reported_key_by_key_and_only_the_writer_does_it(
         self, case: BlockStoreCase, stored: list[bytes]
     ) -> None:
-        """Who follows says yes: the writer is asked for the same blocks."""
+        """To a rank that follows, all is stored: the writer is asked for the same blocks."""
         keys = [_key(200), _key(201)]
         if case.is_writer:
             case.tier.faults[keys[1]] = Status.ERROR
