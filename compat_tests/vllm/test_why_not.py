@@ -70,7 +70,7 @@ def test_layers_that_look_ahead_are_not(reason, identity, config_of):
     spec = dataclasses.replace(group.kv_cache_spec, non_causal=True)
 
     assert reason(config_of(), identity.cache_of(spec, end=5)) == (
-        "in its attention, tokens see those behind them"
+        "in its attention, tokens see those after them"
     )
 
 
@@ -94,7 +94,7 @@ def test_batch_invariance_is_not_promised_behind_what_others_have_computed(
 def test_diffusion_is_not_cached(reason, identity, config_of):
     config = identity.changed(config_of(), "model_config", is_diffusion=True)
 
-    assert reason(config) == "it is a diffusion model, and tokens see those behind them"
+    assert reason(config) == "it is a diffusion model, and tokens see those after them"
 
 
 @pytest.mark.parametrize(("device", "is_cached"), [("cpu", False), ("cuda", True)])

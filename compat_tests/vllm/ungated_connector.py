@@ -5,7 +5,7 @@ from typing import Any
 from glass_connector import GlassConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
-from flexkv_connectors.vllm import deployment, scheduler
+from flexkv_connectors.vllm import deployment, requests
 from flexkv_connectors.vllm.connector import FlexKVConnector
 
 
@@ -23,7 +23,7 @@ class OpenConnector(FlexKVConnector):
     def ask_requests(self, asks: bool) -> None:
         """Scheduler: decide whether requests that come are asked what may be skipped."""
         assert self._role is KVConnectorRole.SCHEDULER
-        scheduler.why_not_skip = _ASKED if asks else lambda request: None
+        requests.why_not_skip = _ASKED if asks else lambda request: None
 
 
-_ASKED = scheduler.why_not_skip
+_ASKED = requests.why_not_skip
