@@ -29,9 +29,6 @@ def frames_of_copies(hook, *arguments):
             while frame.f_code is not frames_of_copies.__code__:
                 names.append(frame.f_code.co_name)
                 frame = frame.f_back
-            names = [
-                name for name in names if name != "_execute"
-            ]  # of the CPU lane: on its way out
             found.append(names[::-1])
 
     sys.setprofile(profile)
