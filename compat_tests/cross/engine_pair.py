@@ -4,6 +4,7 @@ Runs in the environment of vLLM; SGLang's has to be there, too.
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ SGLANG_PYTHON = HERE.parents[1] / ".venv-sglang/bin/python"
 PROMPT = random_tokens(1, 1000)
 REUSED_TOKENS = len(PROMPT) // PAGE_TOKENS * PAGE_TOKENS
 MAX_TOKENS = 16
+READY_LIMIT_S = 60.0
 ROUNDING = 1e-3
 """The largest difference between two engines that compute the same KV or logits in float32.
 
@@ -72,10 +74,14 @@ class EnginePair:
 
     @contextmanager
     def sglang(self, directory: Path, max_tp: int = 1) -> Iterator[SglangProcess]:
-        """Start SGLang."""
-        storage = flexkv(directory, max_tp=max_tp)
-        engine = SglangProcess(self.model, self._folder("sglang"), storage, python=SGLANG_PYTHON)
+        """Start SGLang, and wait until it knows what the directory holds.
+
+        It serves before that, and then stores nothing.
+        """
+        folder, storage = self._folder("sglang"), flexkv(directory, max_tp=max_tp)
+        engine = SglangProcess(self.model, folder, storage, python=SGLANG_PYTHON)
         with closing(engine):
+            _wait_for(folder / "engine.log", "connector.ready", "ssd.restored")
             yield engine
 
     def pages_of(self, engine: SglangProcess) -> torch.Tensor:
@@ -90,6 +96,14 @@ class EnginePair:
         folder = self._work / f"{self._num_started}-{name}"
         folder.mkdir()
         return folder
+
+
+def _wait_for(log: Path, *events: str) -> None:
+    """Wait until all events are in a log."""
+    end_s = time.monotonic() + READY_LIMIT_S
+    while not all(event in log.read_text() for event in events):
+        assert time.monotonic() < end_s, f"{events} are not in {log}"
+        time.sleep(0.05)
 
 
 def serve(engine: EngineProcess, **more: Any) -> Completion:
