@@ -24,7 +24,7 @@ from flexkv_core.block.layout import BlockFormat
 from flexkv_core.block.types import JobId
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.transfer.cpu_lane import CpuLane
-from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
+from flexkv_core.plan import Endpoint, EnginePages, HostSlots, Status, TransferPlan
 from flexkv_core.testing.geometry import make_pages
 
 BLOCK_TOKENS = 64
@@ -116,7 +116,7 @@ def make_cases(geometry: str) -> list[Case]:
 
 
 def _runner(
-    lane: CpuLane, source: Place, target: Place, num_blocks: int, keep: object
+    lane: CpuLane, source: Endpoint, target: Endpoint, num_blocks: int, keep: object
 ) -> Callable[[], None]:
     """Return a call that executes one plan; it keeps `keep` alive, which the lane does not."""
     plan = TransferPlan(job_id=JobId(1), source=source, target=target, num_blocks=num_blocks)

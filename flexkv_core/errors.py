@@ -6,7 +6,7 @@
       TokenError(ValueError)              token ids that no block key can be made of
       UnsupportedEngineError(ImportError) an engine that is missing, too old or too new
       BrokenPromiseError(RuntimeError)    a load failed, and the engine has no way to be told
-      LeaseError(RuntimeError)            a lease or reservation used after its end
+      LeaseError(RuntimeError)            a lease, reservation or job used after its end
       IntegrityError(RuntimeError)        `check_integrity` found a broken invariant: a bug of ours
       TierError(OSError)                  a tier that cannot serve; carries `tier`
 
@@ -54,7 +54,7 @@ class BrokenPromiseError(FlexKVError, RuntimeError):
 
 
 class LeaseError(FlexKVError, RuntimeError):
-    """A lease or reservation that was ended twice, or used after its end."""
+    """A lease, reservation or job that was ended twice, or used after its end."""
 
 
 class IntegrityError(FlexKVError, RuntimeError):

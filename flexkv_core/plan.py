@@ -13,9 +13,9 @@ from flexkv_core.block.types import BlockKey, JobId
 
 __all__ = [
     "SLOT_BYTES",
+    "Endpoint",
     "EnginePages",
     "HostSlots",
-    "Place",
     "Status",
     "StoredBlocks",
     "StoredKey",
@@ -65,7 +65,7 @@ class StoredBlocks(msgspec.Struct, frozen=True, tag="stored", array_like=True):
     that fails. Otherwise every block stands alone and ends with a status of its own."""
 
 
-Place = EnginePages | HostSlots | StoredBlocks
+Endpoint = EnginePages | HostSlots | StoredBlocks
 
 
 class TransferPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +76,8 @@ class TransferPlan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     job_id: JobId
-    source: Place
-    target: Place
+    source: Endpoint
+    target: Endpoint
     num_blocks: int
     epoch: int = 0
     """Resets of the manager before this plan; results of an older epoch are ignored."""

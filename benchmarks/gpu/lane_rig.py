@@ -8,7 +8,7 @@ from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.tiers.pinning import PinnedPool, find_cuda_runtime
 from flexkv_core.data.transfer.gpu_lane import GpuLane
 from flexkv_core.data.transfer.segments import Limits
-from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
+from flexkv_core.plan import Endpoint, EnginePages, HostSlots, Status, TransferPlan
 
 
 class LaneRig:
@@ -75,7 +75,7 @@ class LaneRig:
             self._pinned.close()
         self.host.close()
 
-    def _submit(self, source: Place, target: Place) -> None:
+    def _submit(self, source: Endpoint, target: Endpoint) -> None:
         self.lane.submit(
             TransferPlan(job_id=JobId(1), source=source, target=target, num_blocks=self._num_blocks)
         )

@@ -235,7 +235,7 @@ def test_settings_are_read_as_they_are_in_effect(start, model):
     start()
     with get_parallel().override(dp_rank=1):
         settings = read_settings()
-    assert (settings.replica, settings.num_nodes, settings.tp_size) == (1, 1, 1)
+    assert (settings.engine_index, settings.num_nodes, settings.tp_size) == (1, 1, 1)
     assert settings.model == str(model("oracle"))
     assert (settings.num_layers, settings.num_kv_heads) == (LAYERS, HEADS)
     assert (settings.dtype, settings.quantization) == ("torch.float32", "")

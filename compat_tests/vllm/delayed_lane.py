@@ -16,7 +16,7 @@ from flexkv_core.block.layout import BlockFormat, PagePool
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.data.transfer.lane import Lane
-from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan, TransferResult
+from flexkv_core.plan import Endpoint, EnginePages, HostSlots, Status, TransferPlan, TransferResult
 
 
 @dataclass
@@ -130,7 +130,7 @@ class DelayedLane(Lane):
         source, target = (self._cut(place, num_blocks) for place in (plan.source, plan.target))
         return msgspec.structs.replace(plan, source=source, target=target, num_blocks=num_blocks)
 
-    def _cut(self, place: Place, num_blocks: int) -> Place:
+    def _cut(self, place: Endpoint, num_blocks: int) -> Endpoint:
         if isinstance(place, HostSlots):
             return HostSlots(place.slots[: 8 * num_blocks])
         assert isinstance(place, EnginePages)

@@ -29,7 +29,7 @@ from flexkv_connectors.vllm.deployment import VllmDeployment
 from flexkv_connectors.vllm.metadata import VllmOrders
 from flexkv_connectors.vllm.worker import WorkerHalf
 from flexkv_core.config import parse_config
-from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan
+from flexkv_core.plan import Endpoint, EnginePages, HostSlots, Status, TransferPlan
 
 NUM_LAYERS = 11  # "layers.10" comes after "layers.9", and before it in the alphabet
 NUM_PAGES = 12
@@ -185,7 +185,7 @@ def _ramp(spec: AttentionSpec) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.uint32).reshape(shape).view(np.uint8)
 
 
-def _plan(source: Place, target: Place, slots: list[int]) -> TransferPlan:
+def _plan(source: Endpoint, target: Endpoint, slots: list[int]) -> TransferPlan:
     return TransferPlan(job_id=1, source=source, target=target, num_blocks=len(slots))
 
 

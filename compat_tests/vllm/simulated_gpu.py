@@ -16,7 +16,7 @@ from vllm.config import VllmConfig
 
 from flexkv_connectors.session import gpu_share, worker
 from flexkv_connectors.session.deployment import PageShape
-from flexkv_connectors.session.gpu_share import Places
+from flexkv_connectors.session.gpu_share import StagingSplit
 from flexkv_connectors.vllm.kv_caches import page_pool
 from flexkv_core.block.layout import BlockFormat
 from flexkv_core.data.tiers.host import HostPool
@@ -25,7 +25,7 @@ from flexkv_core.testing.cuda_runtime import FakeCuda
 from flexkv_core.testing.device import SimulatedDevice, SimulatedEvent
 
 
-def pretend_gpus(monkeypatch: Any, places: Callable[[], Places]) -> FakeCuda:
+def pretend_gpus(monkeypatch: Any, places: Callable[[], StagingSplit]) -> FakeCuda:
     """Make the worker halves of this process believe that their tensors are on GPUs.
 
     Returns:
@@ -110,7 +110,7 @@ class SimulatedGpus:
         self.slowness = 0.1
         """Chance, after each piece of work, that no time is left for another."""
 
-        self.places = Places(save=4, load=1)
+        self.places = StagingSplit(save=4, load=1)
         self.num_steps = 0
         self.num_pages_gathered = 0
         self.devices: list[LateDevice] = []
@@ -119,7 +119,7 @@ class SimulatedGpus:
 
     def set_rings(self, *, save: int, load: int) -> None:
         """Let devices of engines to come have so many places in staging."""
-        self.places = Places(save, load)
+        self.places = StagingSplit(save, load)
 
     def _device(
         self, layers: Sequence[torch.Tensor], fmt: BlockFormat, host: HostPool, num_places: int

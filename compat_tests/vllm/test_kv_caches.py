@@ -42,10 +42,10 @@ def device(request, monkeypatch):
     """Where the worker half believes the tensors to be: CUDA's streams then run at once."""
     if request.param == "cuda":
         from flexkv_kernels import copy_pages_torch
-        from simulated_gpu import Places, pretend_gpus
+        from simulated_gpu import StagingSplit, pretend_gpus
 
         use_instant_streams(monkeypatch, copy_pages_torch)
-        pretend_gpus(monkeypatch, lambda: Places(save=2, load=1))
+        pretend_gpus(monkeypatch, lambda: StagingSplit(save=2, load=1))
 
 
 @pytest.fixture(params=CASES, ids=str)

@@ -30,7 +30,7 @@ class DeferredStores:
     """
 
     def __init__(self, rank: StorageRank, origin: Origin, describe_kv: _Describe) -> None:
-        """Find out what the blocks are blocks of, and open the store of the KV then.
+        """Begin to identify the model; stores are opened once it is known, on another thread.
 
         Raises:
             ConfigError: None of the directories can be used.
@@ -45,9 +45,10 @@ class DeferredStores:
         self._pools: list[_Describe] = []
         self._resets: list[bool] = []
         self._is_closed = False
-        self._changing = threading.RLock()
+        self._changing = threading.Lock()
         require_directory(rank.ssd_options(rank.quota_bytes, is_replicated=True))
         self.add(describe_kv)
+        # Last: it calls `_open` at once where the model is known already.
         self._identification = origin.find(rank.cache, self._open)
 
     def add(self, describe: _Describe) -> None:
@@ -83,7 +84,7 @@ class DeferredStores:
         Raises:
             TierError: A job does not end; it keeps its files.
         """
-        self._identification.close()
+        self._identification.close()  # without the lock: it waits for an `_open` under way
         with self._changing:
             self._is_closed = True
             stores, self.opened = self.opened, None

@@ -28,7 +28,7 @@ _STAGING_BYTES = 64 << 20
 """Staging memory of one direction."""
 
 _MAX_SLOTS = 128
-"""Of one direction: HiCache asks for so many pages at once."""
+"""Of one direction. More than one call asks for would stay empty: HiCache's asks for 128 pages."""
 
 _MakeLane = Callable[[Tier, int], AsyncLane]
 """Makes the lane of one direction: 0 to load, 1 to save."""
@@ -105,7 +105,8 @@ def _open_staged(
     pages, block_format = content.pages, content.block_format
     num_slots = _STAGING_BYTES // slot_stride(block_format.block_bytes)
     num_slots = min(max(num_slots, 2), _MAX_SLOTS)
-    # Nobody else maps the memory: it goes with the last view of it, when the store is closed.
+    # To close it only gives up the file, which nobody else maps: the memory lives as long as views
+    # of it, which the lanes and the tier have until the store is closed.
     with closing(HostPool.create(2 * num_slots, block_format.block_bytes)) as staging:
 
         def make_lane(tier: Tier, direction: int) -> StagedLane:

@@ -14,7 +14,7 @@ __all__ = ["StorageRank", "parse_options"]
 _OF_A_HOST_TIER = frozenset(
     {"cpu_cache_gb", "load_async", "min_load_tokens", "use_hugepage_cpu_buffer"}
 )
-"""Options of the host tier that we have where the engine has none."""
+"""Options of a host tier of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class StorageRank:
     """The part of `ssd_cache_gb` of a rank that writes."""
 
     num_replicas: int
-    """Ranks that keep the same KV; the first of them writes it."""
+    """Ranks that keep the same KV, this one included; the first of them writes it."""
 
     is_follower: bool
     """Whether another rank writes what all replicas have."""
@@ -52,7 +52,7 @@ def parse_options(options: Mapping[str, object], host_tier: str) -> CacheConfig:
 
     Args:
         options: Ours of those that the engine was started with.
-        host_tier: Who has the host memory, and which setting of the engine says how much.
+        host_tier: Who has the host tier, and where the engine is told about it.
 
     Raises:
         ConfigError: One sentence about the first option that cannot be used.
@@ -63,5 +63,5 @@ def parse_options(options: Mapping[str, object], host_tier: str) -> CacheConfig:
             raise ConfigError(msg)
     cache = parse_config(read_environment(), options)
     if cache.ssd_cache_bytes is None:
-        raise ConfigError("ssd_cache_gb and ssd_cache_dir are not set: there is nowhere to store")
+        raise ConfigError("there is nowhere to store: set ssd_cache_gb above 0, and ssd_cache_dir")
     return cache

@@ -61,7 +61,7 @@ class PoolStores:
         Raises:
             TierError: A job does not end; all other stores have forgotten everything.
         """
-        with ExitStack() as resets:
+        with ExitStack() as resets:  # runs all of them, and raises in the end
             for _, store in self:
                 resets.callback(store.reset, keeps_name=keeps_name)
 
@@ -71,7 +71,7 @@ class PoolStores:
         Raises:
             TierError: A job does not end; it keeps its files.
         """
-        with ExitStack() as closing:
+        with ExitStack() as closing:  # runs all of them, and raises in the end
             for _, store in self:
                 closing.callback(store.close)
 
@@ -82,7 +82,10 @@ class PoolStores:
         ]
 
     def _quota_of(self, pool: StoredPool) -> int:
-        """Return the part of the room that a pool has; it is shared by all replicas that write."""
+        """Return the part that a pool has of one writer's room.
+
+        A pool that is not replicated is written by every replica, so it counts once for each.
+        """
         total_bytes = sum(
             other.stored_bytes * (1 if other.is_replicated else self._rank.num_replicas)
             for other in self._pools.values()

@@ -66,7 +66,7 @@ class Deployment:
         return range(0, self.num_ranks, self.num_replicas)
 
     @property
-    def replicas(self) -> frozenset[int]:
+    def borrowers(self) -> frozenset[int]:
         """Ranks that read the pool of another rank."""
         return frozenset(range(self.num_ranks)) - frozenset(self.owners)
 
@@ -155,8 +155,8 @@ def require_cells(cache: CacheConfig, engine: str) -> CacheConfig:
     """
     if cache.block_format != "cells":
         msg = (
-            f"block_format is {cache.block_format}, which {engine} has not: leave it out, or keep "
-            "it in SGLang's extra config"
+            f"block_format is {cache.block_format}, which {engine} does not offer: leave it out, "
+            "or keep it in the options of the engine that does"
         )
         raise ConfigError(msg)
     return cache

@@ -18,14 +18,14 @@ from flexkv_core.data.transfer.pages import check_fit
 from flexkv_core.data.transfer.segments import Limits
 from flexkv_core.errors import ConfigError, LayoutError, TierError
 
-__all__ = ["GpuShare", "Places", "staging_places"]
+__all__ = ["GpuShare", "StagingSplit", "staging_places"]
 
 logger = logging.getLogger(__name__)
 
-_SHARE_OF_LOADS = 5
+_PLACES_PER_LOAD_PLACE = 5
 """One staging block in five is for loads, which reuse it in rounds. Not tuned on a GPU."""
 
-_MOST_OF_FREE = 4
+_FREE_DIVISOR = 4
 """By default, staging takes at most a quarter of what is free. vLLM has no hook before it has
 measured what the model needs and has given the rest of `gpu_memory_utilization` to KV; its graphs
 are captured later and need room, too."""
@@ -33,7 +33,7 @@ are captured later and need room, too."""
 _WARM_UP_S = 60
 
 
-class Places(NamedTuple):
+class StagingSplit(NamedTuple):
     """How many blocks each of the two parts of staging holds."""
 
     save: int
@@ -42,7 +42,7 @@ class Places(NamedTuple):
 
 def staging_places(
     block_bytes: int, step_blocks: int, free_bytes: int, asked_bytes: int | None
-) -> Places:
+) -> StagingSplit:
     """Divide the staging area of a device.
 
     Args:
@@ -56,8 +56,8 @@ def staging_places(
             configured.
     """
     if asked_bytes is None:
-        most_places = free_bytes // _MOST_OF_FREE // block_bytes
-        step_places = -(-step_blocks * _SHARE_OF_LOADS // (_SHARE_OF_LOADS - 1))
+        most_places = free_bytes // _FREE_DIVISOR // block_bytes
+        step_places = -(-step_blocks * _PLACES_PER_LOAD_PLACE // (_PLACES_PER_LOAD_PLACE - 1))
         num_places = min(step_places, most_places)
     else:
         num_places = asked_bytes // block_bytes
@@ -68,8 +68,8 @@ def staging_places(
             "gpu_staging_mb to what there is room for"
         )
         raise ConfigError(msg)
-    num_load_places = max(1, num_places // _SHARE_OF_LOADS)
-    return Places(num_places - num_load_places, num_load_places)
+    num_load_places = max(1, num_places // _PLACES_PER_LOAD_PLACE)
+    return StagingSplit(num_places - num_load_places, num_load_places)
 
 
 class GpuShare:
@@ -122,7 +122,7 @@ class GpuShare:
         self._pinned.close()
 
 
-def _places_on(device: torch.device, deployment: Deployment) -> Places:
+def _places_on(device: torch.device, deployment: Deployment) -> StagingSplit:
     block_bytes = deployment.block_format.block_bytes
     free_bytes, _ = torch.cuda.mem_get_info(device)
     step_blocks = -(-deployment.step_tokens // deployment.block_tokens)

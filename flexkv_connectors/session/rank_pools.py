@@ -18,9 +18,9 @@ class RankPools:
     Thread: the scheduler's.
     """
 
-    def __init__(self, owners: Collection[int], replicas: Collection[int]) -> None:
+    def __init__(self, owners: Collection[int], borrowers: Collection[int]) -> None:
         self._missing_owners = set(owners)
-        self._missing_replicas = set(replicas)
+        self._missing_borrowers = set(borrowers)
         self._pools: dict[int, PoolAddress] = {}
 
     def note(self, report: RankReport) -> None:
@@ -29,7 +29,7 @@ class RankPools:
             self._pools[report.rank] = report.pool
             self._missing_owners.discard(report.rank)
         if report.attached:
-            self._missing_replicas.discard(report.rank)
+            self._missing_borrowers.discard(report.rank)
 
     @property
     def num_slots(self) -> int | None:
@@ -40,10 +40,10 @@ class RankPools:
 
     @property
     def to_attach(self) -> Mapping[int, PoolAddress]:
-        """Pools that replicas still have to map, by owner; empty when `are_ready`."""
-        return self._pools if self._missing_replicas else {}
+        """Pools that borrowers still have to map, by owner; empty when `are_ready`."""
+        return self._pools if self._missing_borrowers else {}
 
     @property
     def are_ready(self) -> bool:
         """Whether every rank can read the blocks that its owner has written."""
-        return not (self._missing_owners or self._missing_replicas)
+        return not (self._missing_owners or self._missing_borrowers)

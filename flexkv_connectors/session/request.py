@@ -96,7 +96,7 @@ class RequestState(ABC):
         return (self.num_tokens - 1) // page_tokens * page_tokens
 
     @property
-    def num_lasting_blocks(self) -> int | None:
+    def num_durable_blocks(self) -> int | None:
         """Leading blocks that may outlive the process; None for all."""
         return None
 
@@ -113,7 +113,7 @@ class RequestState(ABC):
         return self.chain.keys
 
     def offered_pages(self) -> list[int]:
-        """Return the pages of the offer up to the first that is missing; they are not shared."""
+        """Return the pages of the offer up to the first that is missing: of this request alone."""
         first_page = self.offer.start // self._deployment.page_tokens
         return self.page_ids[first_page : self._num_pages(self.offer.stop)]
 

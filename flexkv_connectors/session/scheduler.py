@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 from typing import Generic, TypeVar
 
 from flexkv_connectors.session.deployment import Deployment
@@ -11,7 +13,7 @@ from flexkv_connectors.session.orders import Load, RankReport
 from flexkv_connectors.session.rank_pools import RankPools
 from flexkv_connectors.session.request import RequestState
 from flexkv_connectors.session.staging_room import StagingRoom
-from flexkv_connectors.session.stores import Stores, open_stores
+from flexkv_connectors.session.tiers import Tiers, open_tiers
 from flexkv_core.block.types import JobId, RequestId
 from flexkv_core.control.hierarchy.lower_tier import LowerTier
 from flexkv_core.control.index.radix import Refusal
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=RequestState)
 
+_STEPS_IN_FLIGHT = 16
+"""Engines order steps before earlier ones are over: one more, or as many as pipeline stages."""
+
 _METRICS: Mapping[JobKind, tuple[str, str, str]] = {
     JobKind.GET: ("load_bytes", "load_seconds", "load_failed_blocks"),
     JobKind.PUT: ("save_bytes", "save_seconds", "save_failed_blocks"),
@@ -45,7 +50,7 @@ class SchedulerSession(Generic[S]):
     def __init__(
         self, deployment: Deployment, counters: Counters, events: EventLog | None = None
     ) -> None:
-        """Wait for the ranks to open their pools.
+        """Begin without tiers; they open once every owner has reported its pool.
 
         Args:
             deployment: The engine's shape.
@@ -58,12 +63,12 @@ class SchedulerSession(Generic[S]):
         self.saving: dict[JobId, S] = {}
         """The request whose blocks a plan in flight saves."""
 
-        self.pools = RankPools(deployment.owners, deployment.replicas)
+        self.pools = RankPools(deployment.owners, deployment.borrowers)
         self._deployment = deployment
         self._counters = counters
         self._events = events
         self._staging = StagingRoom(counters)
-        self._stores: Stores | None = None
+        self._tiers: Tiers | None = None
         self._is_reset = False
         self._ssd_reports: list[TierReport] = []
         """Reports of owners that the SSD tier has not taken in; it may not be open yet."""
@@ -71,25 +76,25 @@ class SchedulerSession(Generic[S]):
         self._loading: dict[JobId, tuple[S, range]] = {}
         """The request whose pages a plan in flight fills, and the tokens that it fills in."""
 
-        self._ended: list[S] = []
-        """Requests that have ended since the last orders."""
+        self._ended: deque[list[S]] = deque([[]], maxlen=_STEPS_IN_FLIGHT)
+        """Requests that have ended, by step, the latest first: their loads may still fail."""
 
     @property
     def manager(self) -> CacheManager | None:
         """The control plane; None until every owner has opened its pool."""
-        return None if self._stores is None else self._stores.manager
+        return None if self._tiers is None else self._tiers.manager
 
     @property
     def ssd(self) -> LowerTier | None:
         """The tier below host memory, if there is one that is open."""
-        return None if self._stores is None else self._stores.ssd
+        return None if self._tiers is None else self._tiers.ssd
 
     @property
     def is_waiting(self) -> bool:
         """Whether a report is expected, or the SSD tier has work that needs another step."""
-        if self._stores is None or not self.pools.are_ready:
+        if self._tiers is None or not self.pools.are_ready:
             return True
-        manager, ssd = self._stores
+        manager, ssd = self._tiers
         return manager.num_in_flight > 0 or (ssd is not None and ssd.has_work)
 
     def fetch(self, state: S, block_compute_s: float | None = None) -> bool:
@@ -115,10 +120,10 @@ class SchedulerSession(Generic[S]):
         Returns:
             How many tokens are offered, in whole pages; 0 for none.
         """
-        if self._stores is None or not self.pools.are_ready:
+        if self._tiers is None or not self.pools.are_ready:
             return 0
         if state.lease is None:
-            state.lease = self._stores.manager.match(state.request_id, state.keys())
+            state.lease = self._tiers.manager.match(state.request_id, state.keys())
         num_blocks = 0 if state.lease is None else state.lease.num_blocks
         usable = min(num_blocks * self._deployment.block_tokens, state.max_usable_tokens)
         num_tokens = usable - num_local_tokens
@@ -130,8 +135,8 @@ class SchedulerSession(Generic[S]):
 
     def withdraw(self, state: S) -> None:
         """Release the blocks of an offer, if there is one."""
-        if state.lease is not None and self._stores is not None:
-            self._stores.manager.release(state.lease)
+        if state.lease is not None and self._tiers is not None:
+            self._tiers.manager.release(state.lease)
         state.lease = None
 
     def plan_load(self, state: S) -> Load:
@@ -158,9 +163,9 @@ class SchedulerSession(Generic[S]):
         Blocks that find no place in the staging memory of a device are tried in a later step.
         """
         num_blocks = state.num_savable_blocks(num_computed)
-        if self._stores is None or num_blocks <= state.num_tried_blocks:
+        if self._tiers is None or num_blocks <= state.num_tried_blocks:
             return None
-        manager, keys = self._stores.manager, state.keys()
+        manager, keys = self._tiers.manager, state.keys()
         if (lower := self._lower(state)) is not None:
             lower.admit(keys)
         state.num_tried_blocks = self._staging.clip(
@@ -178,9 +183,12 @@ class SchedulerSession(Generic[S]):
         self.saving[plan.job_id] = state
         return plan
 
+    def begin_orders(self) -> None:
+        """Note that the orders of another step are made."""
+        self._ended.appendleft([])
+
     def take_ssd_orders(self) -> TierOrders | None:
         """Return this step's orders for the SSD tier, or None if there are none."""
-        self._ended = []
         if self.ssd is None:
             return None
         orders = self.ssd.take_orders(time.monotonic())
@@ -189,29 +197,33 @@ class SchedulerSession(Generic[S]):
     def end(self, state: S) -> None:
         """Forget a request that has ended; copies in flight for it go on."""
         self.states.pop(state.request_id, None)
-        self._ended.append(state)
+        self._ended[0].append(state)
         self.withdraw(state)
         if state.lower is not None:
             state.lower.end()
 
     def handle_reports(self, reports: Iterable[RankReport]) -> None:
-        """Take in reports of ranks; open the tiers once every owner has reported its pool."""
+        """Take in reports of ranks; open the tiers once every owner has reported its pool.
+
+        Pages that could not be filled come first (`drop_failed_pages`): what was computed from them
+        would be published here.
+        """
         reports = list(reports)
         for report in reports:
             self.pools.note(report)
         self._staging.note(report.staging for report in reports if report.staging is not None)
         self._ssd_reports += [report.ssd for report in reports if report.ssd is not None]
-        if self._stores is None and self.pools.num_slots is not None:
-            self._stores = self._open(self.pools.num_slots)
-        if self._stores is None:
+        if self._tiers is None and self.pools.num_slots is not None:
+            self._tiers = self._open(self.pools.num_slots)
+        if self._tiers is None:
             return
         ssd_reports, self._ssd_reports = self._ssd_reports, []
-        if self._stores.ssd is not None:
+        if self._tiers.ssd is not None:
             for ssd_report in ssd_reports:
-                self._stores.ssd.handle_report(ssd_report)
+                self._tiers.ssd.handle_report(ssd_report)
         for report in reports:
             for result in report.results:
-                if completion := self._stores.manager.complete(result):
+                if completion := self._tiers.manager.complete(result):
                     self._conclude(completion)
 
     def drop_failed_pages(self, failed_pages: Collection[int]) -> set[int]:
@@ -224,7 +236,7 @@ class SchedulerSession(Generic[S]):
             The failed pages and those after them in their requests.
         """
         wrong_pages = set(failed_pages)
-        for state in (*self.states.values(), *self._ended):
+        for state in chain(self.states.values(), *self._ended):
             self.withdraw(state)  # a request that waits for room may have been offered such blocks
             pages = enumerate(state.page_ids)
             position = next((at for at, page in pages if page in failed_pages), None)
@@ -243,46 +255,46 @@ class SchedulerSession(Generic[S]):
             self.withdraw(state)
             state.may_save = state.may_save and not state.page_ids
         self._is_reset = True
-        if self._stores is not None:
-            self._stores.manager.reset()
+        if self._tiers is not None:
+            self._tiers.manager.reset()
         if self.ssd is not None:
             self.ssd.reset()
 
     def take_counts(self) -> dict[str, float]:
         """Return what has been counted since the last call."""
-        if self._stores is not None:
-            self._stores.record_use(self._counters)
+        if self._tiers is not None:
+            self._tiers.record_use(self._counters)
         return self._counters.drain()
 
-    def _open(self, num_slots: int) -> Stores:
+    def _open(self, num_slots: int) -> Tiers:
         num_ssd_blocks = min((report.capacity_blocks for report in self._ssd_reports), default=0)
         if self._ssd_reports and not num_ssd_blocks:
             logger.warning("tier.off tier=ssd: a rank can keep no block there")
-        stores = open_stores(
+        tiers = open_tiers(
             self._deployment, num_slots, num_ssd_blocks, self._counters, self._events
         )
-        if self._is_reset and stores.ssd is not None:
-            stores.ssd.reset()  # what the workers have found was computed with the old weights
-        return stores
+        if self._is_reset and tiers.ssd is not None:
+            tiers.ssd.reset()  # what the workers have found was computed with the old weights
+        return tiers
 
     def _lower(self, state: S) -> LowerTierRequest | None:
         """Return a request's dealings with the SSD tier, if there is one; they begin here."""
-        if state.lower is None and self._stores is not None and self._stores.ssd is not None:
+        if state.lower is None and self._tiers is not None and self._tiers.ssd is not None:
             keys = state.keys()
-            num_host_blocks = self._stores.manager.lookup(keys, tier="host").num_ready
+            num_host_blocks = self._tiers.manager.lookup(keys, tier="host").num_ready
             state.lower = LowerTierRequest(
-                self._stores.ssd, state.request_id, keys, num_host_blocks, state.num_lasting_blocks
+                self._tiers.ssd, state.request_id, keys, num_host_blocks, state.num_durable_blocks
             )
         return state.lower
 
     def _plan_get(self, lease: Lease, start: int, pages: list[int]) -> TransferPlan | None:
         """Plan to fill `pages` with the tokens from `start` on."""
-        if self._stores is None or not pages:
+        if self._tiers is None or not pages:
             return None
         page_tokens, block_tokens = self._deployment.page_tokens, self._deployment.block_tokens
         first_block, offset = divmod(start, block_tokens)
         end = start + len(pages) * page_tokens
-        return self._stores.manager.plan_get(
+        return self._tiers.manager.plan_get(
             lease,
             EnginePages(pages, offset // page_tokens),
             first_block=first_block,
@@ -292,8 +304,8 @@ class SchedulerSession(Generic[S]):
     def _drop_from(self, state: S, bad_block: int) -> None:
         state.num_tried_blocks = min(state.num_tried_blocks, bad_block)
         keys = state.keys()[: bad_block + 1]
-        if self._stores is not None and len(keys) > bad_block:
-            self._stores.manager.drop_from(keys, tier="host")
+        if self._tiers is not None and len(keys) > bad_block:
+            self._tiers.manager.drop_from(keys, tier="host")
 
     def _conclude(self, completion: Completion) -> None:
         """Count an ended transfer, and see what it makes possible."""
@@ -311,7 +323,7 @@ class SchedulerSession(Generic[S]):
         state.is_loading = False
         if completion.status is not Status.OK:
             state.may_load = False
-        elif self.states.get(state.request_id) is state:  # else no engine has got them
+        elif self.states.get(state.request_id) is state:  # else the request ended first
             self._counters.add("load_tokens", len(tokens))
             self._counters.add("ssd_load_tokens", state.num_ssd_tokens(tokens))
 

@@ -44,7 +44,7 @@ class SsdShare:
     def __init__(
         self, deployment: Deployment, origin: Origin, pool: HostPool, quota_bytes: int
     ) -> None:
-        """Identify the model, then open its files and recover what earlier processes left.
+        """Begin to identify the model; its files are opened once it is known, on another thread.
 
         Raises:
             ConfigError: None of the directories can be used.
@@ -67,9 +67,9 @@ class SsdShare:
         self._tier: SsdTier | None = None
         self._is_closed = False
         self._lock = threading.Lock()
-        """Held while the files are opened, by a thread of the identification, and while it is
-        decided that they are not opened any more."""
+        """Held while files are opened, and while `stop` decides that they never will be."""
 
+        # Last: it calls `_open` at once where the model is known already.
         self._identification = origin.find(deployment.cache, self._open)
 
     def take_lanes(self) -> Mapping[Route, "Lane"]:
@@ -94,7 +94,7 @@ class SsdShare:
         counts = {} if tier is None else tier.take_counts()
         recovered = [] if tier is None else tier.take_recovered(_MAX_RECOVERED_PER_REPORT)
         is_over = self._identification.is_unknown if tier is None else tier.is_recovered
-        capacity_blocks = self._promised_blocks() if tier is None else tier.capacity_blocks
+        capacity_blocks = self._expected_blocks() if tier is None else tier.capacity_blocks
         state = capacity_blocks, is_over, self._generation
         if state == self._reported and not (counts or recovered):
             return None
@@ -111,7 +111,7 @@ class SsdShare:
 
     def stop(self) -> None:
         """Open no more files, and close lanes that were not taken."""
-        self._identification.close()
+        self._identification.close()  # without the lock: it waits for an `_open` under way
         with self._lock:
             self._is_closed = True
             for lane in self._lanes.values():
@@ -148,7 +148,10 @@ class SsdShare:
             self._tier = tier  # last: from here on the worker's thread uses all of it
 
     def _record_reset(self) -> None:
-        """Make a reset outlive this process, even if this process never opens the files."""
+        """Make a reset outlive this process, even if this process never opens the files.
+
+        A tier that another thread opens meanwhile begins the same generation before it is used.
+        """
         if self._tier is None:
             columns = self._deployment.columns
             record_reset(self._options, self._origin.blank, columns, self._generation)
@@ -162,7 +165,7 @@ class SsdShare:
             self._begun = self._generation
         return tier
 
-    def _promised_blocks(self) -> int:
+    def _expected_blocks(self) -> int:
         """Return how many blocks there will be room for once the files are open."""
         if self._identification.is_unknown:
             return 0

@@ -35,10 +35,10 @@ class StagingRoom:
         """
         if self._num_places is None:
             return num_blocks
-        num_held = min(num_blocks, num_known())
-        num_now = min(num_blocks - num_held, self._num_places - sum(self._held.values()))
-        self._recorder.add("save_delayed_blocks", num_blocks - num_held - num_now)
-        return num_held + num_now
+        num_saved = min(num_blocks, num_known())
+        num_now = min(num_blocks - num_saved, self._num_places - sum(self._held.values()))
+        self._recorder.add("save_delayed_blocks", num_blocks - num_saved - num_now)
+        return num_saved + num_now
 
     def take(self, job_id: JobId, num_blocks: int) -> None:
         """Note that a plan saves `num_blocks`, no more than `clip` allowed."""

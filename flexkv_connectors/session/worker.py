@@ -17,7 +17,7 @@ from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.data.worker import HOST, PAGES, CacheWorker, Route
 from flexkv_core.errors import ConfigError
 from flexkv_core.identity.origin import Origin
-from flexkv_core.plan import EnginePages, Place, Status, TierOrders, TransferPlan, TransferResult
+from flexkv_core.plan import Endpoint, EnginePages, Status, TierOrders, TransferPlan, TransferResult
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,7 @@ class WorkerSession:
         self._lane: Lane | None = None
         self._gpu: GpuShare | None = None
         self._loads: dict[JobId, Load] = {}
+        self._ended_loads: list[EndedLoad] = []
         self._report = RankReport(rank=deployment.rank)
 
     def open(self, layers: "Sequence[torch.Tensor]", pages: PagePool) -> None:
@@ -110,9 +111,11 @@ class WorkerSession:
             self._report.attached = True
 
     def load(self, loads: Iterable[Load]) -> None:
-        """Start loads, but for those without a plan."""
+        """Start loads; those without a plan end at once, with nothing filled."""
         for load in loads:
-            if load.plan is not None:
+            if load.plan is None:
+                self._ended_loads.append(EndedLoad(load, 0, ""))
+            else:
                 self._loads[load.plan.job_id] = load
                 self.worker.submit(self._in_rows(load.plan))
 
@@ -124,15 +127,16 @@ class WorkerSession:
     def move(self, orders: TierOrders | None) -> None:
         """Start copies between host memory and SSD; they go on beside the forward passes."""
         if self.ssd is not None and orders is not None:
-            self.ssd.prepare(orders)
+            self.ssd.prepare(orders)  # first: it begins the generation that the plans are of
             self.worker.add(self.ssd.take_lanes())
             self.submit(orders.plans)
 
     def collect(self) -> list[EndedLoad]:
         """Take in the copies that have ended; return the loads among them."""
+        ended, self._ended_loads = self._ended_loads, []
         results = self.worker.poll()
         self._report.results += results
-        return [self._end(result) for result in results if result.job_id in self._loads]
+        return ended + [self._end(result) for result in results if result.job_id in self._loads]
 
     def take_report(self) -> RankReport:
         """Return what has happened since the last report."""
@@ -252,11 +256,11 @@ def _open_host_pool(deployment: Deployment, budget_bytes: int) -> HostPool:
 
 
 def _default_threads() -> int:
-    """Return how many threads copy: vLLM pins a worker, and what it starts, to some cores."""
+    """Return how many threads copy: an engine may pin a worker, and its threads, to some cores."""
     return min(2, len(os.sched_getaffinity(0)))
 
 
-def _split_pages(place: Place, ratio: int) -> Place:
+def _split_pages(place: Endpoint, ratio: int) -> Endpoint:
     if not isinstance(place, EnginePages):
         return place
     rows = [page * ratio + row for page in place.page_ids for row in range(ratio)]

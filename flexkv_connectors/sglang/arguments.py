@@ -19,9 +19,16 @@ def keys_of(hashes: Iterable[str]) -> list[BlockKey]:
 def page_ids_of(
     host_indices: "torch.Tensor | None", page_tokens: int, num_keys: int
 ) -> list[int] | None:
-    """Return the page of each key, which begins at every `page_tokens`th of the indices of a pool.
+    """Return one page id for each key.
 
-    None where it is not said which page is whose: not all of every page is named, or more is.
+    Args:
+        host_indices: Indices of token slots in the host pool, `[num_keys * page_tokens]` int64,
+            page after page; None where SGLang names none.
+        page_tokens: Tokens in a page.
+        num_keys: Keys of the call.
+
+    Returns:
+        None if these are not whole pages, one for each key.
     """
     if host_indices is None or len(host_indices) != num_keys * page_tokens:
         return None

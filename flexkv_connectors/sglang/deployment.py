@@ -155,7 +155,7 @@ def _rank_of(
         quota_bytes=cache.ssd_cache_bytes // num_writers,
         num_replicas=num_replicas,
         is_follower=storage.tp_rank % num_replicas > 0,
-        engine_id=engine_name(settings.replica, getattr(storage, "dp_rank", 0)),
+        engine_id=engine_name(settings.engine_index, getattr(storage, "dp_rank", 0)),
     )
 
 

@@ -44,7 +44,7 @@ class EngineSettings:
 
     num_layers: int
     num_kv_heads: int
-    replica: int
+    engine_index: int
     """Which of the engines that one command has started; 0 before 0.5.23, which does not say."""
 
     num_nodes: int
@@ -92,7 +92,7 @@ def read_settings() -> EngineSettings:
         ),
         num_layers=model.num_hidden_layers,
         num_kv_heads=model.get_total_num_kv_heads(),
-        replica=_replica(),
+        engine_index=_engine_index(),
         num_nodes=arguments("nnodes"),
         tp_size=arguments("tp_size"),
         is_multimodal=bool(model.is_multimodal),
@@ -155,7 +155,7 @@ def _model_config() -> "ModelConfig":
     return runtime_context.get_server_args().get_model_config()
 
 
-def _replica() -> int:
+def _engine_index() -> int:
     from sglang.srt import runtime_context  # noqa: PLC0415 only in an engine
 
     if not hasattr(runtime_context, "get_parallel"):

@@ -248,9 +248,10 @@ class FlexKVHiCacheStorage(HiCacheStorage):
 
     @property
     def _usable_stores(self) -> PoolStores | None:
-        """The stores; None if there are none yet, or any more.
+        """The stores; None where every lookup is a miss and nothing is stored.
 
-        The same where SGLang may still hold what former weights have computed.
+        That is before the model is identified, after `close`, and while SGLang may still hold KV
+        that former weights have computed (`is_settled`).
         """
         return self._stores.opened if self._stores is not None and is_settled() else None
 

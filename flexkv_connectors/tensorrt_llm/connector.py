@@ -241,7 +241,7 @@ class FlexKVWorker(KvCacheConnectorWorker):
             return  # on every rank, so none waits for an exchange
         reports = self._introduce(report)
         self._mailbox.post(reports)
-        if self._deployment.replicas:
+        if self._deployment.borrowers:
             self._mailbox.post(self._introduce(self._attempt(lambda: self._half.attach(reports))))
 
     def _introduce(self, report: RankReport) -> list[RankReport]:

@@ -84,6 +84,7 @@ class SchedulerHalf:
             BrokenPromiseError: A load that the engine waits for cannot be planned.
         """
         self.handle_reports()
+        self.session.begin_orders()
         computed = list(self._computed_by(output))
         if time.monotonic() - self._interval_s > _INTERVAL_S:
             self._end_interval()

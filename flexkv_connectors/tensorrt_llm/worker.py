@@ -44,9 +44,6 @@ class WorkerHalf:
 
     def load(self, orders: StepOrders) -> None:
         """Start this step's loads, and its copies between host memory and SSD."""
-        for load in orders.loads:
-            if load.plan is None:
-                self._promises.settle(load.request_id, 0)  # there are no pages to fill
         self.session.load(orders.loads)
         if any(load.plan for load in orders.loads):
             # Some versions give the pages of a cancelled request away while they are loaded.

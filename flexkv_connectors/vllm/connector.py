@@ -172,6 +172,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @override
     def shutdown(self) -> None:
+        # Not after a failure: copies may be in flight then, and the process ends anyway.
         if self._role is KVConnectorRole.WORKER:
             self._barrier.run(lambda: self._worker.session.shutdown(), nothing)
 
@@ -189,9 +190,9 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(
         self, request: "Request", num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        nothing: int | None = 0
+        no_tokens: int | None = 0
         num_tokens = self._barrier.run(
-            lambda: self._scheduler.match(request, num_computed_tokens), lambda: nothing
+            lambda: self._scheduler.match(request, num_computed_tokens), lambda: no_tokens
         )
         return num_tokens, self._load_async and bool(num_tokens)
 
@@ -221,6 +222,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @override
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        # First: the reports below may publish blocks that were computed from these pages.
         if failed_pages := connector_output.invalid_block_ids:
             self._barrier.run(lambda: self._drop_failed_pages(failed_pages), nothing)
         self._barrier.run(lambda: self._scheduler.end_step(), nothing)
@@ -269,8 +271,8 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @override
     def take_events(self) -> "Iterable[KVCacheEvent]":
-        nothing: list[KVCacheEvent] = []
-        return self._barrier.run(lambda: self._scheduler.take_events(), lambda: nothing)
+        no_events: list[KVCacheEvent] = []
+        return self._barrier.run(lambda: self._scheduler.take_events(), lambda: no_events)
 
     @override
     def get_external_cache_hit_sources(

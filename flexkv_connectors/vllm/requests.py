@@ -63,7 +63,7 @@ class VllmRequest(RequestState):
 
     @property
     @override
-    def num_lasting_blocks(self) -> int | None:
+    def num_durable_blocks(self) -> int | None:
         """Leading blocks that may outlive the process: those before the first multimodal item.
 
         The identifier of an item is a hash of its content, or what a client has sent as its
@@ -105,14 +105,17 @@ class VllmRequest(RequestState):
             return 0
         num_blocks = super().num_savable_blocks(num_computed) - self._deployment.draft_blocks
         # The files of an adapter are compared only if there is something new to save.
-        return num_blocks if num_blocks <= self.num_tried_blocks or self.is_sound() else 0
+        return num_blocks if num_blocks <= self.num_tried_blocks or self.check_adapter() else 0
 
-    def is_sound(self, num_local_tokens: int = 0) -> bool:
-        """Return whether the workers hold the adapter in its keys; if not, it is not cached.
+    def check_adapter(self, num_local_tokens: int = 0) -> bool:
+        """Stop caching the request if its adapter is not the one its keys name any more.
 
         Args:
             num_local_tokens: Tokens found in vLLM's own prefix cache, which knows an adapter by its
                 name alone.
+
+        Returns:
+            Whether it still is, or there is none.
         """
         if self._adapter is None:
             return True
@@ -132,7 +135,7 @@ class VllmRequest(RequestState):
             page_ids: All of its pages.
             num_computed: Tokens whose KV is in them already.
         """
-        self.is_sound(num_computed - self.num_promised_tokens)
+        self.check_adapter(num_computed - self.num_promised_tokens)
         self.page_ids = list(page_ids)
         self.num_promised_tokens = 0
         self.num_tried_blocks = 0

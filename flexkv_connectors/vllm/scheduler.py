@@ -52,7 +52,7 @@ class SchedulerHalf:
         None makes vLLM ask again in a later step: more is on its way from SSD.
         """
         state = self._state(request)
-        if not (state.is_sound(num_local_tokens) and state.may_load and state.has_keys):
+        if not (state.check_adapter(num_local_tokens) and state.may_load and state.has_keys):
             self.session.withdraw(state)
             return 0
         if state.lease is None:
@@ -84,6 +84,7 @@ class SchedulerHalf:
     def build_orders(self, scheduler_output: "SchedulerOutput") -> VllmOrders:
         """Plan this step's saves, and return them with all that the workers have to do."""
         self._adapters.look_again()
+        self.session.begin_orders()
         late_saves, self._late_saves = self._late_saves, []
         self._speed.begin_step(scheduler_output.total_num_scheduled_tokens, time.monotonic())
         computed = computed_by(scheduler_output, self.session.states)
@@ -167,6 +168,6 @@ class SchedulerHalf:
     def _reviewed(self, result: TransferResult) -> TransferResult:
         """Return `result`, or a failure if the adapter has changed under what it has saved."""
         state = self.session.saving.get(result.job_id)
-        if state is None or state.is_sound():
+        if state is None or state.check_adapter():
             return result
         return msgspec.structs.replace(result, status=Status.ERROR, num_blocks=0)

@@ -59,9 +59,6 @@ class WorkerHalf:
 
     def load(self, orders: VllmOrders) -> None:
         """Fill the pages of this step's loads."""
-        for load in orders.loads:
-            if load.plan is None:
-                self._promises.settle(load.request_id, 0)
         self.session.load(orders.loads)
 
     def save(self) -> None:

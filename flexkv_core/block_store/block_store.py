@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.block_store.blocks import Access, Blocks, Copies, JobResult
 from flexkv_core.block_store.catalog import Catalog, FollowerCatalog
-from flexkv_core.block_store.job_queue import JobQueue, Steps
+from flexkv_core.block_store.job_queue import JobHooks, JobQueue
 from flexkv_core.block_store.writer_catalog import WriterCatalog
 from flexkv_core.data.tiers.ssd.follower import Follower
 from flexkv_core.data.tiers.ssd.tier import SsdTier
@@ -36,7 +36,7 @@ class BlockStore:
     are taken in this order. A job takes its queue's lock and, inside it, the catalog's to plan and
     to end; `lookup` takes the catalog's alone. Neither queue's lock is held while a thread waits
     for the disk, so a load that hangs keeps nobody from a save, a `lookup` or another load. Only
-    `reset` and `close` hold all three while jobs end, and they give up on a disk that hangs.
+    `reset` and `close` hold both while jobs end, and they give up on a disk that hangs.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class BlockStore:
         """Begin to store pages as `blocks`; arguments as in `submit_load`.
 
         The pages must stay as they are until the job is reported. If too much is under way, the
-        job is refused: all its keys end with TIMEOUT. Where another rank writes, it is asked for
-        the same blocks, and all of them count as stored.
+        job is refused: all its keys end with TIMEOUT. Where another rank writes, that rank is asked
+        for the same blocks, and here all of them count as stored.
         """
         if self._saves is None:
             job_id = next(self._load_ids)
@@ -183,7 +183,7 @@ def open_writer(
     saves = JobQueue(
         "save",
         save_lane,
-        Steps(catalog.plan_saves, catalog.end_saves),
+        JobHooks(catalog.plan_saves, catalog.end_saves),
         _SAVE_LIMIT_S,
         max_blocks=_MAX_SAVED_BLOCKS,
         clock=clock,
@@ -208,5 +208,5 @@ def _loads(
     catalog: Catalog, lane: AsyncLane, limit_s: float, clock: Callable[[], float]
 ) -> JobQueue:
     return JobQueue(
-        "load", lane, Steps(catalog.plan_loads, catalog.end_loads), limit_s, clock=clock
+        "load", lane, JobHooks(catalog.plan_loads, catalog.end_loads), limit_s, clock=clock
     )

@@ -19,28 +19,28 @@ from flexkv_core.data.transfer.results import ended, statuses_of
 from flexkv_core.errors import LeaseError, TierError
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import (
+    Endpoint,
     EnginePages,
-    Place,
     Status,
     StoredBlocks,
     TransferPlan,
     TransferResult,
 )
 
-__all__ = ["JobQueue", "Steps"]
+__all__ = ["JobHooks", "JobQueue"]
 
 _FAILURES = frozenset({Status.ERROR, Status.TIMEOUT})
 _GRACE_S = 10.0
 """How long after its limit a job may end before its disk counts as hanging."""
 
-_STEP_S = 0.1
-"""A thread that waits looks up so often, since another may have submitted or polled meanwhile."""
+_REPOLL_S = 0.1
+"""A thread that waits polls again this often: others may have submitted or polled meanwhile."""
 
 _COPIES_KEPT = 1024
 """For whoever asks for them: nobody does where the engine's metrics are off."""
 
 
-class Steps(NamedTuple):
+class JobHooks(NamedTuple):
     """What a catalog does before a job and after it, for each of its chains."""
 
     plan: Callable[[Sequence[Chain], float], Sequence[TransferPlan | None]]
@@ -73,8 +73,9 @@ class JobQueue:
     to it, but for a trial now and then.
 
     Thread: any. `_changed` guards the lane, the jobs and their results. It is held while a lane
-    copies to or from an engine's pages, and not while it waits for the disk: of all threads in
-    `wait`, one waits for the lane, without the lock, and takes in what it has to say for all.
+    copies to or from an engine's pages, and not while a job waits for the disk: of all threads in
+    `wait`, one waits for the lane, without the lock, and takes in what it reports, for all. Only
+    `idle` waits for the disk under the lock, so that no job begins meanwhile.
     Planning and submitting are one critical section, so that no plan from before a reset reaches
     the lane after it. A catalog's lock is taken under this one, never the other way round.
     """
@@ -83,7 +84,7 @@ class JobQueue:
         self,
         name: str,
         lane: AsyncLane,
-        steps: Steps,
+        hooks: JobHooks,
         limit_s: float,
         *,
         max_blocks: int | None = None,
@@ -94,14 +95,14 @@ class JobQueue:
         Args:
             name: "load" or "save", as metrics have it.
             lane: Serves this queue alone.
-            steps: The catalog's, for loads or for saves.
+            hooks: The catalog's, for loads or for saves.
             limit_s: What a job without a deadline may take.
             max_blocks: Of all jobs under way; a job beyond that is refused, unless it is alone.
             clock: What deadlines are compared with.
         """
         self._name = name
         self._lane = lane
-        self._steps = steps
+        self._hooks = hooks
         self._health = Health("reading from tier ssd" if name == "load" else "writing to tier ssd")
         self._limit_s = limit_s
         self._max_blocks = max_blocks
@@ -138,7 +139,7 @@ class JobQueue:
             plans: Sequence[TransferPlan | None] = [None] * len(chains)
             if self._health.allows(now_s):
                 deadline_s = now_s + self._limit_s if deadline_s is None else deadline_s
-                plans = self._steps.plan(chains, deadline_s)
+                plans = self._hooks.plan(chains, deadline_s)
             job = _Job(job_id, chains, plans, now_s)
             plan = _join(job_id, plans)
             if plan is None:
@@ -156,7 +157,7 @@ class JobQueue:
     def poll(self) -> list[JobResult]:
         """Return jobs that have ended and that no thread waits for. Never waits for a disk."""
         with self._changed:
-            if not self._is_driven:
+            if not self._is_driven:  # else the thread that waits for the lane polls it
                 self._take_in(self._lane.poll())
             return [self._ended.pop(job_id) for job_id in self._ended.keys() - self._awaited]
 
@@ -173,7 +174,7 @@ class JobQueue:
                     self._changed.wait()
                 else:
                     with self._driving():
-                        self._lane.wait(_STEP_S)
+                        self._lane.wait(_REPOLL_S)
                     self._take_in(self._lane.poll())
             self._awaited.discard(job_id)
             if job_id not in self._ended:
@@ -196,10 +197,12 @@ class JobQueue:
             TierError: One does not end; a disk that hangs must not hang the engine's scheduler.
         """
         with self._changed:
-            if not self._lane.drain(self._limit_s + _GRACE_S):
+            limit_s = self._limit_s + _GRACE_S
+            if not self._lane.drain(limit_s):
                 msg = (
-                    f"a {self._name} does not end, and what is stored stays: if the weights have "
-                    "changed, delete it before the next start"
+                    f"a {self._name} has not ended after {limit_s:.0f} s, and nothing was "
+                    "forgotten: if the weights have changed, delete the files of this model, which "
+                    "`flexkv ls` shows, before the next start"
                 )
                 raise TierError("ssd", msg)
             self._take_in(self._lane.poll())
@@ -231,7 +234,7 @@ class JobQueue:
         finally:
             self._changed.acquire()
             self._is_driven = False
-            self._changed.notify_all()  # others wake when the lock is free: the lane is polled then
+            self._changed.notify_all()  # they run once this thread has polled, and releases it
 
     def _is_full(self, chains: Sequence[Chain]) -> bool:
         if self._max_blocks is None or not self._jobs:
@@ -250,7 +253,7 @@ class JobQueue:
     def _end(self, job: _Job, results: Sequence[TransferResult | None]) -> None:
         """Let the catalog take in how the plans ended, and say so key by key."""
         statuses: list[Status] = []
-        num_good = self._steps.end(job.chains, results)
+        num_good = self._hooks.end(job.chains, results)
         for chain, result, good in zip(job.chains, results, num_good, strict=True):
             is_bad = result is not None and result.status is not Status.OK
             failure = result.status if result is not None and is_bad else Status.MISS
@@ -272,8 +275,12 @@ def _num_pages(chains: Sequence[Chain]) -> int:
 
 
 def _join(job_id: JobId, plans: Sequence[TransferPlan | None]) -> TransferPlan | None:
-    """Return one plan for all; the blocks of several chains, one each, stand alone in it."""
+    """Return one plan for all, under the job's id; `_split` finds the way back to each.
+
+    Several chains have one block each: these stand alone in it, without parents.
+    """
     given = list(filter(None, plans))
+    assert len(given) <= 1 or all(plan.num_blocks == 1 for plan in given)
     if not given:
         return None
     first, *others = given
@@ -288,7 +295,7 @@ def _join(job_id: JobId, plans: Sequence[TransferPlan | None]) -> TransferPlan |
     )
 
 
-def _together(places: Sequence[Place]) -> Place:
+def _together(places: Sequence[Endpoint]) -> Endpoint:
     ids = [page for place in places if isinstance(place, EnginePages) for page in place.page_ids]
     if ids:
         return EnginePages(ids)

@@ -98,14 +98,16 @@ class WriterCatalog(Catalog):
     @override
     def reset(self, *, keeps_name: bool) -> None:
         with self._lock:
+            # The index first: until the tier has forgotten them, too, nobody finds old blocks.
             self._manager.reset()
-            self._manager.take_gone(_TIER)
+            # Of no owner, so it is over at once, and ends the thread that restores.
             self._restorer = Restorer(self._manager, _TIER, (), self._counters)
             self._tier.begin_generation(secrets.token_hex(8), keeps_name=keeps_name)
 
     @override
     def resize(self, quota_bytes: int) -> None:
-        self._tier.resize(quota_bytes)
+        with self._lock:
+            self._tier.resize(quota_bytes)
 
     @override
     def take_counts(self) -> dict[str, float]:
@@ -120,7 +122,7 @@ class WriterCatalog(Catalog):
 
     @override
     def close(self) -> None:
-        self._tier.close()
+        self._tier.close()  # `_restore` may go on meanwhile: a closed tier has nothing to give
 
     def _restore(self) -> None:
         """Take in what earlier processes left: the body of a thread."""

@@ -11,7 +11,14 @@ from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.control.index.node import Entry
 from flexkv_core.control.lease import Lease, Reservation
 from flexkv_core.errors import LeaseError
-from flexkv_core.plan import SLOT_BYTES, EnginePages, HostSlots, Place, StoredBlocks, TransferPlan
+from flexkv_core.plan import (
+    SLOT_BYTES,
+    Endpoint,
+    EnginePages,
+    HostSlots,
+    StoredBlocks,
+    TransferPlan,
+)
 
 __all__ = ["Ticket", "plan_copy", "plan_get", "plan_put"]
 
@@ -89,7 +96,7 @@ def _check_same_chain(lease: Lease, reservation: Reservation) -> None:
         raise LeaseError(msg)
 
 
-def _locate(entry: Entry, first_block: int, end_block: int) -> Place | None:
+def _locate(entry: Entry, first_block: int, end_block: int) -> Endpoint | None:
     """Return where blocks `first_block` to `end_block` of the chain to `entry` are kept."""
     runs = [run for run in entry.up_to(first_block) if run.start < end_block]
     if not runs[0].is_alive:
@@ -118,7 +125,7 @@ def _key_before(run: Entry, start: int) -> BlockKey | None:
 
 
 def _plan(
-    ticket: Ticket, source: Place | None, target: Place | None, num_blocks: int
+    ticket: Ticket, source: Endpoint | None, target: Endpoint | None, num_blocks: int
 ) -> TransferPlan | None:
     """Return the plan `ticket`, or None if its source or target is gone."""
     if source is None or target is None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from flexkv_core.data.transfer.lane import Lane
 from flexkv_core.data.transfer.results import refused
-from flexkv_core.plan import EnginePages, HostSlots, Place, Status, TransferPlan, TransferResult
+from flexkv_core.plan import Endpoint, EnginePages, HostSlots, Status, TransferPlan, TransferResult
 
 __all__ = ["HOST", "PAGES", "CacheWorker", "Route"]
 
@@ -96,7 +96,7 @@ class CacheWorker:
         return drained
 
 
-def _end_of(place: Place) -> str:
+def _end_of(place: Endpoint) -> str:
     if isinstance(place, EnginePages):
         return PAGES
     return HOST if isinstance(place, HostSlots) else place.tier

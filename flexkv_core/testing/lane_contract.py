@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from flexkv_core.data.transfer.lane import Lane
-from flexkv_core.plan import Place, Status, TransferPlan, TransferResult
+from flexkv_core.plan import Endpoint, Status, TransferPlan, TransferResult
 
 __all__ = ["LaneCase", "LaneContract"]
 
@@ -28,7 +28,7 @@ class LaneCase(ABC):
     clock_s: float
     """What the lane's clock shows at least."""
 
-    foreign: Place
+    foreign: Endpoint
     """A place that the lane does not serve."""
 
     @abstractmethod

@@ -9,9 +9,9 @@ from flexkv_core.data.transfer.lane import AsyncLane
 from flexkv_core.data.transfer.results import refused
 from flexkv_core.data.transfer.tier_lane import TierLane
 from flexkv_core.plan import (
+    Endpoint,
     EnginePages,
     HostSlots,
-    Place,
     Status,
     StoredBlocks,
     TransferPlan,
@@ -69,7 +69,7 @@ class DirectLane(AsyncLane):
         self._far.close()
 
 
-def _slots_of(place: Place) -> Place:
+def _slots_of(place: Endpoint) -> Endpoint:
     """Name pages as the slots that they are to the tier."""
     if isinstance(place, EnginePages):
         return HostSlots(np.asarray(place.page_ids, np.int64).tobytes())

@@ -42,7 +42,8 @@ class AsyncLane(Lane):
     def wait(self, timeout_s: float) -> None:
         """Wait until `poll` has something to do or to return, or `timeout_s` has passed.
 
-        Thread: any, while another one submits, cancels or closes; nobody may poll meanwhile.
+        Thread: any, while another one submits, cancels or closes. If another polls meanwhile, it
+        may take what is waited for, and this waits out its time.
         """
 
     @abstractmethod

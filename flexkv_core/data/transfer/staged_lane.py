@@ -19,9 +19,9 @@ from flexkv_core.data.transfer.lane import AsyncLane, Lane
 from flexkv_core.data.transfer.results import ended, num_leading, refused, statuses_of
 from flexkv_core.data.transfer.staging import StagingRing
 from flexkv_core.plan import (
+    Endpoint,
     EnginePages,
     HostSlots,
-    Place,
     Status,
     StoredBlocks,
     TransferPlan,
@@ -110,7 +110,7 @@ class _Part:
         place = msgspec.structs.replace(stored, keys=keys, parent=parent)
         return self._step(HostSlots(self.slots.tobytes()), place, self.num_blocks)
 
-    def _step(self, near: Place, far: Place, num_blocks: int) -> TransferPlan:
+    def _step(self, near: Endpoint, far: Endpoint, num_blocks: int) -> TransferPlan:
         source, target = (near, far) if self.job.is_save else (far, near)
         return msgspec.structs.replace(
             self.job.plan, job_id=self.part_id, source=source, target=target, num_blocks=num_blocks

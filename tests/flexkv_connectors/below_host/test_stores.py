@@ -97,7 +97,7 @@ def test_one_store_that_does_not_end_its_call_keeps_no_other_from_it(stores, cal
     monkeypatch.setattr(saves, "_limit_s", 0.0)
     monkeypatch.setattr(saves._lane, "drain", lambda _: False)
     options = {"keeps_name": True} if call == "reset" else {}
-    with pytest.raises(TierError, match="a save does not end"):
+    with pytest.raises(TierError, match="a save has not ended"):
         getattr(stores, call)(**options)
     monkeypatch.undo()
     assert not any(load(stores.get("swa")))

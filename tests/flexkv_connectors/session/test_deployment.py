@@ -13,5 +13,5 @@ def test_cells_are_what_there_is():
 
 
 def test_pages_as_they_are_cannot_be_had():
-    with pytest.raises(ConfigError, match="which vLLM has not: leave it out"):
+    with pytest.raises(ConfigError, match="which vLLM does not offer: leave it out"):
         require_cells(CacheConfig(block_format="native"), "vLLM")

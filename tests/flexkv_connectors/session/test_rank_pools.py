@@ -12,14 +12,14 @@ def attached(rank: int) -> RankReport:
 
 
 def test_the_number_of_slots_is_unknown_until_every_owner_has_a_pool():
-    pools = RankPools(owners=[0, 1], replicas=[])
+    pools = RankPools(owners=[0, 1], borrowers=[])
     pools.note(opened(0, 10))
     assert pools.num_slots is None
     assert not pools.are_ready
 
 
 def test_the_smallest_pool_decides():
-    pools = RankPools(owners=[0, 1], replicas=[])
+    pools = RankPools(owners=[0, 1], borrowers=[])
     pools.note(opened(0, 10))
     pools.note(opened(1, 8))
     assert pools.num_slots == 8
@@ -27,7 +27,7 @@ def test_the_smallest_pool_decides():
 
 
 def test_pools_are_offered_until_every_replica_has_mapped_one():
-    pools = RankPools(owners=[0], replicas=[1, 2])
+    pools = RankPools(owners=[0], borrowers=[1, 2])
     pools.note(opened(0, 10))
     assert list(pools.to_attach) == [0]
     pools.note(attached(1))

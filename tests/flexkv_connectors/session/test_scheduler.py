@@ -266,10 +266,19 @@ def test_failed_pages_are_rubbish_with_all_behind_them_and_their_blocks_are_drop
     assert (loading.lease, ended.lease) == (None, None)
 
 
-def test_requests_of_the_step_before_the_last_are_not_looked_at_for_failed_pages(session, begin):
+def test_a_load_may_fail_after_its_request_has_ended_and_later_steps_were_ordered(session, begin):
+    """Asynchronous scheduling, and pipeline stages: an engine orders steps ahead."""
     ended = begin(session, "ended", 25, 20)
     session.end(ended)
-    session.take_ssd_orders()
+    session.begin_orders()
+    session.begin_orders()
+    assert session.drop_failed_pages({24}) == {24, 25, 26}
+
+
+def test_requests_that_ended_many_steps_ago_are_not_looked_at_for_failed_pages(session, begin):
+    session.end(begin(session, "ended", 25, 20))
+    for _ in range(16):
+        session.begin_orders()
     assert session.drop_failed_pages({24}) == {24}
 
 

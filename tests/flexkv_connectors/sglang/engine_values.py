@@ -29,7 +29,7 @@ def settings(**changes):
         "rope": "{'rope_theta': 10000.0}",
         "num_layers": LAYERS,
         "num_kv_heads": HEADS,
-        "replica": 0,
+        "engine_index": 0,
         "num_nodes": 1,
         "tp_size": 1,
         "is_multimodal": False,

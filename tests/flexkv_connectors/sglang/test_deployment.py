@@ -69,7 +69,7 @@ def test_engines_that_attend_in_parallel_have_names_of_their_own():
 
 
 def test_engines_of_one_command_have_names_of_their_own():
-    engines = [deployment(engine=settings(replica=replica)) for replica in (0, 1)]
+    engines = [deployment(engine=settings(engine_index=replica)) for replica in (0, 1)]
     assert len({engine.rank.engine_id for engine in engines}) == 2
 
 

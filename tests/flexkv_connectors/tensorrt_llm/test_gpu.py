@@ -38,7 +38,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(worker, "are_on_gpu", lambda slabs: True)
     monkeypatch.setattr(gpu_share, "CudaDevice", device)
     monkeypatch.setattr(gpu_share, "find_cuda_runtime", lambda: fake.runtime)
-    places = gpu_share.Places(save=SAVE_PLACES, load=1)
+    places = gpu_share.StagingSplit(save=SAVE_PLACES, load=1)
     monkeypatch.setattr(gpu_share, "staging_places", lambda *sizes: places)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
     return fake

@@ -95,5 +95,5 @@ def test_a_load_that_does_not_end_does_not_hang_who_asks_for_more(case, call, mo
     options = {"keeps_name": True} if call == "reset" else {}
     with monkeypatch.context() as hanging:
         hanging.setattr(case.store._loads._lane, "drain", lambda _: False)
-        with pytest.raises(TierError, match="a load does not end"):
+        with pytest.raises(TierError, match="a load has not ended"):
             getattr(case.store, call)(**options)

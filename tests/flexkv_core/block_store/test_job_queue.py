@@ -4,7 +4,7 @@ import pytest
 
 from flexkv_core.block_store import job_queue as job_queue_module
 from flexkv_core.block_store.blocks import Access, Blocks, Copy
-from flexkv_core.block_store.job_queue import JobQueue, Steps
+from flexkv_core.block_store.job_queue import JobHooks, JobQueue
 from flexkv_core.data.transfer.lane import AsyncLane
 from flexkv_core.data.transfer.results import ended
 from flexkv_core.errors import LeaseError, TierError
@@ -105,7 +105,7 @@ def catalog():
 def start(lane, catalog, clock):
     def start(name="load", limit_s=5.0, **options):
         return JobQueue(
-            name, lane, Steps(catalog.plan, catalog.end), limit_s, clock=clock, **options
+            name, lane, JobHooks(catalog.plan, catalog.end), limit_s, clock=clock, **options
         )
 
     return start
@@ -228,7 +228,7 @@ def test_a_job_is_reported_once(loads):
 def test_a_job_that_does_not_end_is_not_waited_for(start, lane):
     saves = start("save")
     lane.hangs = True
-    with pytest.raises(TierError, match="a save does not end"), saves.idle():
+    with pytest.raises(TierError, match="a save has not ended"), saves.idle():
         pass
     lane.hangs = False
     with saves.idle():

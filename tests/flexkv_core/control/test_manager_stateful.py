@@ -17,9 +17,9 @@ from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import (
+    Endpoint,
     EnginePages,
     HostSlots,
-    Place,
     Status,
     StoredBlocks,
     TransferPlan,
@@ -350,12 +350,12 @@ class World:
     def _all_held(self) -> list[Held]:
         return self.open + [held for job in self.running for held in job.held]
 
-    def _write_bytes(self, place: Place, keys: list[bytes], owners: Sequence[int]) -> None:
+    def _write_bytes(self, place: Endpoint, keys: list[bytes], owners: Sequence[int]) -> None:
         for owner in owners if isinstance(place, HostSlots) else ():
             for slot, key in zip(_unpack(place), keys, strict=False):
                 self.memory[owner][slot] = key
 
-    def _expect_bytes(self, place: Place, keys: list[bytes]) -> None:
+    def _expect_bytes(self, place: Endpoint, keys: list[bytes]) -> None:
         if isinstance(place, StoredBlocks):
             assert list(place.keys) == keys
         if isinstance(place, HostSlots):

@@ -9,13 +9,13 @@ from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.events import EventLog
 from flexkv_core.metrics import Recorder
 
-__all__ = ["Stores", "open_stores"]
+__all__ = ["Tiers", "open_tiers"]
 
 logger = logging.getLogger(__name__)
 
 
-class Stores(NamedTuple):
-    """All tiers, and the part of them below host memory, if there is one."""
+class Tiers(NamedTuple):
+    """The control plane of all tiers, and of the one below host memory, if there is one."""
 
     manager: CacheManager
     ssd: LowerTier | None
@@ -29,18 +29,18 @@ class Stores(NamedTuple):
             recorder.set("ssd_off", self.ssd.is_off)
 
 
-def open_stores(
+def open_tiers(
     deployment: Deployment,
     num_host_blocks: int,
     num_ssd_blocks: int,
     recorder: Recorder,
     events: EventLog | None,
-) -> Stores:
+) -> Tiers:
     """Begin with empty tiers of the sizes that every owner has; 0 for no SSD tier."""
     policy = deployment.cache.eviction_policy
-    tiers = [TierSpec("host", num_host_blocks, policy)]
+    specs = [TierSpec("host", num_host_blocks, policy)]
     if num_ssd_blocks:
-        tiers.append(TierSpec("ssd", num_ssd_blocks, policy, addressed_by="key"))
+        specs.append(TierSpec("ssd", num_ssd_blocks, policy, addressed_by="key"))
     recorder.set("host_capacity_blocks", num_host_blocks)
     logger.info(
         "connector.ready host_blocks=%d ssd_blocks=%d block_tokens=%d ranks=%d",
@@ -50,14 +50,14 @@ def open_stores(
         deployment.num_ranks,
     )
     manager = CacheManager(
-        tiers,
+        specs,
         ranks=deployment.num_ranks,
         owners=deployment.owners,
         recorder=recorder,
         events=events,
     )
     if not num_ssd_blocks:
-        return Stores(manager, None)
+        return Tiers(manager, None)
     ssd = LowerTier(
         manager,
         "ssd",
@@ -66,4 +66,4 @@ def open_stores(
         timeout_s=deployment.cache.promotion_timeout_s,
         recorder=recorder,
     )
-    return Stores(manager, ssd)
+    return Tiers(manager, ssd)
