@@ -79,7 +79,7 @@ class WriterCatalog(Catalog):
             if not self._restorer.is_over:
                 # What is on the disk is not known yet, nor where there is room.
                 return [None] * len(chains)
-            self._fit_capacity()
+            self._manager.resize(self._tier.capacity_blocks, tier=_TIER)
             return [self._plan_save(chain, deadline_s) for chain in chains]
 
     def end_saves(
@@ -191,9 +191,3 @@ class WriterCatalog(Catalog):
     def _forget_gone(self) -> None:
         """Let the tier forget what left the index, before anything later is written."""
         self._tier.delete(self._manager.take_gone(_TIER))
-
-    def _fit_capacity(self) -> None:
-        """Give the index the size that there is room for."""
-        num_free = self._manager.num_free_blocks(_TIER)
-        if num_free + self._manager.num_used_blocks(_TIER) != self._tier.capacity_blocks:
-            self._manager.resize(self._tier.capacity_blocks, tier=_TIER)

@@ -216,7 +216,10 @@ class CacheManager:
         return self._index.lookup(state, keys).num_known
 
     def resize(self, capacity_blocks: int, *, tier: str) -> None:
-        """Grow to `capacity_blocks`, or evict and shrink as far as blocks in use allow."""
+        """Grow to `capacity_blocks`, or evict and shrink as far as blocks in use allow.
+
+        Cost: O(1) if that is its size already.
+        """
         state = self._tiers[tier]
         self._index.evict(state, state.pool.num_used - capacity_blocks)
         state.pool.resize(capacity_blocks)

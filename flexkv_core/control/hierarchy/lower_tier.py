@@ -100,7 +100,7 @@ class LowerTier:
 
     def take_orders(self, now_s: float) -> TierOrders:
         """Return the workers' next orders."""
-        self._fit_capacity()
+        self._manager.resize(self.capacity_blocks, tier=self._tier)
         if not self._restorer.is_over:
             self._useless += self._restorer.step()
         plans = self.promoter.take_plans()
@@ -124,9 +124,3 @@ class LowerTier:
         self._useless = []
         self.demoter.clear()
         self.promoter.reset()
-
-    def _fit_capacity(self) -> None:
-        """Resize the tier to what every owner has room for; blocks in use are evicted later."""
-        num_free = self._manager.num_free_blocks(self._tier)
-        if num_free + self._manager.num_used_blocks(self._tier) != self.capacity_blocks:
-            self._manager.resize(self.capacity_blocks, tier=self._tier)

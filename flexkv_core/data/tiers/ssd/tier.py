@@ -134,7 +134,7 @@ class SsdTier(ColumnTier[ColumnStore]):
         """Forget everything: the weights have changed in place.
 
         Args:
-            name: Of the new generation; never used before.
+            name: Of the new generation: unused so far, or just recorded by `record_reset`.
             keeps_name: The user named the weights, and the name stays: what was stored under it is
                 deleted, and not found if it comes back. Otherwise it is left for a process with
                 the old weights, and from here on slabs are temporary.
