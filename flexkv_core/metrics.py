@@ -78,7 +78,9 @@ METRICS: Mapping[str, Metric] = {
             "counter",
             "Unexpected reports of workers: repeated, or from before a reset",
         ),
-        Metric("switched_off", "gauge", "1 after an unexpected error, with the cache off"),
+        Metric(
+            "switched_off", "gauge", "1 while the connector stays out: unsupported here, or failed"
+        ),
         Metric("host_capacity_blocks", "gauge", "Blocks the host tier can hold"),
         Metric("host_used_blocks", "gauge", "Blocks in the host tier, being written included"),
         Metric("ssd_read_bytes", "counter", "Bytes read from slabs, headers included"),

@@ -1,4 +1,4 @@
-"""The class that SGLang's HiCache calls. It only delegates, each call through the fault barrier."""
+"""The class that SGLang's HiCache calls; each call goes through the fault barrier."""
 
 import logging
 from collections.abc import Callable, Sequence
