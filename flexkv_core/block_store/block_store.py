@@ -18,9 +18,6 @@ from flexkv_core.plan import Status
 __all__ = ["BlockStore", "open_follower", "open_writer"]
 
 _SAVE_LIMIT_S = 60.0
-_MAX_SAVED_BLOCKS = 1024
-"""Of saves under way. An engine may pin its pages until a save is reported: a slow disk must not
-take all of them."""
 
 
 class BlockStore:
@@ -30,7 +27,7 @@ class BlockStore:
     to time. Whatever happens to a job, it is reported with a status for each of its keys. A page
     whose status is not OK is not to be used.
 
-    Thread: any, for all methods.
+    Thread: any; `resize` one at a time.
 
     Locking: loads have a lock, saves have one (`JobQueue._changed`), and so does the catalog. They
     are taken in this order. A job takes its queue's lock and, inside it, the catalog's to plan and
@@ -72,6 +69,8 @@ class BlockStore:
     def submit_load(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:
         """Begin to fill pages with what there is of `blocks`.
 
+        If too much is in flight, the job is refused: all its keys end with TIMEOUT.
+
         Args:
             blocks: What goes where.
             deadline_s: On the store's clock: what has not come by then is reported as TIMEOUT.
@@ -84,9 +83,8 @@ class BlockStore:
     def submit_save(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:
         """Begin to store pages as `blocks`; arguments as in `submit_load`.
 
-        The pages must stay as they are until the job is reported. If too much is under way, the
-        job is refused: all its keys end with TIMEOUT. Where another rank writes, that rank is asked
-        for the same blocks, and here all of them count as stored.
+        The pages must stay as they are until the job is reported. Where another rank writes, that
+        rank is asked for the same blocks, and here all of them count as stored.
         """
         if self._saves is None:
             job_id = next(self._load_ids)
@@ -180,14 +178,8 @@ def open_writer(
 ) -> BlockStore:
     """Open the store of a rank that writes its blocks; take over the tier and the lanes."""
     catalog = WriterCatalog(tier, eviction_policy=eviction_policy)
-    saves = JobQueue(
-        "save",
-        save_lane,
-        JobHooks(catalog.plan_saves, catalog.end_saves),
-        _SAVE_LIMIT_S,
-        max_blocks=_MAX_SAVED_BLOCKS,
-        clock=clock,
-    )
+    hooks = JobHooks(catalog.plan_saves, catalog.end_saves)
+    saves = JobQueue("save", save_lane, hooks, _SAVE_LIMIT_S, clock=clock)
     return BlockStore(catalog, _loads(catalog, load_lane, load_limit_s, clock), saves, access)
 
 
@@ -207,6 +199,5 @@ def open_follower(
 def _loads(
     catalog: Catalog, lane: AsyncLane, limit_s: float, clock: Callable[[], float]
 ) -> JobQueue:
-    return JobQueue(
-        "load", lane, JobHooks(catalog.plan_loads, catalog.end_loads), limit_s, clock=clock
-    )
+    hooks = JobHooks(catalog.plan_loads, catalog.end_loads)
+    return JobQueue("load", lane, hooks, limit_s, clock=clock)

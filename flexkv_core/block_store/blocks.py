@@ -54,9 +54,9 @@ class Access(enum.Enum):
     chain, still stands for all that comes before it."""
 
     def chains_of(self, blocks: Blocks) -> list[Chain]:
-        """Return `blocks` as chains that are independent of each other."""
+        """Return `blocks` as chains that are independent of each other; none is a caller's list."""
         if self is Access.CHAIN:
-            return [Chain([*blocks.before, *blocks.keys], blocks.page_ids)]
+            return [Chain([*blocks.before, *blocks.keys], [*blocks.page_ids])]
         pairs = zip(blocks.keys, blocks.page_ids, strict=True)
         return [Chain([key], [page_id]) for key, page_id in pairs]
 
@@ -66,9 +66,10 @@ class JobResult(NamedTuple):
 
     job_id: JobId
     statuses: list[Status]
-    """One for each of its keys: OK if the page was filled, or the block is stored now. MISS: it
-    was not there; or there is no room for it, or nothing that it could follow. TIMEOUT: too late,
-    cancelled, or refused. Behind a block of a chain that failed, all share its status."""
+    """One for each of its keys. OK: the page was filled; or the block is stored now, or being
+    stored by another job. MISS: it was not there; or there is no room for it, or nothing that it
+    could follow. TIMEOUT: too late, cancelled, or refused. Behind a block of a chain that failed,
+    all share its status."""
 
 
 class Copy(NamedTuple):

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -36,6 +36,10 @@ _GRACE_S = 10.0
 _REPOLL_S = 0.1
 """A thread that waits polls again this often: others may have submitted or polled meanwhile."""
 
+_MAX_BLOCKS = 1024
+"""In flight. More would only wait for threads, and be too late; and an engine may pin the pages
+that it saves: a slow disk must not take all of them."""
+
 _COPIES_KEPT = 1024
 """For whoever asks for them: nobody does where the engine's metrics are off."""
 
@@ -57,7 +61,6 @@ class _Job:
     job_id: JobId
     chains: Sequence[Chain]
     plans: Sequence[TransferPlan | None]
-    begin_s: float
     is_cancelled: bool = False
 
     @property
@@ -87,7 +90,7 @@ class JobQueue:
         hooks: JobHooks,
         limit_s: float,
         *,
-        max_blocks: int | None = None,
+        max_blocks: int = _MAX_BLOCKS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take over the lane.
@@ -97,7 +100,7 @@ class JobQueue:
             lane: Serves this queue alone.
             hooks: The catalog's, for loads or for saves.
             limit_s: What a job without a deadline may take.
-            max_blocks: Of all jobs under way; a job beyond that is refused, unless it is alone.
+            max_blocks: Of all jobs in flight; a job beyond that is refused, unless it is alone.
             clock: What deadlines are compared with.
         """
         self._name = name
@@ -115,6 +118,9 @@ class JobQueue:
 
         self._is_driven = False
         """A thread waits for the lane, and is the one to poll it."""
+
+        self._counting = threading.Lock()
+        """Guards what is counted, so that to ask for it waits for nothing; taken last."""
 
         self._counters = Counters()
         self._copies: deque[Copy] = deque(maxlen=_COPIES_KEPT)
@@ -140,14 +146,14 @@ class JobQueue:
             if self._health.allows(now_s):
                 deadline_s = now_s + self._limit_s if deadline_s is None else deadline_s
                 plans = self._hooks.plan(chains, deadline_s)
-            job = _Job(job_id, chains, plans, now_s)
+            job = _Job(job_id, chains, plans)
             plan = _join(job_id, plans)
             if plan is None:
                 self._end(job, [None] * len(chains))
             else:
                 self._health.begin(now_s)
-                self._jobs[job_id] = job
                 self._lane.submit(plan)
+                self._jobs[job_id] = job
 
     def report(self, job_id: JobId, statuses: list[Status]) -> None:
         """Let a job end that is not to be begun."""
@@ -169,14 +175,11 @@ class JobQueue:
         """
         with self._changed:
             self._awaited.add(job_id)
-            while job_id in self._jobs:
-                if self._is_driven:
-                    self._changed.wait()
-                else:
-                    with self._driving():
-                        self._lane.wait(_REPOLL_S)
-                    self._take_in(self._lane.poll())
-            self._awaited.discard(job_id)
+            try:
+                while job_id in self._jobs:
+                    self._wait_once()
+            finally:
+                self._awaited.discard(job_id)
             if job_id not in self._ended:
                 msg = f"job {job_id} was reported before: wait for a job or poll it, not both"
                 raise LeaseError(msg)
@@ -196,9 +199,12 @@ class JobQueue:
         Raises:
             TierError: One does not end; a disk that hangs must not hang the engine's scheduler.
         """
-        with self._changed:
-            limit_s = self._limit_s + _GRACE_S
-            if not self._lane.drain(limit_s):
+        limit_s = self._limit_s + _GRACE_S
+        with ExitStack() as stack:
+            is_held = self._changed.acquire(timeout=limit_s)
+            if is_held:
+                stack.callback(self._changed.release)
+            if not (is_held and self._lane.drain(limit_s)):
                 msg = (
                     f"a {self._name} has not ended after {limit_s:.0f} s, and nothing was "
                     "forgotten: if the weights have changed, delete the files of this model, which "
@@ -210,12 +216,12 @@ class JobQueue:
 
     def take_counts(self) -> dict[str, float]:
         """Return what changed of `metrics.METRICS` since the last call."""
-        with self._changed:
+        with self._counting:
             return self._counters.drain()
 
     def take_copies(self) -> list[Copy]:
         """Return the jobs that have moved something since the last call of this."""
-        with self._changed:
+        with self._counting:
             copies = list(self._copies)
             self._copies.clear()
         return copies
@@ -223,6 +229,15 @@ class JobQueue:
     def close(self) -> None:
         """Close the lane; within `idle`."""
         self._lane.close()
+
+    def _wait_once(self) -> None:
+        """Wait until something has ended: one thread for the lane, and all others for that one."""
+        if self._is_driven:
+            self._changed.wait()
+        else:
+            with self._driving():
+                self._lane.wait(_REPOLL_S)
+            self._take_in(self._lane.poll())
 
     @contextmanager
     def _driving(self) -> Iterator[None]:
@@ -237,18 +252,23 @@ class JobQueue:
             self._changed.notify_all()  # they run once this thread has polled, and releases it
 
     def _is_full(self, chains: Sequence[Chain]) -> bool:
-        if self._max_blocks is None or not self._jobs:
+        if not self._jobs:
             return False
         num_open = sum(_num_pages(job.chains) for job in self._jobs.values())
         return num_open + _num_pages(chains) > self._max_blocks
 
     def _take_in(self, results: Sequence[TransferResult]) -> None:
-        for result in results:
-            job = self._jobs.pop(result.job_id)
-            if not job.is_cancelled:
-                self._health.note(ok=result.status not in _FAILURES, now_s=self._clock())
-            self._count(job, result)
-            self._end(job, _split(job, result))
+        with ExitStack() as all_of_them:  # though one should raise: other threads wait for the rest
+            for result in reversed(results):  # run in their order: the last one first
+                all_of_them.callback(self._take_in_one, result)
+
+    def _take_in_one(self, result: TransferResult) -> None:
+        job = self._jobs.pop(result.job_id)
+        self.report(job.job_id, [Status.ERROR] * _num_pages(job.chains))  # if what follows raises
+        if not (job.is_cancelled and result.status is Status.TIMEOUT):
+            self._health.note(ok=result.status not in _FAILURES, now_s=self._clock())
+        self._count(job, result)
+        self._end(job, _split(job, result))
 
     def _end(self, job: _Job, results: Sequence[TransferResult | None]) -> None:
         """Let the catalog take in how the plans ended, and say so key by key."""
@@ -261,13 +281,14 @@ class JobQueue:
         self.report(job.job_id, statuses)
 
     def _count(self, job: _Job, result: TransferResult) -> None:
-        seconds = self._clock() - job.begin_s
-        num_lost = 0 if job.is_cancelled else job.num_planned - result.num_blocks
-        self._counters.add(f"{self._name}_bytes", result.num_bytes)
-        self._counters.add(f"{self._name}_seconds", seconds)
-        self._counters.add(f"{self._name}_failed_blocks", num_lost)
-        if result.num_blocks:
-            self._copies.append(Copy(result.num_blocks, result.num_bytes, seconds))
+        is_given_up = job.is_cancelled and result.status is Status.TIMEOUT
+        num_lost = 0 if is_given_up else job.num_planned - result.num_blocks
+        with self._counting:
+            self._counters.add(f"{self._name}_bytes", result.num_bytes)
+            self._counters.add(f"{self._name}_seconds", result.seconds)
+            self._counters.add(f"{self._name}_failed_blocks", num_lost)
+            if result.num_blocks:
+                self._copies.append(Copy(result.num_blocks, result.num_bytes, result.seconds))
 
 
 def _num_pages(chains: Sequence[Chain]) -> int:

@@ -88,12 +88,14 @@ class WriterCatalog(Catalog):
         """End plans.
 
         Returns:
-            How many leading pages of each chain are stored now; 0 if a block before them is not.
+            How many leading pages of each chain are stored now, or being stored by another job; 0
+            if a block before them is not.
         """
         with self._lock:
             for result in filter(None, results):
                 self._manager.complete(result)
-            return [max(0, self._count(chain.keys) - chain.first_block) for chain in chains]
+            known = [self._manager.lookup(chain.keys, tier=_TIER).num_known for chain in chains]
+            return [max(0, n - chain.first_block) for n, chain in zip(known, chains, strict=True)]
 
     @override
     def reset(self, *, keeps_name: bool) -> None:
@@ -106,8 +108,7 @@ class WriterCatalog(Catalog):
 
     @override
     def resize(self, quota_bytes: int) -> None:
-        with self._lock:
-            self._tier.resize(quota_bytes)
+        self._tier.resize(quota_bytes)  # without the lock: it waits for a slab that is growing
 
     @override
     def take_counts(self) -> dict[str, float]:

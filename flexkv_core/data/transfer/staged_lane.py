@@ -53,7 +53,7 @@ class _Job:
     num_open: int = 0
     """Parts that have not ended: besides those, the ones that were read and are to be filled."""
 
-    num_bytes: int = 0
+    block_bytes: int = 0
     error: str = ""
     is_reported: bool = False
     statuses: list[Status] = field(init=False)
@@ -177,6 +177,7 @@ class StagedLane(AsyncLane):
             case _:
                 self._refuse(plan, Status.ERROR, "a staged lane serves pages and stored blocks")
                 return
+        self._take_in()  # what came too late and has ended since is no sign of a stuck tier
         num_pages, now_s = len(pages.page_ids), self._clock()
         deadline_s = now_s + _LIMIT_S if plan.deadline_s is None else plan.deadline_s
         if not len(stored.keys) == num_pages == plan.num_blocks > 0:
@@ -190,8 +191,7 @@ class StagedLane(AsyncLane):
 
     @override
     def poll(self) -> list[TransferResult]:
-        for moved in self._far.poll():
-            self._take_in(self._parts.pop(moved.job_id), moved)
+        self._take_in()
         self._report_late()
         self._begin_parts()  # the tier reads the next ones while pages are filled
         while self._read:
@@ -203,7 +203,7 @@ class StagedLane(AsyncLane):
     @override
     def wait(self, timeout_s: float) -> None:
         """Wait for the tier, and no longer than to the next deadline."""
-        if not self._results:
+        if not (self._results or self._read):
             now_s = self._clock()
             left = [job.deadline_s - now_s for job in tuple(self._jobs)]
             self._far.wait(max(0.0, min([timeout_s, *left])) if left else 0.0)
@@ -264,15 +264,17 @@ class StagedLane(AsyncLane):
         job.num_open += 1
         return part
 
-    def _take_in(self, part: _Part, moved: TransferResult) -> None:
+    def _take_in(self) -> None:
         """Note what the tier has done; pages are filled after the next parts have begun."""
-        part.job.num_in_tier -= 1
-        if part.job.is_save or part.job.is_reported or not moved.num_blocks:
-            self._end(part, moved)
-        else:
-            # Its blocks count once they are in the pages: the plan may be reported before.
-            part.job.stop_at_failure(statuses_of(moved, part.num_blocks))
-            self._read.append((part, moved))
+        for moved in self._far.poll():
+            part = self._parts.pop(moved.job_id)
+            part.job.num_in_tier -= 1
+            if part.job.is_save or part.job.is_reported or not moved.num_blocks:
+                self._end(part, moved)
+            else:
+                # Its blocks count once they are in the pages: the plan may be reported before.
+                part.job.stop_at_failure(statuses_of(moved, part.num_blocks))
+                self._read.append((part, moved))
 
     def _fill(self, part: _Part, read: TransferResult) -> None:
         """Fill pages with the blocks that are good, unless it is too late for that."""
@@ -289,7 +291,8 @@ class StagedLane(AsyncLane):
         """Note how a part ended, and free its slots."""
         job = part.job
         job.num_open -= 1
-        job.num_bytes += result.num_bytes
+        if result.num_blocks:
+            job.block_bytes = result.num_bytes // result.num_blocks
         job.error = result.error or job.error
         statuses = statuses_of(result, part.num_blocks)
         job.statuses[part.first_block : part.first_block + part.num_blocks] = statuses
@@ -322,10 +325,11 @@ class StagedLane(AsyncLane):
             self._rank,
             job.statuses,
             is_chain=job.stored.is_chain,
+            block_bytes=job.block_bytes,
             seconds=self._clock() - job.begin_s,
         )
         error = job.error if result.status is Status.ERROR else ""
-        self._results.append(msgspec.structs.replace(result, num_bytes=job.num_bytes, error=error))
+        self._results.append(msgspec.structs.replace(result, error=error))
 
     def _refuse(self, plan: TransferPlan, status: Status, error: str = "") -> None:
         self._results.append(refused(plan, self._rank, status, error))

@@ -105,7 +105,11 @@ class TierLane(AsyncLane):
         self._blocks_per_call = max(1, _CALL_BYTES // memory.slot_bytes)
         self._max_waiting_calls = max_waiting_calls
         self._clock = clock
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        # Of the same lock, but for the threads below alone: a call must not wake who waits for
+        # results instead of a thread that is idle.
+        self._called = threading.Condition(lock)
         self._waiting: deque[_Call] = deque()
         self._num_open_jobs = 0
         self._is_closed = False
@@ -161,7 +165,7 @@ class TierLane(AsyncLane):
         with self._changed:
             self._is_closed = True
             self._drop_waiting(lambda _: True)
-            self._changed.notify_all()
+            self._called.notify_all()
 
     def _drop_waiting(self, is_dropped: Callable[[_Call], bool]) -> None:
         """End calls that have not begun; under the lock."""
@@ -195,7 +199,7 @@ class TierLane(AsyncLane):
                 self._waiting.append(_Call(job, first, blocks[first : first + step]))
                 job.num_open_calls += 1
             self._num_open_jobs += 1
-            self._changed.notify(job.num_open_calls)
+            self._called.notify(job.num_open_calls)
 
     def _refuse(self, plan: TransferPlan, status: Status, error: str = "") -> None:
         with self._changed:
@@ -213,7 +217,7 @@ class TierLane(AsyncLane):
     def _calls(self) -> Iterator[_Call]:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                self._called.wait_for(lambda: self._waiting or self._is_closed)
                 if not self._waiting:
                     return
                 call = self._waiting.popleft()

@@ -1,5 +1,7 @@
 """The jobs of one direction, over a lane that ends them as a test says."""
 
+import threading
+
 import pytest
 
 from flexkv_core.block_store import job_queue as job_queue_module
@@ -12,10 +14,12 @@ from flexkv_core.plan import EnginePages, Status, StoredBlocks, TransferPlan
 from flexkv_core.testing.doubles import ManualClock
 
 BLOCK_BYTES = 10
+SECONDS = 0.25
+"""What the lane takes for a plan, as it reports."""
 
 
 class ScriptedLane(AsyncLane):
-    """Ends plans when it is waited for, each as its job's number says; it takes a second for all.
+    """Ends plans when it is waited for, each as its job's number says; that takes a second for all.
 
     Of a plan that does not end well, the last block is bad.
     """
@@ -52,7 +56,7 @@ class ScriptedLane(AsyncLane):
         status = self.statuses.get(plan.job_id, Status.OK)
         statuses = [Status.OK] * (plan.num_blocks - 1) + [status]
         is_chain = plan.source.is_chain
-        return ended(plan, 0, statuses, is_chain=is_chain, block_bytes=BLOCK_BYTES)
+        return ended(plan, 0, statuses, is_chain=is_chain, block_bytes=BLOCK_BYTES, seconds=SECONDS)
 
 
 class ScriptedCatalog:
@@ -126,7 +130,8 @@ def test_jobs_are_under_way_together_and_each_has_its_result(loads):
     loads.submit(2, chains(3), None)
     assert loads.wait(2) == (2, [Status.OK] * 3)
     assert loads.poll() == [(1, [Status.OK] * 2)]
-    assert loads.take_copies() == [Copy(2, 2 * BLOCK_BYTES, 1), Copy(3, 3 * BLOCK_BYTES, 1)]
+    copies = [Copy(2, 2 * BLOCK_BYTES, SECONDS), Copy(3, 3 * BLOCK_BYTES, SECONDS)]
+    assert sorted(loads.take_copies()) == copies
     assert loads.take_copies() == []
 
 
@@ -144,7 +149,8 @@ def test_what_was_moved_and_what_was_lost_is_counted_once(loads, lane):
     lane.statuses[2] = Status.CORRUPT
     run(loads, 1)
     run(loads, 2)
-    counts = {"load_bytes": 3 * BLOCK_BYTES, "load_seconds": 2, "load_failed_blocks": 1}
+    seconds = 2 * SECONDS
+    counts = {"load_bytes": 3 * BLOCK_BYTES, "load_seconds": seconds, "load_failed_blocks": 1}
     assert loads.take_counts() == counts
     assert loads.take_counts() == {}
 
@@ -208,6 +214,73 @@ def test_a_cancelled_job_is_reported_and_is_no_failure_of_the_tier(loads, lane):
     assert lane.cancelled == [1, 2, 3, 4]
     assert not loads.is_off
     assert "load_failed_blocks" not in loads.take_counts()
+
+
+def test_a_failure_counts_although_its_job_was_cancelled(loads, lane):
+    for job_id in range(1, 4):
+        lane.statuses[job_id] = Status.ERROR
+        loads.submit(job_id, chains(), None)
+        loads.cancel(job_id)
+        loads.wait(job_id)
+    assert loads.is_off
+    assert loads.take_counts()["load_failed_blocks"] == 3
+
+
+def test_a_trial_that_succeeds_counts_although_it_was_cancelled(loads, lane, clock):
+    lane.statuses = dict.fromkeys(range(1, 4), Status.ERROR)
+    for job_id in range(1, 4):
+        run(loads, job_id)
+    clock.advance(60)
+    loads.submit(4, chains(), None)
+    loads.cancel(4)
+    loads.wait(4)
+    assert not loads.is_off
+
+
+def test_an_error_while_one_job_is_taken_in_strands_no_other(loads, catalog, monkeypatch):
+    """Whoever waits gets an answer, and whoever takes in gets the error."""
+    loads.submit(1, chains(), None)
+    loads.submit(2, chains(), None)
+    ends = iter([MemoryError])
+
+    def end(chains, results):
+        if error := next(ends, None):
+            raise error
+        return [result.num_blocks for result in results]
+
+    monkeypatch.setattr(loads, "_hooks", JobHooks(catalog.plan, end))
+    with pytest.raises(MemoryError):
+        loads.wait(1)
+    assert sorted(loads.poll()) == [(1, [Status.ERROR] * 2), (2, [Status.OK] * 2)]
+
+
+def test_a_lane_that_raises_leaves_no_job_that_never_ends(loads, lane, monkeypatch):
+    monkeypatch.setattr(lane, "submit", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loads.submit(1, chains(), None)
+    with pytest.raises(LeaseError):
+        loads.wait(1)
+
+
+def test_whoever_plans_and_hangs_keeps_nobody_for_ever(loads, catalog, monkeypatch):
+    """A follower reads a log to plan, from a disk that may hang."""
+    monkeypatch.setattr(job_queue_module, "_GRACE_S", -5.0)
+    gate, entered = threading.Event(), threading.Event()
+
+    def plan(chains, deadline_s):
+        entered.set()
+        gate.wait(30)
+        return [None] * len(chains)
+
+    monkeypatch.setattr(loads, "_hooks", JobHooks(plan, catalog.end))
+    thread = threading.Thread(target=loads.submit, args=(1, chains(), None))
+    thread.start()
+    assert entered.wait(30)
+    with pytest.raises(TierError, match="has not ended"), loads.idle():
+        pass
+    assert loads.take_counts() == {}
+    gate.set()
+    thread.join(30)
 
 
 def test_to_cancel_what_has_ended_changes_nothing(loads, lane):

@@ -126,7 +126,7 @@ class SsdTier(ColumnTier[ColumnStore]):
 
     def resize(self, quota_bytes: int) -> None:
         """Use no more than `quota_bytes` from here on; blocks that do not fit are forgotten."""
-        self._quota_bytes = quota_bytes // len(self._columns)
+        self._quota_bytes = quota_bytes // len(self._share.columns)
         for column in self._columns:
             column.space.resize(self._quota_bytes)
 

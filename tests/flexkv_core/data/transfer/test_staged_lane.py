@@ -257,6 +257,18 @@ def test_behind_a_part_that_failed_nothing_is_read():
     assert len(case.wrapped.calls) == 1
 
 
+def test_a_tier_that_was_late_once_serves_the_next_plan_although_nobody_has_polled():
+    gate, clock = threading.Event(), ManualClock(100.0)
+    case = Staged(saves=False, wrap=lambda tier: SlowTier(tier, gate), clock=clock)
+    case.run_without_waiting(case.plan(1, 1, deadline_s=101.0))
+    case.wrapped.entered.acquire()
+    clock.advance(1)
+    assert [result.status for result in case.lane.poll()] == [Status.TIMEOUT]
+    gate.set()
+    assert case.lane._far.drain(30.0)
+    assert [result.status for result in case.run(case.plan(2, 1))] == [Status.OK]
+
+
 def test_a_tier_that_hangs_costs_one_deadline_and_never_writes_a_page_later():
     gate, clock = threading.Event(), ManualClock(100.0)
     case = Staged(saves=False, wrap=lambda tier: SlowTier(tier, gate), clock=clock)

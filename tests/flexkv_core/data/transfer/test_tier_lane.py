@@ -295,6 +295,42 @@ def test_to_wait_ends_with_the_first_result(busy):
     assert lane.poll()[0].job_id == 1
 
 
+class GatedTier(TierWrapper):
+    """Holds back the calls for each block at a gate of its own; the others pass."""
+
+    def __init__(self, inner, numbers):
+        super().__init__(inner)
+        self.gates = {key(number): threading.Event() for number in numbers}
+
+    def read(self, blocks, deadline_s):
+        if gate := self.gates.get(blocks[0].key):
+            gate.wait(WAIT_S)
+        return super().read(blocks, deadline_s)
+
+
+def until(is_so):
+    end_s = time.monotonic() + WAIT_S
+    while not is_so() and time.monotonic() < end_s:
+        pass
+
+
+def test_a_call_wakes_a_thread_that_serves_and_not_one_that_waits_for_results(tier, start):
+    """The serving one falls idle after the other has begun to wait."""
+    gated = GatedTier(tier, [1, 2])
+    lane = start(gated, num_threads=2)
+    lane.submit(fetch([1, 2], [0, 1]))
+    waiting = threading.Thread(target=lane.wait, args=(WAIT_S,))
+    waiting.start()
+    until(lambda: lane._changed._waiters)
+    gated.gates[key(2)].set()
+    until(lambda: len({*lane._changed._waiters, *lane._called._waiters}) == 2)
+    lane.submit(fetch([3], [2], job_id=2))
+    waiting.join(2)  # far less than the waiting thread would wait
+    results = lane.poll()
+    gated.gates[key(1)].set()
+    assert [result.job_id for result in results] == [2]
+
+
 def test_the_tier_knows_the_deadline(tier, start):
     deadlines = []
 
