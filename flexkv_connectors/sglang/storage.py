@@ -292,13 +292,15 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         moved = {}
         for transfer in transfers:
             keys = transfer.keys or ()
-            move = partial(self._move, submit, transfer.name, keys, transfer.host_indices)
-            moved[transfer.name] = self._barrier.run(move, partial(_none_of, keys))
+            moved[transfer.name] = _none_of(keys)  # of KV, which these calls say no prefix for
+            if transfer.name != KV:
+                move = partial(self._move, submit, transfer.name, keys, transfer.host_indices)
+                moved[transfer.name] = self._barrier.run(move, partial(_none_of, keys))
         return moved
 
     def _part(self, transfer: "PoolTransfer", keys: list[str]) -> Part:
-        """Return what a pool has of pages."""
-        has_page = self._find(transfer.name, keys)
+        """Return what a pool beside the KV has of pages."""
+        has_page = _none_of(keys) if transfer.name == KV else self._find(transfer.name, keys)
         window = len(transfer.keys or ())
         return Part(str(transfer.name), transfer.hit_policy, window, has_page)
 

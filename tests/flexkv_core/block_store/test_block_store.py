@@ -7,7 +7,7 @@ import pytest
 from store_rig import DirectRig, chain
 
 from flexkv_core.block_store import job_queue
-from flexkv_core.block_store.blocks import Access
+from flexkv_core.block_store.blocks import Access, Blocks
 from flexkv_core.data.tiers.ssd.files import HeaderFile
 from flexkv_core.errors import TierError
 from flexkv_core.plan import Status
@@ -115,3 +115,44 @@ def test_what_cannot_be_stored_makes_nothing_leave(start):
     assert store.save(KEYS, range(10)) == 10
     assert store.save(chain(20, 5), range(2)) == 0
     assert store.find(KEYS) == 10
+
+
+def test_what_another_job_is_storing_counts_as_stored(start):
+    gate, tiers = threading.Event(), []
+
+    def slow(tier):
+        tiers.append(SlowTier(tier, gate))
+        return tiers[0]
+
+    store = start(wrap=slow).store
+    first = store.submit_save(Blocks(KEYS[:2], [0, 1]))
+    tiers[0].entered.acquire()
+    again = store.submit_save(Blocks(KEYS[:2], [0, 1]))
+    assert store.wait(again).statuses == [Status.OK] * 2
+    gate.set()
+    assert store.wait(first).statuses == [Status.OK] * 2
+
+
+def test_a_caller_may_use_its_lists_again(start):
+    store = start()
+    store.save(KEYS, range(10))
+    keys, page_ids = KEYS[:4], [20, 21, 22, 23]
+    job_id = store.store.submit_load(Blocks(keys, page_ids))
+    page_ids.clear()
+    assert store.store.wait(job_id).statuses == [Status.OK] * 4
+
+
+def test_many_loads_at_once_are_no_failure_of_the_disk(start):
+    store = start()
+    store.save(KEYS[:1], [0])
+    jobs = [store.store.submit_load(Blocks(KEYS[:1], [1])) for _ in range(1100)]
+    for job_id in jobs:
+        store.store.wait(job_id)
+    assert not store.store.take_counts()["ssd_off"]
+    assert store.find(KEYS[:1]) == 1
+
+
+def test_a_store_that_was_closed_may_be_given_less_room(start):
+    store = start().store
+    store.close()
+    store.resize(1 << 20)
