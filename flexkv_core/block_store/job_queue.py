@@ -162,10 +162,14 @@ class JobQueue:
 
     def poll(self) -> list[JobResult]:
         """Return jobs that have ended and that no thread waits for. Never waits for a disk."""
-        with self._changed:
+        if not self._changed.acquire(blocking=False):
+            return []  # a thread copies, or reads a log to plan: what has ended is returned later
+        try:
             if not self._is_driven:  # else the thread that waits for the lane polls it
                 self._take_in(self._lane.poll())
             return [self._ended.pop(job_id) for job_id in self._ended.keys() - self._awaited]
+        finally:
+            self._changed.release()
 
     def wait(self, job_id: JobId) -> JobResult:
         """Wait until a job has ended.
