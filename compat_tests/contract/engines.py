@@ -36,6 +36,9 @@ class Engine(NamedTuple):
     layouts: tuple[tuple[str, str], ...] = ()
     """`module.Class` of an enumeration whose members must not change; our file that knows it."""
 
+    suites: str = ""
+    """Folder of conformance suites, which touch the engine's objects, too; empty for none."""
+
     versions: tuple[str, ...] = ()
     """What the matrix covers."""
 
@@ -131,6 +134,7 @@ SGLANG = Engine(
     distributions=("sglang",),
     package="sglang",
     ours="flexkv_connectors/sglang",
+    suites="flexkv_connectors/testing",
     watched=(
         f"{_CACHE}.hicache_storage",
         f"{_CACHE}.storage.backend_factory",

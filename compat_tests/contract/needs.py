@@ -68,9 +68,10 @@ class Needs(NamedTuple):
 
 
 def needs_of(engine: Engine, root: Path = ROOT) -> Needs:
-    """Read the connector of `engine` below `root`."""
+    """Read the connector of `engine` below `root`, and the suites that belong to it."""
     needs = Needs([], [], [])
-    for path in sorted((root / engine.ours).rglob("*.py")):
+    folders = filter(None, (engine.ours, engine.suites))
+    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
         relative = path.relative_to(root)
         parts = relative.with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

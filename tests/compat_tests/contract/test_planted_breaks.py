@@ -155,3 +155,16 @@ def test_a_renamed_field_of_what_a_step_computes(engine, found):
     output = members(engine, "vllm.v1.core.sched.output", "CachedRequestData")
     output["resumed"] = output.pop("resumed_req_ids")
     assert found() == {("requests.py", "CachedRequestData has no resumed_req_ids")}
+
+
+def test_a_name_that_only_a_suite_uses():
+    """The suites touch an engine's objects from a folder of their own."""
+    sglang, version = ENGINES["sglang"], "0.5.23"
+    storage = "sglang.srt.mem_cache.hicache_storage"
+    needs = needs_of(sglang)
+    known = judge(sglang, version, load(sglang, version), needs).findings
+    engine = load(sglang, version)
+    del engine.module(storage)["classes"]["PoolHitPolicy"]
+    found = judge(sglang, "0.5.24", engine, needs).findings
+    places = {one.place.partition(":")[0] for one in found if one.is_broken and one not in known}
+    assert "flexkv_connectors/testing/hicache_pools.py" in places
