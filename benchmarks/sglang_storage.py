@@ -101,7 +101,13 @@ class Contender:
         backend, options = "file", {"file_storage_path": str(self._folder)}
         if name != "file":
             backend = "dynamic"
-            options = flexkv(self._folder, ssd_cache_gb=room_gb, block_format=name)
+            options = flexkv(
+                self._folder,
+                ssd_cache_gb=room_gb,
+                block_format=name,
+                weight_version="random",
+                trust_weight_version=True,
+            )
         heads, size = MODEL["num_key_value_heads"], MODEL["head_dim"]
         geometry = Geometry(
             MODEL["num_hidden_layers"], heads, size, torch.bfloat16, case.page_tokens
