@@ -121,10 +121,14 @@ class RequestState(ABC):
         """Return how many leading blocks can be saved once `num_computed` tokens are computed."""
         if not self.may_save:
             return 0
-        # Only new pages are looked at: a decoding step must not cost as much as the whole prompt.
-        num_seen = self.num_tried_blocks * self._deployment.pages_per_block
-        num_pages = self._num_pages(max(0, min(num_computed, self.num_tokens)), num_seen)
-        return num_pages // self._deployment.pages_per_block
+        num_tokens = min(num_computed, self.num_tokens)
+        num_blocks = num_tokens // self._deployment.block_tokens
+        if num_blocks <= self.num_tried_blocks:
+            return max(num_blocks, 0)  # as in most steps of decoding, which are to cost nothing
+        # Pages of blocks that were tried are there, so only new ones are looked at.
+        pages_per_block = self._deployment.pages_per_block
+        num_pages = self._num_pages(num_tokens, self.num_tried_blocks * pages_per_block)
+        return num_pages // pages_per_block
 
     def num_ssd_tokens(self, loaded: range) -> int:
         """Return how many of the tokens that are loaded were on SSD when the request came."""

@@ -101,11 +101,11 @@ class VllmRequest(RequestState):
 
     @override
     def num_savable_blocks(self, num_computed: int) -> int:
-        if not self.has_keys:
-            return 0
         num_blocks = super().num_savable_blocks(num_computed) - self._deployment.draft_blocks
+        if num_blocks <= self.num_tried_blocks:
+            return num_blocks
         # The files of an adapter are compared only if there is something new to save.
-        return num_blocks if num_blocks <= self.num_tried_blocks or self.check_adapter() else 0
+        return num_blocks if self.has_keys and self.check_adapter() else 0
 
     def check_adapter(self, num_local_tokens: int = 0) -> bool:
         """Stop caching the request if its adapter is not the one its keys name any more.

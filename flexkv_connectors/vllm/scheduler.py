@@ -159,8 +159,8 @@ class SchedulerHalf:
         return plan
 
     def _take_ssd_orders(self) -> TierOrders | None:
-        orders, manager = self.session.take_ssd_orders(), self.session.manager
-        if orders is not None and manager is not None:
+        orders = self.session.take_ssd_orders()
+        if orders is not None and (manager := self.session.manager) is not None:
             for plan in orders.plans:
                 self._events.expect(plan.job_id, manager.request_of(plan.job_id))
         return orders
