@@ -217,6 +217,21 @@ def test_a_pool_that_comes_while_the_storage_is_attached_is_stored_as_well(start
     assert all(found(rig, PoolName.MAMBA))
 
 
+def test_a_call_for_pools_beside_the_kv_does_not_touch_the_kv(start):
+    """It says no prefix, without which a page of KV is of another place in its sequence."""
+    rig = start(PoolName.SWA)
+    before = rig.pool.kv_buffer.clone()
+    kv = PoolTransfer(name=PoolName.KV, host_indices=rig.indices(range(8)), keys=KEYS)
+    assert not any(rig.storage.batch_set_v2([kv], extra_of([]))[PoolName.KV])
+    assert rig.storage.batch_exists(KEYS, extra_of([])) == 0
+    assert all(rig.storage.batch_set_v1(KEYS, rig.indices(range(8)), extra_of([])))
+    forget(rig)
+    emptied = rig.pool.kv_buffer.clone()
+    assert not torch.equal(before, emptied)
+    assert not any(rig.storage.batch_get_v2([kv], extra_of([]))[PoolName.KV])
+    assert torch.equal(rig.pool.kv_buffer, emptied)
+
+
 def test_a_pool_that_was_never_registered_has_no_pages(start):
     rig = start(PoolName.SWA)
     keys = KEYS[:2]

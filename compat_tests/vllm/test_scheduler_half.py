@@ -343,6 +343,19 @@ def test_without_a_reset_what_both_ranks_have_found_is_restored(half):
     assert half.session.manager.num_used_blocks("ssd") == 1
 
 
+def test_requests_that_have_ended_are_not_kept_for_ever(ready):
+    """Nobody forgets them if the steps are not counted."""
+    request, others = request_of(), [request_of(request_id=f"r{number}") for number in range(16)]
+    ready.match(request, 0)
+    compute(ready, request)
+    ended = ready.session.states["request"]
+    ready.finish(request)
+    assert any(ended in step for step in ready.session._ended)
+    for other in others:
+        compute(ready, other)
+    assert not any(ended in step for step in ready.session._ended)
+
+
 @pytest.mark.parametrize("load_async", [True, False])
 def test_loaded_tokens_are_counted_whether_their_step_waits_for_them_or_not(
     deployment, adapters, load_async

@@ -213,6 +213,17 @@ def test_a_request_that_ends_with_an_offer_lets_go_of_its_blocks(half):
     half.require_planned()
 
 
+def test_requests_that_have_ended_are_not_kept_for_ever(half):
+    """Nobody forgets them if the steps are not counted."""
+    half.match(request(1, 20), 0)
+    state = half.session.states["1"]
+    half.finish(1)
+    assert any(state in step for step in half.session._ended)
+    for _ in range(16):
+        half.build_orders(nothing())
+    assert not any(state in step for step in half.session._ended)
+
+
 def test_requests_that_the_engine_names_no_more_are_forgotten(half, monkeypatch):
     """It tells of those that were cancelled in some versions only."""
     monkeypatch.setattr(scheduler, "_INTERVAL_S", -1.0)

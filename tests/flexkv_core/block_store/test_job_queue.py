@@ -276,6 +276,7 @@ def test_whoever_plans_and_hangs_keeps_nobody_for_ever(loads, catalog, monkeypat
     thread = threading.Thread(target=loads.submit, args=(1, chains(), None))
     thread.start()
     assert entered.wait(30)
+    assert loads.poll() == []
     with pytest.raises(TierError, match="has not ended"), loads.idle():
         pass
     assert loads.take_counts() == {}
