@@ -66,7 +66,15 @@ METRICS: Mapping[str, Metric] = {
         Metric("restored_blocks", "counter", "Blocks of earlier processes that are findable again"),
         Metric("ssd_capacity_blocks", "gauge", "Blocks the SSD tier can hold"),
         Metric("ssd_used_blocks", "gauge", "Blocks in the SSD tier, being written included"),
-        Metric("ssd_off", "gauge", "1 while the SSD tier is off because it fails"),
+        Metric("ssd_off", "gauge", "1 while reading or writing SSD is off: failed, unheard, closed"),
+        Metric(
+            "ssd_busy_blocks",
+            "counter",
+            "Blocks that SSD had no time for: those to be stored are offered again",
+        ),
+        Metric("ssd_failed", "counter", "Times SSD went off: errors, again and again"),
+        Metric("ssd_unheard", "counter", "Times SSD went off: no answer, or none in time"),
+        Metric("ssd_closed", "counter", "Times SSD went off for good: its lane has stopped"),
         Metric(
             "switches_refused",
             "counter",

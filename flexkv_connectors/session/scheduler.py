@@ -91,11 +91,11 @@ class SchedulerSession(Generic[S]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a report is expected, or the SSD tier has work that needs another step."""
+        """Whether a report is expected, or another step brings the SSD tier's work forward."""
         if self._tiers is None or not self.pools.are_ready:
             return True
         manager, ssd = self._tiers
-        return manager.num_in_flight > 0 or (ssd is not None and ssd.has_work)
+        return manager.num_in_flight > 0 or (ssd is not None and ssd.can_proceed)
 
     def fetch(self, state: S, block_compute_s: float | None = None) -> bool:
         """Start what SSD has of a request on its way to host memory.

@@ -30,6 +30,12 @@ class FoundChains:
         self._bits = {rank: 1 << index for index, rank in enumerate(owners)}
         self._all_bits = sum(self._bits.values())
         self._searching = set(owners)
+        self._silent = set(owners)
+        """Owners that have said nothing, not even that they are not ready to search."""
+
+        self._finding: set[int] = set()
+        """Owners that have begun to find blocks, and have not finished."""
+
         self._finders: dict[BlockKey, int] = {}
         """Which owners have found a block, a bit each."""
 
@@ -44,10 +50,20 @@ class FoundChains:
         """Whether everything that was found has been given out."""
         return not (self._searching or self._finders or self._useless)
 
+    @property
+    def can_proceed(self) -> bool:
+        """Whether another report is about to come, or chains can be given out."""
+        if self._searching:
+            return bool(self._silent or self._finding)
+        return not self.is_over
+
     def note(self, report: TierReport) -> None:
         """Add what one owner has found since its last report."""
         if report.rank not in self._searching:
             return
+        self._silent.discard(report.rank)
+        if report.recovered:
+            self._finding.add(report.rank)
         bit = self._bits[report.rank]
         for found in report.recovered:
             before = self._finders.get(found.key, 0)
@@ -56,6 +72,7 @@ class FoundChains:
                 self._children.setdefault(found.parent, []).append(found.key)
         if report.is_recovered:
             self._searching.remove(report.rank)
+            self._finding.discard(report.rank)
 
     def next_chain(self) -> FoundChain | None:
         """Return the next chain, from its root to a leaf; None if none is left, or none yet.

@@ -36,6 +36,11 @@ class Restorer:
         """Whether everything that was found has been restored or given up as useless."""
         return self._found.is_over
 
+    @property
+    def can_proceed(self) -> bool:
+        """Whether another step brings more to restore, or restores it."""
+        return self._found.can_proceed
+
     def note(self, report: TierReport) -> None:
         """Add what one owner has found since its last report."""
         self._found.note(report)

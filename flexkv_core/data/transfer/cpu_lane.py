@@ -152,7 +152,9 @@ class CpuLane(Lane):
 
     def _prepare(self, plan: TransferPlan, now_s: float) -> _Copy | TransferResult:
         """Return what to copy, or why nothing can be."""
-        if self._closed or (plan.deadline_s is not None and now_s >= plan.deadline_s):
+        if self._closed:
+            return refused(plan, self._rank, Status.CLOSED)
+        if plan.deadline_s is not None and now_s >= plan.deadline_s:
             return refused(plan, self._rank, Status.TIMEOUT)
         match plan.source, plan.target:
             case EnginePages() as pages, HostSlots() as slots:

@@ -35,7 +35,7 @@ class GpuLane(Lane):
     - A save gathers on the engine's own stream: after the pass that computes its pages and before
       the next one that may reuse them, so nothing else has to protect them. The side stream then
       copies out of a ring in device memory. A save that finds no room in the ring is refused with
-      TIMEOUT: the forward pass never waits. Plan no more than `save_places` blocks at a time.
+      BUSY: the forward pass never waits. Plan no more than `save_places` blocks at a time.
     - A load copies into the other part of staging, and scatters from it after everything that the
       engine had queued: its pages may have belonged to another request a moment ago. A load larger
       than that part goes through it in several rounds, which the stream itself keeps in order.
@@ -118,7 +118,9 @@ class GpuLane(Lane):
 
     def _begin(self, plan: TransferPlan) -> tuple[Status, str]:
         """Queue the copies of `plan`; return OK, or a status and an error."""
-        if self._closed or (plan.deadline_s is not None and self._clock() >= plan.deadline_s):
+        if self._closed:
+            return Status.CLOSED, ""
+        if plan.deadline_s is not None and self._clock() >= plan.deadline_s:
             return Status.TIMEOUT, ""
         match plan.source, plan.target:
             case EnginePages() as pages, HostSlots() as slots:
@@ -140,7 +142,7 @@ class GpuLane(Lane):
         begin_s = self._clock()
         places = self._ring.take(len(slots))
         if places is None:
-            return Status.TIMEOUT
+            return Status.BUSY
         device = self._device
         device.gather(np.asarray(pages.page_ids, np.int64), self._parts_of(places))
         device.wait(Stream.OUT, device.record(Stream.COMPUTE))

@@ -32,7 +32,7 @@ class Lane(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop. Plans that have not begun are reported as TIMEOUT by a last `poll`."""
+        """Stop. Plans that have not begun are reported as CLOSED by a last `poll`."""
 
 
 class AsyncLane(Lane):
