@@ -66,7 +66,9 @@ METRICS: Mapping[str, Metric] = {
         Metric("restored_blocks", "counter", "Blocks of earlier processes that are findable again"),
         Metric("ssd_capacity_blocks", "gauge", "Blocks the SSD tier can hold"),
         Metric("ssd_used_blocks", "gauge", "Blocks in the SSD tier, being written included"),
-        Metric("ssd_off", "gauge", "1 while reading or writing SSD is off: failed, unheard, closed"),
+        Metric(
+            "ssd_off", "gauge", "1 while reading or writing SSD is off: failed, unheard, closed"
+        ),
         Metric(
             "ssd_busy_blocks",
             "counter",

@@ -131,8 +131,9 @@ class Demoter:
         return True
 
     def clear(self) -> None:
-        """Forget the waiting chains: their bytes are no longer wanted."""
+        """Forget the chains that wait or are being copied: their bytes are no longer wanted."""
         self._waiting.clear()
+        self._in_flight.forget_chains()
 
     def _check_silence(self, now_s: float) -> None:
         """Switch the tier off if it has taken copies and no longer answers."""

@@ -93,9 +93,7 @@ class Health:
             self._state, self._next_trial_s = "", -math.inf
             logger.warning("tier.on: %s works again", self._subject)
 
-    def _note_failure(
-        self, state: Literal["failed", "unheard"], what: str, now_s: float
-    ) -> None:
+    def _note_failure(self, state: Literal["failed", "unheard"], what: str, now_s: float) -> None:
         self._num_failures += 1
         if self._num_failures >= _MAX_FAILURES:
             reason = f"{what} {self._num_failures} times in a row"

@@ -31,6 +31,9 @@ class _Wait:
     is_over: bool = False
     """The request has had its wait; it does not wait again."""
 
+    has_failed: bool = False
+    """One of its copies has ended with an error: however many there are, they are one attempt."""
+
 
 class Promoter:
     """Decides which requests wait for a tier, and how long.
@@ -118,8 +121,7 @@ class Promoter:
             return False
         if completion.status in (Status.OK, Status.TIMEOUT):
             self._speed.note(completion.num_blocks, completion.seconds, now_s)
-        if completion.status is not Status.TIMEOUT:  # a deadline that passes is no failure
-            self._health.note(completion.status, now_s)
+        self._note_health(completion, now_s)
         if completion.status is Status.BUSY:
             self._recorder.add("ssd_busy_blocks", completion.num_lost)
         if completion.status.is_loss:
@@ -131,6 +133,16 @@ class Promoter:
     def reset(self) -> None:
         """Forget which chains are being read, after the manager was reset."""
         self._in_flight.forget_chains()
+
+    def _note_health(self, completion: Completion, now_s: float) -> None:
+        wait = self._waits.get(completion.request_id)
+        if completion.status is Status.TIMEOUT or (
+            completion.status is Status.ERROR and wait is not None and wait.has_failed
+        ):
+            return  # a deadline that passes is no failure
+        if wait is not None:
+            wait.has_failed = completion.status is Status.ERROR
+        self._health.note(completion.status, now_s)
 
     def _begin(
         self,

@@ -33,6 +33,12 @@ def take_plans(rig, now_s=0.0):
     return rig.tier.take_orders(now_s).plans
 
 
+def listen(rig, until_s):
+    """Let the engine step once a second."""
+    for now_s in range(int(until_s)):
+        assert take_plans(rig, now_s) == []
+
+
 def test_what_is_used_is_copied_while_it_is_in_host_memory(rig):
     keys = use_new(rig, "chain")
     [plan] = take_plans(rig)
@@ -115,11 +121,12 @@ def test_a_tier_that_fails_is_left_alone_and_tried_again(rig):
 def test_a_tier_that_takes_writes_and_never_answers_is_off_until_it_does(rig):
     use_new(rig, "stuck")
     [plan] = take_plans(rig, 0.0)
+    listen(rig, SILENCE_S + 2)
     use_new(rig, "next")
-    assert take_plans(rig, SILENCE_S + 1) == []
+    assert take_plans(rig, SILENCE_S + 2) == []
     assert rig.tier.is_off
     assert not rig.tier.has_work
-    rig.end(plan, SILENCE_S + 2)
+    rig.end(plan, SILENCE_S + 3)
     assert not rig.tier.is_off
 
 
@@ -127,18 +134,19 @@ def test_a_tier_that_is_only_slow_is_not_off(rig):
     for name in range(4):
         use_new(rig, name)
     plans = take_plans(rig, 0.0)
-    for number, plan in enumerate(plans, 1):
-        rig.end(plan, number * SILENCE_S)
-        take_plans(rig, number * SILENCE_S)
+    for plan in plans:
+        listen(rig, SILENCE_S)
+        rig.end(plan)
     assert not rig.tier.is_off
 
 
 def test_a_tier_that_had_nothing_to_do_is_not_silent(rig):
     use_new(rig, "first")
     rig.end(*take_plans(rig, 0.0))
+    listen(rig, 2 * SILENCE_S)
     use_new(rig, "second")
-    take_plans(rig, 1000.0)
-    take_plans(rig, 1000.0 + SILENCE_S)
+    assert take_plans(rig, 2 * SILENCE_S)
+    take_plans(rig, 2 * SILENCE_S + 1)
     assert not rig.tier.is_off
 
 
@@ -170,3 +178,54 @@ def test_what_host_memory_serves_is_used_in_the_tier_as_well(rig):
     rig.put_on_ssd(chain("third", 4))
     assert rig.num_ready(popular, "ssd") == 4
     assert rig.num_ready(other, "ssd") == 0
+
+
+class TestBusy:
+    @pytest.fixture
+    def refused(self, rig):
+        """A chain that a busy tier has refused, while it has taken another."""
+        taken, refused = use_new(rig, "taken"), use_new(rig, "refused")
+        self.first, plan = take_plans(rig)
+        rig.end(plan, status=Status.BUSY, num_blocks=0)
+        assert rig.num_ready(taken) == 4
+        return refused
+
+    def test_it_is_offered_again(self, rig, refused):
+        rig.end(self.first)
+        [plan] = take_plans(rig)
+        rig.end(plan)
+        assert rig.num_ready(refused, "ssd") == 4
+        assert rig.take("demotion_skipped_blocks") == 0
+
+    def test_it_counts_by_itself(self, rig, refused):
+        counts = rig.counters.drain()
+        assert (counts["ssd_busy_blocks"], "demotion_skipped_blocks" in counts) == (4, False)
+
+    def test_it_is_forgotten_by_a_reset(self, rig):
+        use_new(rig, "old")
+        [plan] = take_plans(rig)
+        rig.manager.reset()
+        rig.tier.reset()
+        rig.end(plan, status=Status.BUSY, num_blocks=0)
+        assert not rig.tier.demoter.has_work
+
+    def test_a_longer_part_of_the_chain_that_waits_is_what_waits(self, rig):
+        keys = chain("grows", 8)
+        rig.save(keys[:4])
+        use(rig, "request", keys[:4])
+        [plan] = take_plans(rig)
+        rig.save(keys)
+        rig.tier.demoter.offer("request", keys, 8)
+        rig.end(plan, status=Status.BUSY, num_blocks=0)
+        assert sum(plan.num_blocks for plan in take_plans(rig)) == 8
+
+    def test_the_room_that_it_had_comes_back_as_copies_end_well(self, rig):
+        """64 blocks may be in flight, and a plan's worth where all was refused."""
+        for number in range(3):
+            use_new(rig, number, PLAN_BLOCKS)
+        for plan in take_plans(rig):
+            rig.end(plan, status=Status.BUSY, num_blocks=0)
+        assert rig.tier.demoter._in_flight.num_more == PLAN_BLOCKS
+        [plan] = take_plans(rig)
+        rig.end(plan)
+        assert rig.tier.demoter._in_flight.num_more == PLAN_BLOCKS + 1

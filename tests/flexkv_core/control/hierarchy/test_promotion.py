@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from rig import BLOCK_BYTES, PLAN_BLOCKS, Rig, chain
+from rig import BLOCK_BYTES, Rig, chain
 
 from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
@@ -76,7 +76,7 @@ def test_no_request_waits_past_its_deadline(rig, clock, open_disk, block_compute
     for number in range(20):
         keys = chain(number, 40)
         rig.put_on_ssd(keys)
-        patience_s = min(10.0, 20 * (block_compute_s or 1e9))
+        patience_s = 0.5 if block_compute_s is None else min(10.0, 20 * block_compute_s)
         waited_s = wait_of(rig, disk, clock, str(number), keys, block_compute_s)
         assert waited_s <= patience_s + STEP_S
         clock.advance(0.5)
@@ -122,13 +122,82 @@ def test_what_came_by_the_deadline_is_used(rig, clock):
     assert 0 < rig.num_ready(keys) < 100
 
 
+def test_what_came_of_a_small_copy_by_the_deadline_is_used(rig, clock):
+    """20 MiB at 10 MiB/s, while computing takes 1.2 s: once less than 32 MiB were one plan."""
+    disk = Disk(rig, clock, 10 << 20)
+    keys = chain("small", 20)
+    rig.put_on_ssd(keys)
+    wait_of(rig, disk, clock, "request", keys, 0.06)
+    assert 0 < rig.num_ready(keys) < 20
+
+
+class TestUnknownSpeed:
+    """Nobody knows how long computing takes before the first prefill."""
+
+    def test_a_slow_disk_is_waited_for_half_a_second(self, rig, clock):
+        """10 MiB/s, where computing takes 0.8 s: the request waited for 4.6 s."""
+        disk = Disk(rig, clock, 10 << 20)
+        keys = chain("first", 46)
+        rig.put_on_ssd(keys)
+        assert wait_of(rig, disk, clock, "request", keys, None) <= 0.5 + STEP_S
+
+    def test_what_it_did_not_wait_for_arrives_for_the_next(self, rig, clock):
+        """An engine that waits for nothing, like TensorRT-LLM, has all of it from copies."""
+        disk = Disk(rig, clock, 10 << 20)
+        keys = chain("first", 46)
+        rig.put_on_ssd(keys)
+        wait_of(rig, disk, clock, "request", keys, None)
+        for _ in range(600):
+            clock.advance(STEP_S)
+            disk.step()
+        assert rig.num_ready(keys) == 46
+
+    def test_a_usual_disk_is_waited_for_until_the_blocks_are_there(self, rig, clock):
+        disk = Disk(rig, clock, 1 << 30)
+        keys = chain("first", 100)
+        rig.put_on_ssd(keys)
+        wait_of(rig, disk, clock, "request", keys, None)
+        assert rig.num_ready(keys) == 100
+
+    def test_a_request_that_is_not_to_wait_does_not(self, clock):
+        rig = Rig(timeout_s=0.0)
+        keys = chain("first", 4)
+        rig.put_on_ssd(keys)
+        assert not rig.tier.promoter.must_wait("request", keys, clock(), None)
+        assert rig.tier.take_orders(clock()).plans == []
+
+
+@pytest.mark.parametrize("status", [Status.BUSY, Status.MISS, Status.TIMEOUT, Status.ERROR])
+def test_a_request_whose_read_came_to_nothing_is_asked_once_and_reads_no_more(rig, status):
+    keys = chain("request", 4)
+    rig.put_on_ssd(keys)
+    assert rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    for plan in rig.tier.take_orders(0.0).plans:
+        rig.end(plan, status=status, num_blocks=0)
+    rig.put_on_ssd(keys)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.1, 1.0)
+    assert not rig.tier.promoter.must_wait("request", keys, 100.0, 1.0)
+    assert rig.tier.take_orders(100.0).plans == []
+    assert rig.tier.promoter.must_wait("another", keys, 100.0, 1.0)
+
+
+def test_what_a_busy_tier_refuses_to_read_stays_there(rig):
+    keys = chain("request", 4)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    for plan in rig.tier.take_orders(0.0).plans:
+        rig.end(plan, status=Status.BUSY, num_blocks=0)
+    assert rig.num_ready(keys, "ssd") == 4
+    assert rig.take("ssd_busy_blocks") == 4
+
+
 def test_fifty_requests_on_one_prefix_read_it_once_and_all_wait(rig):
     keys = chain("shared", 20)
     rig.put_on_ssd(keys)
     requests = [str(number) for number in range(50)]
     assert all(rig.tier.promoter.must_wait(request, keys, 0.0, 1.0) for request in requests)
-    [plan] = rig.tier.take_orders(0.0).plans
-    rig.end(plan)
+    for plan in rig.tier.take_orders(0.0).plans:
+        rig.end(plan)
     assert not any(rig.tier.promoter.must_wait(request, keys, 0.0, 1.0) for request in requests)
     assert rig.take("promoted_blocks") == 20
 
@@ -161,13 +230,20 @@ def test_at_most_half_of_host_memory_is_on_its_way():
 
 
 def test_long_chains_become_usable_part_by_part(rig):
-    keys = chain("long", 2 * PLAN_BLOCKS + 1)
+    keys = chain("long", 65)
     rig.put_on_ssd(keys)
     rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
     plans = rig.tier.take_orders(0.0).plans
-    assert [plan.num_blocks for plan in plans] == [PLAN_BLOCKS, PLAN_BLOCKS, 1]
+    assert [plan.num_blocks for plan in plans] == [9] * 7 + [2]
     rig.end(plans[0])
-    assert rig.num_ready(keys) == PLAN_BLOCKS
+    assert rig.num_ready(keys) == 9
+
+
+def test_what_is_read_in_one_call_is_one_plan(rig):
+    keys = chain("short", 2)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert [plan.num_blocks for plan in rig.tier.take_orders(0.0).plans] == [2]
 
 
 @pytest.mark.parametrize("status", [Status.MISS, Status.CORRUPT, Status.ERROR])
@@ -175,8 +251,12 @@ def test_a_block_that_cannot_be_read_is_dropped_with_all_behind_it(rig, status):
     keys = chain("bad", 10)
     rig.put_on_ssd(keys)
     rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
-    [plan] = rig.tier.take_orders(0.0).plans
-    rig.end(plan, status=status, num_blocks=4)
+    first, second, third, *others = rig.tier.take_orders(0.0).plans
+    rig.end(first)
+    rig.end(second)
+    rig.end(third, status=status, num_blocks=0)
+    for plan in others:
+        rig.end(plan)
     assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
     assert rig.num_ready(keys) == rig.num_ready(keys, "ssd") == 4
     assert set(rig.tier.take_orders(0.0).gone) == set(keys[4:])
@@ -186,8 +266,8 @@ def test_a_block_that_was_only_late_stays(rig):
     keys = chain("late", 10)
     rig.put_on_ssd(keys)
     rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
-    [plan] = rig.tier.take_orders(0.0).plans
-    rig.end(plan, status=Status.TIMEOUT, num_blocks=4, seconds=5.0)
+    for plan in rig.tier.take_orders(0.0).plans:
+        rig.end(plan, status=Status.TIMEOUT, num_blocks=1, seconds=5.0)
     assert rig.num_ready(keys, "ssd") == 10
 
 
@@ -202,11 +282,12 @@ def test_a_reset_ends_every_wait_and_what_was_read_is_used_by_nobody(rig):
     keys = chain("old", 10)
     rig.put_on_ssd(keys)
     rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
-    [plan] = rig.tier.take_orders(0.0).plans
+    plans = rig.tier.take_orders(0.0).plans
     rig.manager.reset()
     rig.tier.reset()
     assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
-    rig.end(plan, status=Status.CORRUPT, num_blocks=4)
+    for plan in plans:
+        rig.end(plan, status=Status.CORRUPT, num_blocks=1)
     rig.put_on_ssd(keys)
     assert rig.num_ready(keys) == 0
     assert rig.num_ready(keys, "ssd") == 10
@@ -217,13 +298,14 @@ def test_a_tier_that_fails_is_left_alone_and_tried_again(rig):
         keys = chain(number, 4)
         rig.put_on_ssd(keys)
         rig.tier.promoter.must_wait(str(number), keys, 0.0, 1.0)
-        [plan] = rig.tier.take_orders(0.0).plans
-        rig.end(plan, status=Status.ERROR, num_blocks=0)
+        assert not rig.tier.is_off
+        for plan in rig.tier.take_orders(0.0).plans:
+            rig.end(plan, status=Status.ERROR, num_blocks=0)
     keys = chain("next", 4)
     rig.put_on_ssd(keys)
     assert rig.tier.is_off
     assert not rig.tier.promoter.must_wait("off", keys, 1.0, 1.0)
     assert rig.tier.promoter.must_wait("trial", keys, 31.0, 1.0)
-    [plan] = rig.tier.take_orders(31.0).plans
-    rig.end(plan, 31.0)
+    for plan in rig.tier.take_orders(31.0).plans:
+        rig.end(plan, 31.0)
     assert not rig.tier.is_off

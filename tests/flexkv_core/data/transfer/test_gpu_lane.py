@@ -123,7 +123,7 @@ def test_a_save_that_finds_no_room_is_refused_and_writes_nothing(rig):
     rig.lane.submit(offload([0, 1], [0, 1], job_id=1))
     rig.lane.submit(offload([2, 3], [2, 3], job_id=2))
     refusal, result = rig.results()
-    assert (refusal.job_id, refusal.status, refusal.num_blocks) == (2, Status.TIMEOUT, 0)
+    assert (refusal.job_id, refusal.status, refusal.num_blocks) == (2, Status.BUSY, 0)
     assert result.status is Status.OK
     assert set(rig.slot(2)) == {POISON}
 
