@@ -27,12 +27,12 @@ from flexkv_core.identity.hashing import Digests, FileHasher
 Fate = Literal["work", "fail", "hang"]
 
 
-class UnknownSpeed(PrefillSpeed):
-    """Never says how long computing takes."""
+class NoSpeed(PrefillSpeed):
+    """Says that computing takes for ever."""
 
     @override
-    def seconds_for(self, num_tokens: int, now_s: float) -> float | None:
-        return None
+    def seconds_for(self, num_tokens: int, now_s: float) -> float:
+        return 1e9
 
 
 class BreakableFile(SlabFile):
@@ -63,7 +63,7 @@ class BreakableFile(SlabFile):
             raise OSError(5, "a test said so")
 
 
-scheduler.PrefillSpeed = UnknownSpeed  # type: ignore[misc] what the scheduler half makes
+scheduler.PrefillSpeed = NoSpeed  # type: ignore[misc] what the scheduler half makes
 slab.SlabFile = BreakableFile  # type: ignore[misc] what slabs are made of
 
 

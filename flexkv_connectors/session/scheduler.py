@@ -328,12 +328,15 @@ class SchedulerSession(Generic[S]):
             self._counters.add("ssd_load_tokens", state.num_ssd_tokens(tokens))
 
     def _conclude_save(self, completion: Completion) -> None:
-        """Count what was saved and let SSD have it; a request whose save failed saves no more."""
+        """Count what was saved and let SSD have it; a request whose save failed saves no more.
+
+        One that found a busy lane tries again with its next block.
+        """
         self._record(completion)
         self._counters.add("save_tokens", completion.num_published * self._deployment.block_tokens)
         self._staging.give_back(completion.job_id)
         state = self.saving.pop(completion.job_id)
-        state.may_save = state.may_save and completion.status is Status.OK
+        state.may_save = state.may_save and completion.status in {Status.OK, Status.BUSY}
         if state.lower is not None:
             state.lower.demote(state.keys())
 

@@ -69,7 +69,7 @@ class BlockStore:
     def submit_load(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:
         """Begin to fill pages with what there is of `blocks`.
 
-        If too much is in flight, the job is refused: all its keys end with TIMEOUT.
+        If too much is in flight, the job is refused: all its keys end with BUSY.
 
         Args:
             blocks: What goes where.

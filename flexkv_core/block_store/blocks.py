@@ -68,8 +68,8 @@ class JobResult(NamedTuple):
     statuses: list[Status]
     """One for each of its keys. OK: the page was filled; or the block is stored now, or being
     stored by another job. MISS: it was not there; or there is no room for it, or nothing that it
-    could follow. TIMEOUT: too late, cancelled, or refused. Behind a block of a chain that failed,
-    all share its status."""
+    could follow. BUSY: refused, because too much was in flight. TIMEOUT: too late, or cancelled.
+    CLOSED: the store was closed. Behind a block of a chain that failed, all share its status."""
 
 
 class Copy(NamedTuple):

@@ -15,7 +15,7 @@ from flexkv_core.control.index.radix import Refusal
 from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, TierReport, TransferPlan, TransferResult
+from flexkv_core.plan import EnginePages, TierReport, TransferPlan, TransferResult
 
 __all__ = ["WriterCatalog"]
 
@@ -184,7 +184,7 @@ class WriterCatalog(Catalog):
         completion = None if result is None else self._manager.complete(result)
         if completion is None:
             return 0
-        if completion.num_lost and completion.status is not Status.TIMEOUT:
+        if completion.status.is_loss:
             bad_block = chain.first_block + completion.num_blocks
             self._manager.drop_from(chain.keys[: bad_block + 1], tier=_TIER)
         return completion.num_blocks

@@ -227,6 +227,12 @@ def test_a_request_whose_save_failed_does_not_save_again(session, begin):
     assert session.plan_save(request, 32) is None
 
 
+def test_a_request_whose_save_found_a_busy_lane_tries_again_with_its_next_block(session, begin):
+    request = begin(session, "r", 32, first_page=0)
+    end(session, session.plan_save(request, 24), Status.BUSY)
+    assert session.plan_save(request, 32).num_blocks == 4
+
+
 def test_only_blocks_that_nobody_has_are_saved(session, save, begin):
     save(session)
     request = begin(session, "r", 32, first_page=10)

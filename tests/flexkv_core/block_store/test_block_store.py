@@ -86,6 +86,17 @@ def test_a_disk_that_fails_again_and_again_is_left_alone(start):
     assert (store.load(chains[3], [0]), store.find(chains[3])) == (0, 0)
 
 
+def test_a_store_that_has_no_time_to_read_claims_nothing_and_stores_all_the_same(start):
+    store = start(load_limit_s=0.0)
+    assert store.save(KEYS, range(10)) == 10
+    assert [store.load(KEYS, range(10)) for _ in range(4)] == [0] * 4
+    assert store.find(KEYS) == 0
+    counts = store.store.take_counts()
+    assert (counts["ssd_off"], counts.get("load_failed_blocks", 0)) == (0, 0)
+    store.close()
+    assert start().find(KEYS) == 10
+
+
 def test_nothing_is_stored_before_it_is_known_what_is_there(start, monkeypatch):
     start().save(KEYS, range(10))
     may_go_on = threading.Event()

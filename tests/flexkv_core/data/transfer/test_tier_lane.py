@@ -382,12 +382,12 @@ def broken(tier, monkeypatch):
     """A tier whose first two reads raise; what ends a thread is not said."""
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
-    class Broken(TierWrapper):
-        errors = [ValueError, MemoryError]
+    errors = iter([MemoryError, ValueError])
 
+    class Broken(TierWrapper):
         def read(self, blocks, deadline_s):
-            if self.errors:
-                raise self.errors.pop()
+            if error := next(errors, None):
+                raise error
             return super().read(blocks, deadline_s)
 
     return Broken(tier)
