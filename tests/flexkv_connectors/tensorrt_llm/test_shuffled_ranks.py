@@ -75,7 +75,7 @@ class Rig:
         self.engine.iterate()
 
     def finish(self):
-        """Let everything end, one copy of each rank a loop; what is left is heard with a request."""
+        """Let everything end, one copy of each rank a loop; the last request hears of the rest."""
         ends = [(rank, 0) for rank in range(NUM_RANKS)]
         for _ in range(MANY_LOOPS):
             self.loop(ends)
