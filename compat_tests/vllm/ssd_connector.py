@@ -5,6 +5,7 @@ Loaded by vLLM through `kv_connector_module_path`. Requests wait for SSD as long
 busy the machine is.
 """
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -165,13 +166,16 @@ class SlowHasher(FileHasher):
 
 
 class SlowHasherConnector(SsdGlassConnector):
-    """Nobody knows what the model is until a test lets it be read; idle engines do not wait."""
+    """Nobody knows what the model is until a test lets it be read.
+
+    An idle engine that stepped meanwhile would do so until then.
+    """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         identification.FileHasher = SlowHasher  # type: ignore[misc] what files are read by
         super().__init__(vllm_config, role, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler._timeout = ReportTimeout(0.0)
+            self._scheduler._timeout = ReportTimeout(math.inf)
 
     def let_hash(self) -> None:
         """Worker: let the model be read, and wait until it is."""
