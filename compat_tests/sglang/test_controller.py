@@ -71,6 +71,18 @@ def test_a_new_process_prefetches_what_the_last_one_backed_up(start, layout):
     assert [rig.page_bytes(page) for page in targets] == expected
 
 
+@pytest.mark.parametrize("block_format", ["cells", "native"])
+def test_without_time_to_read_no_hit_is_claimed_and_pages_are_stored(start, block_format):
+    rig = start(block_format=block_format, promotion_timeout_s=0)
+    tokens = list(range(8 * TOKENS))
+    rig.backup(tokens, range(8))
+    for _ in range(4):
+        assert rig.prefetch(tokens, range(20, 28)) == 0
+    store = rig.storage._stores.opened.get("kv")
+    assert store.take_counts()["ssd_off"] == 0
+    assert start(block_format=block_format).prefetch(tokens, range(8)) == 8 * TOKENS
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_layouts_read_what_other_layouts_have_stored(start, layout):
     rig = start("layer_first")
