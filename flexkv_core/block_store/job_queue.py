@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -108,8 +109,6 @@ class JobQueue:
         self._name = name
         self._lane = lane
         self._hooks = hooks
-        subject = "reading from tier ssd" if name == "load" else "writing to tier ssd"
-        self._health = Health(subject, self._add)
         self._limit_s = limit_s
         self._max_blocks = max_blocks
         self._clock = clock
@@ -126,6 +125,9 @@ class JobQueue:
         """Guards what is counted, so that to ask for it waits for nothing; taken last."""
 
         self._counters = Counters()
+        self._add = partial(_add, self._counting, self._counters)
+        subject = "reading from tier ssd" if name == "load" else "writing to tier ssd"
+        self._health = Health(subject, self._add)
         self._copies: deque[Copy] = deque(maxlen=_COPIES_KEPT)
 
     @property
@@ -265,10 +267,6 @@ class JobQueue:
         num_open = sum(_num_pages(job.chains) for job in self._jobs.values())
         return num_open + _num_pages(chains) > self._max_blocks
 
-    def _add(self, name: str, value: float = 1) -> None:
-        with self._counting:
-            self._counters.add(name, value)
-
     def _note_silence(self) -> None:
         """Note jobs that should have ended: all that there was to hear has been taken in."""
         now_s = self._clock()
@@ -312,6 +310,12 @@ class JobQueue:
             self._counters.add(lost, num_lost)
             if result.num_blocks:
                 self._copies.append(Copy(result.num_blocks, result.num_bytes, result.seconds))
+
+
+def _add(lock: threading.Lock, counters: Counters, name: str, value: float = 1) -> None:
+    """Count. No method: a queue that refers to itself keeps its lane's memory after its end."""
+    with lock:
+        counters.add(name, value)
 
 
 def _num_pages(chains: Sequence[Chain]) -> int:

@@ -14,11 +14,8 @@ logger = logging.getLogger(__name__)
 _MAX_FAILURES = 3
 _RETRY_S = 30.0
 
-_WHILE_OFF = {
-    "failed": f"it is tried again every {_RETRY_S:.0f} s",
-    "unheard": f"it is tried again every {_RETRY_S:.0f} s",
-    "closed": "until the engine is started again",
-}
+_METRICS = {"failed": "ssd_failed", "unheard": "ssd_unheard", "closed": "ssd_closed"}
+"""What counts the times it went off, by state."""
 
 
 class Health:
@@ -30,7 +27,7 @@ class Health:
     - **unheard**: no answer came while one could have come. The same.
     - **closed**: nothing will be moved any more. Off for good.
 
-    Each change is logged once, and each time off is counted as `ssd_<state>`.
+    Each change is logged once, under the name of the state, and each time off is counted.
 
     Thread: its owner's; `is_off` and `allows` any.
     """
@@ -106,11 +103,11 @@ class Health:
         if self._state == "closed" or (self._state and state != "closed"):
             return
         self._state, self._next_trial_s = state, next_trial_s
-        self._count(f"ssd_{state}")
+        self._count(_METRICS[state])
         logger.warning(
             "tier.off state=%s: %s %s; serving goes on without it, %s",
             state,
             self._subject,
             reason,
-            _WHILE_OFF[state],
+            "for good" if state == "closed" else f"and it is tried again every {_RETRY_S:.0f} s",
         )

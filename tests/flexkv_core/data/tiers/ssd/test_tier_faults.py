@@ -10,7 +10,7 @@ import pytest
 from flexkv_core.data.tiers.ssd import slab as slab_module
 from flexkv_core.plan import Status
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 
 
 @pytest.fixture
