@@ -19,7 +19,7 @@ import msgspec
 from flexkv_core.checked_text import pack_text, unpack_text
 from flexkv_core.identity.hashing import Digests
 from flexkv_core.identity.stamps import Stamp
-from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, until
+from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, make_folder, until
 
 __all__ = ["DigestCache"]
 
@@ -103,7 +103,7 @@ class DigestCache:
 
 def _is_usable(folder: Path) -> bool:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         with hold_lock(folder / _HASHING, gives_up=lambda: True):
             return True
     except OSError:

@@ -19,13 +19,13 @@ from flexkv_core.data.tiers.ssd.files import (
     SlabFile,
     available_bytes,
     folder_lock,
-    make_folder,
     replacing,
 )
 from flexkv_core.data.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.slab import read_superblock
 from flexkv_core.errors import TierError
+from flexkv_core.shared_files import make_folder
 
 __all__ = ["Directory", "directories_of", "open_directories"]
 
