@@ -11,15 +11,15 @@ can use it adopts it; one that needs its room deletes it, oldest first. An unloc
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from flexkv_core.data.tiers.ssd.files import (
     SlabFile,
-    available_bytes,
     folder_lock,
     replacing,
+    unreserved_bytes,
 )
 from flexkv_core.data.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
 from flexkv_core.data.tiers.ssd.options import SsdOptions
@@ -38,7 +38,6 @@ _ALL_LOGS = f".*{LOG_SUFFIX}*"
 @dataclass(frozen=True, slots=True)
 class _Leftover:
     path: Path
-    file: SlabFile
     size: int
     modified_s: float
     is_useless: bool
@@ -83,15 +82,13 @@ class Directory:
             By how much they may grow: `wanted_bytes`, or less if nothing is left to delete.
         """
         self._delete_logs()
-        with ExitStack() as unlocking:
-            used_bytes, leftovers = self._survey(unlocking)
-            kept_bytes = sum(leftover.size for leftover in leftovers)
-            for leftover in leftovers:
-                room = self._room(used_bytes)
-                is_enough = room >= wanted_bytes and self._may_stay(kept_bytes)
-                if is_enough and not leftover.is_useless:
-                    break
-                self._delete(leftover)
+        used_bytes, leftovers = self._survey()
+        kept_bytes = sum(leftover.size for leftover in leftovers)
+        for leftover in leftovers:
+            is_enough = self._room(used_bytes) >= wanted_bytes and self._may_stay(kept_bytes)
+            if is_enough and not leftover.is_useless:
+                break
+            if _delete(leftover.path):
                 used_bytes -= leftover.size
                 kept_bytes -= leftover.size
         return max(0, min(wanted_bytes, self._room(used_bytes)))
@@ -114,41 +111,32 @@ class Directory:
                 file.unlink(path)
                 file.close()
 
-    def _survey(self, unlocking: ExitStack) -> tuple[int, list[_Leftover]]:
+    def _survey(self) -> tuple[int, list[_Leftover]]:
         """Return the bytes of all slabs, and the leftovers in the order of deletion.
 
-        They stay locked until `unlocking` ends.
+        Only one is open at a time: there may be thousands.
         """
         used_bytes = 0
         leftovers = []
         for path in self.path.glob(_ALL_SLABS):
-            file = SlabFile.take(path)
-            if file is None:
+            if file := SlabFile.take(path):
+                with closing(file):
+                    leftovers.append(_describe(path, file))
+                used_bytes += leftovers[-1].size
+            else:
                 used_bytes += _size_of(path)
-                continue
-            unlocking.callback(file.close)
-            leftovers.append(_describe(path, file))
-            used_bytes += leftovers[-1].size
         return used_bytes, sorted(
             leftovers, key=lambda slab: (not slab.is_useless, slab.modified_s)
         )
 
     def _room(self, used_bytes: int) -> int:
-        available = available_bytes(self.path)
+        available = unreserved_bytes(self.path)
         return (
             available if self._cap_bytes is None else min(available, self._cap_bytes - used_bytes)
         )
 
     def _may_stay(self, kept_bytes: int) -> bool:
         return self._cap_bytes is not None or kept_bytes <= self._leftover_bytes
-
-    def _delete(self, leftover: _Leftover) -> None:
-        logger.info("ssd.leftover_deleted path=%s bytes=%d", leftover.path, leftover.size)
-        leftover.file.unlink(leftover.path)
-        leftover.file.truncate(0)  # it stays open until all are looked at, but its room is free now
-        for folder in (leftover.path.parent, leftover.path.parent.parent):
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def directories_of(options: SsdOptions) -> list[Directory]:
@@ -181,6 +169,21 @@ def open_directories(options: SsdOptions) -> list[Directory]:
     return directories
 
 
+def _delete(path: Path) -> bool:
+    """Delete a leftover, unless somebody has taken it since it was found."""
+    file = SlabFile.take(path)
+    if file is None:
+        return False
+    with closing(file):
+        logger.info("ssd.leftover_deleted path=%s bytes=%d", path, file.size)
+        file.unlink(path)
+        file.truncate(0)  # who reads it may still have it open, but its room is free now
+    for folder in (path.parent, path.parent.parent):
+        with suppress(OSError):
+            folder.rmdir()
+    return True
+
+
 def _size_of(path: Path) -> int:
     try:
         return path.lstat().st_size
@@ -191,4 +194,4 @@ def _size_of(path: Path) -> int:
 def _describe(path: Path, file: SlabFile) -> _Leftover:
     superblock = read_superblock(file)
     is_useless = superblock is None or superblock.is_temporary
-    return _Leftover(path, file, file.size, file.modified_s, is_useless)
+    return _Leftover(path, file.size, file.modified_s, is_useless)

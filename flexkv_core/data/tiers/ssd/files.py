@@ -27,6 +27,7 @@ __all__ = [
     "folder_lock",
     "remove_durably",
     "replacing",
+    "unreserved_bytes",
     "write_durably",
 ]
 
@@ -38,6 +39,9 @@ _ZEROS = memoryview(mmap.mmap(-1, 1 << 20))
 """Page-aligned, as O_DIRECT requires; never written."""
 
 _FLAGS = os.O_RDWR | SAFE_FLAGS
+_RESERVED_PART = 20
+_MAX_RESERVE_BYTES = 10 << 30
+
 _UNFINISHED = ".new"
 _LOCK_NAME = ".lock"
 _LOCK_WAIT_S = 10.0
@@ -278,6 +282,17 @@ def available_bytes(folder: Path) -> int:
     """Return the bytes that the file system of `folder` still has for users."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def unreserved_bytes(folder: Path) -> int:
+    """Return the bytes that slabs may take of the file system of `folder`, below 0 if too many.
+
+    A 20th of a file system, or 10 GiB of a large one, is reserved for whatever else is there: a
+    cache must not be why a log or a checkpoint cannot be written.
+    """
+    found = os.statvfs(folder)
+    reserve_bytes = min(found.f_blocks * found.f_frsize // _RESERVED_PART, _MAX_RESERVE_BYTES)
+    return available_bytes(folder) - reserve_bytes
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from flexkv_core.data.tiers.ssd.files import (
     empty_durably,
     folder_lock,
     remove_durably,
+    unreserved_bytes,
     write_durably,
 )
 
@@ -179,6 +180,25 @@ def test_blocks_are_kept_on_a_real_file_system_without_allocation(mount_ext2):
         file.allocate(1 << 30)
     assert path.stat().st_size == 64 * PAGE
     file.close()
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "unreserved"),
+    [
+        (8 << 20, 8 << 20, (8 << 20) * 95 // 100),
+        (100 * GIB, 100 * GIB, 95 * GIB),
+        (100 * GIB, 6 * GIB, GIB),
+        (100 * GIB, 2 * GIB, -3 * GIB),
+        (8000 * GIB, 8000 * GIB, 7990 * GIB),
+    ],
+)
+def test_the_last_20th_stays_free_up_to_a_limit(tmp_path, monkeypatch, total, free, unreserved):
+    found = os.statvfs_result((PAGE, PAGE, total // PAGE, 0, free // PAGE, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    assert abs(unreserved_bytes(tmp_path) - unreserved) <= PAGE
 
 
 def test_room_is_taken_from_the_disk(path, file):

@@ -2,12 +2,12 @@
 
 import errno
 import os
-import subprocess
 import threading
 
 import pytest
 
 from flexkv_core.data.tiers.ssd import slab as slab_module
+from flexkv_core.data.tiers.ssd.files import available_bytes
 from flexkv_core.plan import Status
 
 OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
@@ -185,31 +185,43 @@ def test_long_chains_are_cut_where_the_system_would_refuse(disk, monkeypatch):
     assert set(rank.write(range(20)) + rank.read(range(20))) == {OK}
 
 
-def test_a_file_system_that_is_full(disk, small_steps):
+def test_a_file_system_that_is_full(disk, small_steps, mount):
     """A real one, of 1 MiB: capacity falls to what fits, and everything else goes on."""
-    mount = disk.path.parent / "mount"
-    mount.mkdir()
-    if os.geteuid() or _run("mount", "-t", "tmpfs", "-o", "size=1m", "flexkv-test", mount):
-        pytest.skip("mounting needs to be root, with the right to mount")
-    try:
-        rank = disk.open(directories=[mount])
-        before = rank.tier.capacity_blocks
-        statuses = rank.write(range(200))
-        num_stored = statuses.count(OK)
-        assert statuses == [OK] * num_stored + [ERROR] * (200 - num_stored)
-        assert 70 < rank.tier.capacity_blocks == num_stored < before
-        assert set(rank.read(range(num_stored))) == {OK}
-        rank.tier.delete([disk.key(0)])
-        assert rank.write([150]) == rank.read([150]) == [OK]
-        rank.close()
-        assert len(disk.open(directories=[mount]).recovered()) == num_stored
-        disk.ranks[-1].close()
-    finally:
-        _run("umount", mount)
+    directory = mount("-t", "tmpfs", "-o", "size=1m", "flexkv-test")
+    rank = disk.open(directories=[directory])
+    before = rank.tier.capacity_blocks
+    statuses = rank.write(range(200))
+    num_stored = statuses.count(OK)
+    assert statuses == [OK] * num_stored + [ERROR] * (200 - num_stored)
+    assert 70 < rank.tier.capacity_blocks == num_stored < before
+    assert set(rank.read(range(num_stored))) == {OK}
+    rank.tier.delete([disk.key(0)])
+    assert rank.write([150]) == rank.read([150]) == [OK]
+    rank.close()
+    assert len(disk.open(directories=[directory]).recovered()) == num_stored
+    disk.ranks[-1].close()
 
 
-def _run(*command):
-    return subprocess.run(command, capture_output=True, check=False).returncode
+def test_without_a_cap_others_find_room_where_slabs_have_grown(disk, small_steps, mount):
+    """A real file system of 8 MiB: 1/20 of it stays free, and a foreign file may take that."""
+    directory = mount("-t", "tmpfs", "-o", "size=8m", "flexkv-test")
+    rank = disk.open(directories=[directory])
+    rank.write(range(1000))
+    num_stored = rank.tier.capacity_blocks
+    assert available_bytes(directory) >= (8 << 20) // 20
+    (directory / "foreign").write_bytes(bytes((8 << 20) // 20))
+    rank.clock.advance(60)
+    assert rank.write([1001]) == [ERROR]
+    assert rank.tier.capacity_blocks == num_stored
+    assert set(rank.read(range(num_stored))) == {OK}
+    rank.close()
+
+
+def test_a_file_system_without_allocation_keeps_blocks(disk, small_steps, mount_ext2):
+    directory = mount_ext2(num_mib=16)
+    rank = disk.open(directories=[directory])
+    assert set(rank.write(range(600)) + rank.read(range(600))) == {OK}
+    rank.close()
 
 
 def test_many_threads_share_a_small_tier(disk, small_steps):
