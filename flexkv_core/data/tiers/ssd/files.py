@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "available_bytes",
     "empty_durably",
     "folder_lock",
+    "has_spare_files",
     "remove_durably",
     "replacing",
     "unreserved_bytes",
@@ -282,6 +284,15 @@ def available_bytes(folder: Path) -> int:
     """Return the bytes that the file system of `folder` still has for users."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def has_spare_files() -> bool:
+    """Return whether this process has opened fewer than half of the files that it may."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return len(os.listdir("/proc/self/fd")) < limit // 2
+    except OSError:  # none is left to look with
+        return False
 
 
 def unreserved_bytes(folder: Path) -> int:

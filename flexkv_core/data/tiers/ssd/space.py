@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.ssd.directory import Directory
+from flexkv_core.data.tiers.ssd.files import has_spare_files
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, Superblock, slot_bytes
 from flexkv_core.data.tiers.ssd.slab import Slab
 
@@ -23,6 +24,9 @@ _MAX_STEP_BYTES = 1 << 30
 _NUM_STEPS = 64
 """A column reaches its quota in about this many steps: the first is quickly made, and space that is
 never used is not taken."""
+
+_MAX_ADOPTED = 64
+"""Slabs of earlier processes: each takes a descriptor, and a look at every key that is searched."""
 
 _RETRY_S = 60.0
 """How long a directory that failed or had no room is left alone."""
@@ -88,10 +92,14 @@ class Space:
             return num_slots + (min(num_more, len(directories[:1])) if has_failed else num_more)
 
     def adopt(self) -> None:
-        """Take over slabs of earlier processes, in this engine's own order, up to the quota."""
+        """Take over slabs of earlier processes, in this engine's own order, up to the quota.
+
+        There may be thousands: those that would take too many descriptors stay leftovers.
+        """
         for directory, path in self._found():
             room = self._room()
-            if self._num_slots_in(room - PAGE_BYTES) < 1:
+            is_full = self._num_slots_in(room - PAGE_BYTES) < 1
+            if is_full or len(self.slabs) >= _MAX_ADOPTED or not has_spare_files():
                 return
             try:
                 with directory.locked():

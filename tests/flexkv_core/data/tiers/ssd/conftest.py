@@ -1,6 +1,8 @@
 """Namespaces, columns, and tiers with host memory for the tests of the SSD tier."""
 
+import itertools
 import os
+import resource
 import subprocess
 
 import numpy as np
@@ -194,6 +196,28 @@ def small_steps(monkeypatch):
 @pytest.fixture(scope="session")
 def superblock():
     return superblock_of()
+
+
+@pytest.fixture
+def limit_files():
+    """Let this process open only so many more files."""
+    former = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(num_more):
+        unused = (fd for fd in itertools.count() if not _is_open(fd))
+        first_refused = next(itertools.islice(unused, num_more, None))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_refused, former[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, former)
+
+
+def _is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import errno
 import itertools
+import os
+import resource
 import shutil
 
 import pytest
@@ -233,6 +235,29 @@ def test_all_ranks_of_an_engine_choose_alike_and_other_engines_differently(make)
         space.close()
     assert choices[:8] == choices[8:]
     assert len(set(choices)) > 1
+
+
+def test_of_very_many_slabs_only_some_are_opened(make, monkeypatch):
+    leave_slabs(make, 6)
+    monkeypatch.setattr("flexkv_core.data.tiers.ssd.space._MAX_ADOPTED", 4)
+    assert len(adopted(make(100, engine_id="x"))) == 4
+
+
+def test_half_of_the_files_that_a_process_may_open_are_not_ours(make, monkeypatch):
+    leave_slabs(make, 6)
+    space = make(100, engine_id="x")
+    limit = 2 * (len(os.listdir("/proc/self/fd")) + 3)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert len(adopted(space)) == 3
+
+
+def test_a_process_that_can_open_no_file_finds_no_room_and_later_some(make, limit_files, clock):
+    space = make(10)
+    limit_files(0)
+    assert space.take(1) is None
+    limit_files(100)
+    clock.advance(RETRY_S)
+    assert space.take(1) is not None
 
 
 def test_an_adopted_slab_grows_on(make, tmp_path):

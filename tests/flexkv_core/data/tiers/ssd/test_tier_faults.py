@@ -217,6 +217,19 @@ def test_without_a_cap_others_find_room_where_slabs_have_grown(disk, small_steps
     rank.close()
 
 
+def test_without_a_free_descriptor_what_is_open_serves_on(disk, small_steps, limit_files):
+    rank = disk.lead(quota_bytes=4096 + 20 * disk.slot_bytes)
+    rank.write(range(4))
+    limit_files(0)
+    assert rank.write(range(4, 9)) == [ERROR] * 5
+    assert rank.read(range(4)) == [OK] * 4
+    rank.tier.begin_generation("next", keeps_name=True)
+    assert rank.write([0]) == [ERROR]
+    limit_files(100)
+    rank.clock.advance(60)
+    assert rank.write([0]) == rank.read([0]) == [OK]
+
+
 def test_a_file_system_without_allocation_keeps_blocks(disk, small_steps, mount_ext2):
     directory = mount_ext2(num_mib=16)
     rank = disk.open(directories=[directory])
