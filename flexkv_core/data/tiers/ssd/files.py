@@ -290,7 +290,7 @@ def has_spare_files() -> bool:
     """Return whether this process has opened fewer than half of the files that it may."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        return len(os.listdir("/proc/self/fd")) < limit // 2
+        return len(list(Path("/proc/self/fd").iterdir())) < limit // 2
     except OSError:  # none is left to look with
         return False
 

@@ -2,9 +2,9 @@
 
 import errno
 import itertools
-import os
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -246,7 +246,7 @@ def test_of_very_many_slabs_only_some_are_opened(make, monkeypatch):
 def test_half_of_the_files_that_a_process_may_open_are_not_ours(make, monkeypatch):
     leave_slabs(make, 6)
     space = make(100, engine_id="x")
-    limit = 2 * (len(os.listdir("/proc/self/fd")) + 3)
+    limit = 2 * (len(list(Path("/proc/self/fd").iterdir())) + 3)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     assert len(adopted(space)) == 3
 
