@@ -9,11 +9,13 @@ A slab that its owner has locked is never touched. An unlocked one is a *leftove
 can use it adopts it; one that needs its room deletes it, oldest first. An unlocked log is useless.
 """
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flexkv_core.data.tiers.ssd.files import (
     SlabFile,
@@ -34,6 +36,13 @@ logger = logging.getLogger(__name__)
 _ALL_SLABS = "[0-9a-f]" * 16 + "/heads-*.layers-*/*" + SLAB_SUFFIX
 _ALL_LOGS = f".*{LOG_SUFFIX}*"
 
+_ADVICE = {
+    errno.ENOSPC: "free space, or lower ssd_cache_gb",
+    errno.EDQUOT: "raise the quota, or lower ssd_cache_gb",
+    errno.EROFS: "mount it writable",
+    errno.ETIMEDOUT: "a stopped engine may hold it",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _Leftover:
@@ -52,6 +61,24 @@ class Directory:
         self.path = path
         self._cap_bytes = cap_bytes
         self._leftover_bytes = leftover_bytes
+        self._failing: set[str] = set()
+        """What was last noted to fail: "grow", "be written"."""
+
+    def note(self, what: Literal["grow", "be written"], error: OSError | None) -> None:
+        """Log, once each, that slabs here cannot do so, and that they can again."""
+        if error is None and what in self._failing:
+            self._failing.discard(what)
+            logger.warning("ssd.has_room directory=%s: slabs can %s again", self.path, what)
+        elif error is not None and what not in self._failing:
+            self._failing.add(what)
+            advice = _ADVICE.get(error.errno or 0, "check that it can be written to")
+            logger.warning(
+                "ssd.no_room directory=%s: slabs cannot %s (%s): %s; what is there is still used",
+                self.path,
+                what,
+                error.strerror,
+                advice,
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

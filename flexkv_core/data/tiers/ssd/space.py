@@ -32,6 +32,10 @@ _RETRY_S = 60.0
 """How long a directory that failed or had no room is left alone."""
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_NO_ROOM = "No room below ssd_directory_cap_gb, or on the file system but for its reserve"
+
+
 class Space:
     """Where the slots of one column come from.
 
@@ -140,6 +144,12 @@ class Space:
         if is_over:
             slab.close()
 
+    def note_write(self, slab: Slab, error: OSError | None) -> None:
+        """Tell the directory of `slab` that a write has failed for want of room, or succeeded."""
+        if error is None or error.errno in _FULL:
+            [directory] = (it for it in self._retry_s if it.path == slab.path.parents[2])
+            directory.note("be written", error)
+
     def retire(self, slabs: Sequence[Slab]) -> None:
         """Remove slabs and all keys in them; they stay locked until no call uses them."""
         with self._changing:
@@ -231,11 +241,12 @@ class Space:
             with directory.locked():
                 has_grown = self._extend(directory)
         except OSError as error:
-            if not self._retry_s[directory]:
-                logger.warning("ssd.no_room directory=%s: %s", directory.path, error.strerror)
+            directory.note("grow", error)
             self._retry_s[directory] = self._clock() + _RETRY_S
             return False
         self._retry_s[directory] = 0.0
+        if has_grown:
+            directory.note("grow", None)
         return has_grown
 
     def _extend(self, directory: Directory) -> bool:
@@ -248,7 +259,7 @@ class Space:
         room = directory.make_room(own_bytes + wanted * self._slot_bytes)
         num_slots = self._num_slots_in(room - own_bytes)
         if num_slots < 1:
-            raise OSError(errno.ENOSPC, "no room below directory_cap_bytes or on the file system")
+            raise OSError(errno.ENOSPC, _NO_ROOM)
         if slab is None:
             slab = self._create(directory)
         slab.resize(len(slab.slots) + num_slots)

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -317,13 +318,47 @@ def test_what_failed_is_promised_one_slot_to_be_tried_with(make, monkeypatch, sm
     assert space.num_slots == 5
 
 
-def test_a_full_disk_is_mentioned_once(make, monkeypatch, caplog, clock):
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "lower ssd_cache_gb"),
+        (errno.EDQUOT, "raise the quota"),
+        (errno.EROFS, "mount it writable"),
+    ],
+)
+def test_a_full_disk_is_told_once_when_it_begins_and_once_when_it_ends(
+    make, monkeypatch, caplog, clock, tmp_path, code, advice
+):
     space = make(10)
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", refuse)
+        for _ in range(3):
+            space.take(1)
+            clock.advance(RETRY_S)
+    [begin] = [line for line in caplog.messages if "ssd.no_room" in line]
+    assert str(tmp_path / "0") in begin
+    assert os.strerror(code) in begin
+    assert advice in begin
+    take_all(space)
+    [end] = [line for line in caplog.messages if "ssd.has_room" in line]
+    assert str(tmp_path / "0") in end
+
+
+def test_a_disk_with_room_is_not_mentioned(make, caplog, small_steps):
+    take_all(make(10))
+    assert "room" not in caplog.text
+
+
+def test_columns_that_share_a_directory_tell_once_that_it_is_full(disk, monkeypatch, caplog):
     monkeypatch.setattr("os.posix_fallocate", fail)
-    for _ in range(3):
-        space.take(1)
-        clock.advance(RETRY_S)
+    rank = disk.open(columns=disk.columns)
+    rank.write(range(3))
     assert caplog.text.count("ssd.no_room") == 1
+    assert rank.tier.take_counts()["ssd_no_room_cells"] == 6
 
 
 def test_a_directory_that_fails_leaves_its_part_to_the_others(make, tmp_path, small_steps):

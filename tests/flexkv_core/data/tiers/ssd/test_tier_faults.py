@@ -136,6 +136,27 @@ def test_failures_are_mentioned_once(disk, monkeypatch, caplog):
     assert caplog.text.count("ssd.io_failed") == 1
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_slabs_that_can_be_written_no_more_are_told_until_they_can(disk, monkeypatch, caplog, code):
+    """As on a file system that became read-only, or is thinly provisioned."""
+    rank = disk.open()
+    rank.write([0])
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", refuse)
+        assert rank.write(range(1, 20)) == [ERROR] * 19
+    [begin] = [line for line in caplog.messages if "ssd.no_room" in line]
+    assert str(disk.path) in begin
+    assert os.strerror(code) in begin
+    assert "ssd.has_room" not in caplog.text
+    assert rank.write(range(1, 20)) == [OK] * 19
+    assert caplog.text.count("ssd.has_room") == 1
+    assert rank.tier.take_counts()["ssd_io_errors"] > 0
+
+
 def test_without_direct_io_everything_works(disk, monkeypatch):
     monkeypatch.setattr("flexkv_core.data.tiers.ssd.files.SlabFile.make_direct", lambda _: False)
     disk.store(range(20), columns=disk.columns)
