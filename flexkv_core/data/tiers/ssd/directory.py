@@ -11,7 +11,7 @@ can use it adopts it; one that needs its room deletes it, oldest first. An unloc
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,17 @@ from flexkv_core.data.tiers.ssd.files import (
 from flexkv_core.data.tiers.ssd.format import LOG_SUFFIX, SLAB_SUFFIX, Superblock
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.data.tiers.ssd.slab import read_superblock
-from flexkv_core.errors import TierError
+from flexkv_core.errors import ConfigError, TierError
 from flexkv_core.shared_files import make_folder
 
-__all__ = ["Directory", "directories_of", "open_directories"]
+__all__ = ["Directory", "directories_of", "open_directories", "require_folders"]
 
 logger = logging.getLogger(__name__)
 
 _ALL_SLABS = "[0-9a-f]" * 16 + "/heads-*.layers-*/*" + SLAB_SUFFIX
 _ALL_LOGS = f".*{LOG_SUFFIX}*"
 
+_NO_FOLDER = frozenset({errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR})
 _ADVICE = {
     errno.ENOSPC: "free space, or lower ssd_cache_gb",
     errno.EDQUOT: "raise the quota, or lower ssd_cache_gb",
@@ -90,6 +91,14 @@ class Directory:
         make_folder(self.path)
         with folder_lock(self.path):
             yield
+
+    def why_unusable(self) -> str:
+        """Return why it cannot be locked now; an empty text if it can."""
+        try:
+            with self.locked():
+                return ""
+        except OSError as error:
+            return f"{error.strerror}"
 
     def folder(self, superblock: Superblock) -> Path:
         """Return the folder of a column's slabs."""
@@ -174,26 +183,47 @@ def directories_of(options: SsdOptions) -> list[Directory]:
     ]
 
 
+def require_folders(options: SsdOptions) -> None:
+    """Reject directories that can be no folders, before anything is done in them.
+
+    A folder that cannot be used now is none of them: it may be usable later.
+
+    Raises:
+        ConfigError: None can be a folder.
+    """
+    reasons = list(map(_why_no_folder, options.directories))
+    if all(reasons):
+        msg = f"ssd_cache_dir cannot be used: {_join(options, reasons)}; name a folder"
+        raise ConfigError(msg)
+
+
 def open_directories(options: SsdOptions) -> list[Directory]:
     """Return the directories of a tier, and log which cannot be used now.
 
     Raises:
-        TierError: None of them can be used.
+        TierError: None of them can be used now.
     """
     directories = directories_of(options)
-    reasons = []
-    for directory in directories:
-        try:
-            with directory.locked():
-                continue
-        except OSError as error:
-            reasons.append(f"{directory.path}: {error.strerror}")
-    if len(reasons) == len(directories):
-        msg = f"no directory can be written to ({'; '.join(reasons)}); check ssd_cache_dir"
+    reasons = [directory.why_unusable() for directory in directories]
+    if all(reasons):
+        msg = f"{_join(options, reasons)}; check ssd_cache_dir"
         raise TierError("ssd", msg)
-    if reasons:
-        logger.warning("ssd.directories_unusable %s", "; ".join(reasons))
+    if any(reasons):
+        logger.warning("ssd.directories_unusable %s", _join(options, reasons))
     return directories
+
+
+def _why_no_folder(path: Path) -> str:
+    try:
+        make_folder(path)
+    except OSError as error:
+        return f"{error.strerror}" if error.errno in _NO_FOLDER else ""
+    return ""
+
+
+def _join(options: SsdOptions, reasons: Sequence[str]) -> str:
+    places = zip(options.directories, reasons, strict=True)
+    return "; ".join(f"{path}: {reason}" for path, reason in places if reason)
 
 
 def _delete(path: Path) -> bool:
