@@ -100,6 +100,11 @@ METRICS: Mapping[str, Metric] = {
         Metric("ssd_verified_blocks", "counter", "Blocks read from SSD whose checksums were right"),
         Metric("ssd_corrupt_blocks", "counter", "Blocks found changed on SSD, and not used"),
         Metric("ssd_io_errors", "counter", "Reads and writes of slabs that failed"),
+        Metric(
+            "ssd_no_room_cells",
+            "counter",
+            "Cells, of which a rank has one or more in a block, that found no room on SSD",
+        ),
         Metric("ssd_recovered_blocks", "counter", "Blocks of earlier processes found on SSD"),
     )
 }

@@ -1,6 +1,8 @@
 """The scheduler half and what its workers tell it, without an engine."""
 
 import dataclasses
+import gc
+import weakref
 from hashlib import sha256
 from types import SimpleNamespace
 
@@ -354,6 +356,32 @@ def test_requests_that_have_ended_are_not_kept_for_ever(ready):
     for other in others:
         compute(ready, other)
     assert not any(ended in step for step in ready.session._ended)
+
+
+@pytest.mark.parametrize("media", [(), (100,)])
+def test_with_events_on_a_request_that_has_ended_is_let_go_of(deployment, adapters, media):
+    """Its pictures may take megabytes, and its blocks may be announced long after its end."""
+    from flexkv_connectors.vllm.scheduler import SchedulerHalf
+
+    half = SchedulerHalf(
+        dataclasses.replace(deployment, publishes_events=True), Counters(), adapters
+    )
+    for rank in range(2):
+        half.handle_reports(report_of(rank, []))
+    half.session.ssd.take_orders(0.0)
+    request = request_of(media=media)
+    half.match(request, 0)
+    plan = compute(half, request)
+    half.finish(request)
+    is_alive = weakref.ref(request)
+    del request
+    saved(half, plan)
+    for number in range(16):
+        compute(half, request_of(request_id=f"r{number}"))
+    gc.collect()
+    assert is_alive() is None
+    announced = [event.token_ids for event in half.take_events()]
+    assert announced == ([] if media else [PROMPT])
 
 
 @pytest.mark.parametrize("load_async", [True, False])

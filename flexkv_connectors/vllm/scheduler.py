@@ -102,6 +102,7 @@ class SchedulerHalf:
         if state is None:
             return
         state.release_adapter()
+        self._events.end(request)
         self.session.end(state)
         if self.session.manager is None or state.num_promised_tokens:
             return  # pages that wait for a load hold nothing to save

@@ -11,7 +11,7 @@ from flexkv_core.control import planner
 from flexkv_core.control.eviction.base import EvictionPolicy
 from flexkv_core.control.eviction.policies import create_policy
 from flexkv_core.control.index.integrity import check_index
-from flexkv_core.control.index.node import Entry, TierState, Write
+from flexkv_core.control.index.node import ChainEnd, Entry, TierState
 from flexkv_core.control.index.radix import PrefixIndex, Presence, Refusal
 from flexkv_core.control.index.slot_pool import SlotPool
 from flexkv_core.control.job import Completion, Job, JobKind
@@ -203,17 +203,26 @@ class CacheManager:
         """Return how much of `keys` is in `tier`, without counting a use or pinning anything."""
         return self._index.lookup(self._tiers[tier], keys)
 
-    def restore(self, keys: Sequence[BlockKey], *, tier: str) -> int:
-        """Add a chain that every owner has found in its part of `tier`, as far as it fits.
+    def restore(
+        self,
+        keys: Sequence[BlockKey],
+        *,
+        tier: str,
+        first_block: int = 0,
+        near: ChainEnd | None = None,
+    ) -> ChainEnd:
+        """Add blocks that every owner has found in its part of `tier`, as far as they fit.
+
+        Args:
+            keys: A chain.
+            tier: The tier.
+            first_block: Where they begin; nothing is added if blocks before them have left.
+            near: Where an earlier part of the chain was found to end: the walk to it is saved.
 
         Returns:
-            How many of its leading blocks are now in the tier or being written.
+            How much of the chain is there now.
         """
-        state = self._tiers[tier]
-        write = self._index.reserve(state, keys)
-        if isinstance(write, Write):
-            self._index.finish(write, write.end_block - write.first_block, None)
-        return self._index.lookup(state, keys).num_known
+        return self._index.restore(self._tiers[tier], keys, first_block, near)
 
     def resize(self, capacity_blocks: int, *, tier: str) -> None:
         """Grow to `capacity_blocks`, or evict and shrink as far as blocks in use allow.

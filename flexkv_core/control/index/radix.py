@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flexkv_core.block.types import BlockKey, JobId
-from flexkv_core.control.index.node import Entry, Node, TierState, Write
+from flexkv_core.control.index.node import ChainEnd, Entry, Node, TierState, Write
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
 from flexkv_core.metrics import Recorder
 from flexkv_core.plan import SLOT_BYTES
@@ -86,21 +86,40 @@ class PrefixIndex:
 
     def lookup(self, tier: TierState, keys: Sequence[BlockKey]) -> Presence:
         """Return how much of `keys` is on `tier`, without counting a use or pinning anything."""
-        node, shared_end = self._walk(keys)
-        entry = self._deepest(node, tier)
-        num_known = min(entry.end, shared_end)
+        num_known, entry = self._find(tier, keys)
         while not entry.num_ready and entry.parent is not None:
             entry = entry.parent
-        return Presence(min(entry.ready_end, shared_end), num_known)
+        return Presence(min(entry.ready_end, num_known), num_known)
+
+    def restore(
+        self, tier: TierState, keys: Sequence[BlockKey], first_block: int, near: ChainEnd | None
+    ) -> ChainEnd:
+        """Add the blocks of `keys` from `first_block` on, as far as they fit, all ready.
+
+        Nothing is added if a block before them is not there.
+        Cost: O(new blocks), and O(nodes) after `near`, which was a part of this chain once.
+        """
+        found = self._find(tier, keys, near and near.node_in(keys))
+        if found.num_known < first_block:
+            return found
+        write = self.reserve(tier, keys, found.entry.node)
+        if isinstance(write, Write):
+            self.finish(write, write.end_block - write.first_block, None)
+        return self._find(tier, keys, found.node_in(keys))
 
     def unpin(self, entry: Entry) -> None:
         """Undo the pin of one match."""
         entry.num_pins -= 1
         self._settle(entry)
 
-    def reserve(self, tier: TierState, keys: Sequence[BlockKey]) -> Write | Refusal:
-        """Make room for the blocks of `keys` that `tier` lacks, or for as many as fit."""
-        node, shared_end = self._walk(keys)
+    def reserve(
+        self, tier: TierState, keys: Sequence[BlockKey], start: Node | None = None
+    ) -> Write | Refusal:
+        """Make room for the blocks of `keys` that `tier` lacks, or for as many as fit.
+
+        The walk begins at the root, or at `start`, which shares a key with `keys`.
+        """
+        node, shared_end = self._walk(keys, start)
         entry = self._deepest(node, tier)
         known_end = min(entry.end, shared_end)
         num_missing = len(keys) - known_end
@@ -128,7 +147,7 @@ class PrefixIndex:
         write.is_written, write.job_id = True, job_id
         bad_block = write.first_block + num_good
         if bad_block < write.end_block:
-            *_, entry = write.entry.up_to(bad_block)
+            entry = write.entry.at(bad_block)
             if entry.is_alive:
                 self._drop(entry, bad_block)
         path = list(write.entry.up_to(write.first_block))
@@ -157,18 +176,23 @@ class PrefixIndex:
         if self._events is not None:
             self._events.append(CacheCleared())
 
-    def _walk(self, keys: Sequence[BlockKey]) -> tuple[Node, int]:
+    def _walk(self, keys: Sequence[BlockKey], start: Node | None = None) -> tuple[Node, int]:
         """Return the deepest node that shares a key with `keys`, and where sharing ends."""
-        node, position, num_keys = self.root, 0, len(keys)
-        while position < num_keys:
-            child = node.children.get(keys[position])
-            if child is None:
-                break
-            end = position + len(child.keys)
-            if end > num_keys or child.keys[-1] != keys[end - 1]:
-                return child, child.shared_end(keys)
-            node, position = child, end
-        return node, position
+        num_keys = len(keys)
+        child: Node | None = start or self.root
+        while child is not None:
+            node, end = child, child.end
+            if end > num_keys or (end and node.keys[-1] != keys[end - 1]):
+                return node, node.shared_end(keys)
+            child = node.children.get(keys[end]) if end < num_keys else None
+        return node, end
+
+    def _find(
+        self, tier: TierState, keys: Sequence[BlockKey], start: Node | None = None
+    ) -> ChainEnd:
+        node, shared_end = self._walk(keys, start)
+        entry = self._deepest(node, tier)
+        return ChainEnd(min(entry.end, shared_end), entry)
 
     @staticmethod
     def _deepest(node: Node, tier: TierState) -> Entry:

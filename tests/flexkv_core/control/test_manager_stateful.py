@@ -258,7 +258,7 @@ class World:
         """Let every owner find a chain on its disk."""
         chain = self._any(self.chains, pick)
         known = self._leading_blocks("ssd", chain, {"ready", "written", "writing"})
-        num_known = self.manager.restore(chain, tier="ssd")
+        num_known = self.manager.restore(chain, tier="ssd").num_known
         self._see_evictions("ssd", spared=known)
         assert len(known) <= num_known <= len(chain)
         found = chain[len(known) : num_known]
