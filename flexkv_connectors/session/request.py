@@ -28,6 +28,7 @@ class RequestState(ABC):
     __slots__ = (
         "_deployment",
         "chain",
+        "is_counted",
         "is_loading",
         "lease",
         "lower",
@@ -59,6 +60,9 @@ class RequestState(ABC):
 
         self.offer = range(0)
         """Tokens that were last offered to the engine, or that are being loaded for it."""
+
+        self.is_counted = False
+        """Whether it has been counted as a use of what the tiers hold."""
 
         self.is_loading = False
         """Whether a plan in flight writes to its pages."""

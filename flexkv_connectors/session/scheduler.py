@@ -107,6 +107,7 @@ class SchedulerSession(Generic[S]):
         Returns:
             Whether it is worth waiting for. Ask again until it is not.
         """
+        self._note_use(state)
         lower = self._lower(state) if self.pools.are_ready else None
         return lower is not None and lower.fetch(state.keys(), time.monotonic(), block_compute_s)
 
@@ -122,6 +123,7 @@ class SchedulerSession(Generic[S]):
         """
         if self._tiers is None or not self.pools.are_ready:
             return 0
+        self._note_use(state)
         if state.lease is None:
             state.lease = self._tiers.manager.match(state.request_id, state.keys())
         num_blocks = 0 if state.lease is None else state.lease.num_blocks
@@ -153,6 +155,7 @@ class SchedulerSession(Generic[S]):
             return Load(state.request_id, pages, None)
         state.lease = None
         state.is_loading = True
+        self._counters.add("match_hit_blocks", plan.num_blocks)
         end = state.offer.start + len(pages) * self._deployment.page_tokens
         self._loading[plan.job_id] = state, range(state.offer.start, end)
         return Load(state.request_id, pages, plan)
@@ -277,6 +280,17 @@ class SchedulerSession(Generic[S]):
             tiers.ssd.reset()  # what the workers have found was computed with the old weights
         return tiers
 
+    def _note_use(self, state: S) -> None:
+        """Count a request as a use of what it finds: once, however often it is asked about.
+
+        It finds what is there when it comes: what is brought from SSD for it is not used again.
+        """
+        if self._tiers is None or not self.pools.are_ready or state.is_counted:
+            return
+        state.is_counted = True
+        if not self._tiers.manager.note_use(state.keys()):
+            self._counters.add("match_miss")
+
     def _lower(self, state: S) -> LowerTierRequest | None:
         """Return a request's dealings with the SSD tier, if there is one; they begin here."""
         if state.lower is None and self._tiers is not None and self._tiers.ssd is not None:
@@ -323,7 +337,8 @@ class SchedulerSession(Generic[S]):
         state.is_loading = False
         if completion.status is not Status.OK:
             state.may_load = False
-        elif self.states.get(state.request_id) is state:  # else the request ended first
+        elif not self._deployment.cache.load_async or self.states.get(state.request_id) is state:
+            # Else the request ended first. One that loads and computes in a step may end with it.
             self._counters.add("load_tokens", len(tokens))
             self._counters.add("ssd_load_tokens", state.num_ssd_tokens(tokens))
 

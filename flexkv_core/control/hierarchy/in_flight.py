@@ -121,7 +121,7 @@ class CopiesInFlight:
     ) -> TransferPlan | None:
         manager = self._manager
         # Pin the whole run: pinning only what is copied would split it for good.
-        lease = manager.hold(request_id, keys, tier=self._source)
+        lease = manager.match(request_id, keys, tier=self._source)
         assert lease is not None, "its blocks were seen a moment ago"
         reservation = manager.reserve(request_id, keys[:end], tier=self._target)
         if isinstance(reservation, Refusal):

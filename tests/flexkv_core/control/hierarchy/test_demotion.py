@@ -17,6 +17,7 @@ def rig():
 
 def use(rig, request, keys):
     """Let a request use a chain, and offer what host memory has of it."""
+    rig.manager.note_use(keys)
     num_wanted = rig.tier.demoter.admit(keys, 0, 0)
     rig.tier.demoter.offer(request, keys, num_wanted)
 

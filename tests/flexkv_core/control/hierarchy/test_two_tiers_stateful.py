@@ -142,6 +142,7 @@ class World:
     def arrive(self, pick: Pick) -> None:
         keys = _any(self.chains, pick).copy()
         self.num_requests += 1
+        self.manager.note_use(keys)
         num_wanted = self.tier.demoter.admit(keys, 0, 0)
         assert num_wanted <= len(keys)
         request = Request(f"request-{self.num_requests}", keys, num_wanted)
@@ -180,7 +181,8 @@ class World:
         for owner in self.owners.values():
             owner.orders.append(orders)
             told = owner.is_recovered and owner.generation == self.tier._generation
-            assert told or not orders.plans, "a worker may not have opened the tier yet"
+            new = [plan for plan in orders.plans if plan.epoch == self.epoch]
+            assert told or not new, "a worker may not have opened the tier yet"
 
     def settle(self, _: Pick) -> None:
         """Let the workers do well all that there is to be done."""
