@@ -73,8 +73,9 @@ class SchedulerSession(Generic[S]):
         self._ssd_reports: list[TierReport] = []
         """Reports of owners that the SSD tier has not taken in; it may not be open yet."""
 
-        self._loading: dict[JobId, tuple[S, range]] = {}
-        """The request whose pages a plan in flight fills, and the tokens that it fills in."""
+        self._loading: dict[JobId, tuple[S, int, int]] = {}
+        """The request whose pages a plan in flight fills, with how many tokens, and how many of
+        them came from SSD."""
 
         self._ended: deque[list[S]] = deque([[]], maxlen=_STEPS_IN_FLIGHT)
         """Requests that have ended, by step, the latest first: their loads may still fail."""
@@ -157,7 +158,8 @@ class SchedulerSession(Generic[S]):
         state.is_loading = True
         self._counters.add("match_hit_blocks", plan.num_blocks)
         end = state.offer.start + len(pages) * self._deployment.page_tokens
-        self._loading[plan.job_id] = state, range(state.offer.start, end)
+        tokens = range(state.offer.start, end)
+        self._loading[plan.job_id] = state, len(tokens), state.num_ssd_tokens(tokens)
         return Load(state.request_id, pages, plan)
 
     def plan_save(self, state: S, num_computed: int) -> TransferPlan | None:
@@ -333,14 +335,14 @@ class SchedulerSession(Generic[S]):
     def _conclude_load(self, completion: Completion) -> None:
         """Count what was loaded; a request whose load failed loads no more."""
         self._record(completion)
-        state, tokens = self._loading.pop(completion.job_id)
+        state, num_tokens, num_ssd_tokens = self._loading.pop(completion.job_id)
         state.is_loading = False
         if completion.status is not Status.OK:
             state.may_load = False
         elif not self._deployment.cache.load_async or self.states.get(state.request_id) is state:
             # Else the request ended first. One that loads and computes in a step may end with it.
-            self._counters.add("load_tokens", len(tokens))
-            self._counters.add("ssd_load_tokens", state.num_ssd_tokens(tokens))
+            self._counters.add("load_tokens", num_tokens)
+            self._counters.add("ssd_load_tokens", num_ssd_tokens)
 
     def _conclude_save(self, completion: Completion) -> None:
         """Count what was saved and let SSD have it; a request whose save failed saves no more."""
