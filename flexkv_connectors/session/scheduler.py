@@ -256,7 +256,7 @@ class SchedulerSession(Generic[S]):
         The weights may have changed, so requests that have begun are not saved any more: part of
         their KV was computed with the old ones.
         """
-        for state in self.states.values():
+        for state in chain(self.states.values(), *self._ended):
             self.withdraw(state)
             state.may_save = state.may_save and not state.page_ids
         self._is_reset = True
