@@ -24,7 +24,10 @@ class MetricFamilies:
         """Register every row with `counter` or `gauge`, the classes of `prometheus_client`."""
         # A gauge is the engine's: the last value counts, whichever of several processes was told,
         # and whether or not that process still lives. Only changes are told.
-        kinds = {"counter": counter, "gauge": partial(gauge, multiprocess_mode="mostrecent")}
+        kinds: Mapping[str, Callable[..., Any]] = {
+            "counter": counter,
+            "gauge": partial(gauge, multiprocess_mode="mostrecent"),
+        }
         self._families = {
             metric.name: kinds[metric.kind](
                 name=f"flexkv:{metric.name}",
