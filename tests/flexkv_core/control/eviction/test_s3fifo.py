@@ -123,6 +123,14 @@ def test_more_than_three_uses_count_as_three(policy):
     assert take_all(policy) == [much, enough]
 
 
+def test_three_uses_count_as_more_than_two(policy):
+    thrice, twice = add(policy, "thrice", uses=2), add(policy, "twice", uses=2)
+    add(policy, "new")
+    policy.take()
+    thrice.num_uses, twice.num_uses = 3, 2
+    assert take_all(policy) == [twice, thrice]
+
+
 def test_the_main_queue_gives_way_while_the_small_one_is_within_its_share(policy):
     proven = add(policy, "proven", uses=2)
     add(policy, "gone", blocks=CAPACITY_BLOCKS // 10 + 1)
@@ -139,6 +147,16 @@ def test_a_queued_run_that_grew_counts_as_long_as_it_is(policy):
     run.num_blocks = CAPACITY_BLOCKS // 10 + 1
     policy.add(run)
     assert take_all(policy) == [run, proven]
+
+
+def test_a_run_that_is_gone_takes_no_share_of_the_small_queue(policy):
+    proven = add(policy, "proven", uses=2)
+    add(policy, "new")
+    evict_next(policy)
+    for number in range(10):
+        policy.discard(add(policy, f"gone {number}"))
+    new = add(policy, "within its share", blocks=CAPACITY_BLOCKS // 10)
+    assert take_all(policy) == [proven, new]
 
 
 def scan_heavy_requests():

@@ -43,14 +43,33 @@ def test_what_is_used_is_copied_while_it_is_in_host_memory(rig):
 
 def test_what_host_memory_lacks_is_not_copied(rig):
     use(rig, "request", chain("elsewhere", 4))
-    assert take_plans(rig) == []
     assert not rig.tier.has_work
+    assert take_plans(rig) == []
+
+
+def test_of_a_chain_that_host_memory_has_a_part_of_the_rest_is_neither_copied_nor_missed(rig):
+    keys = chain("part", 4)
+    rig.save(keys[:2])
+    use(rig, "request", keys)
+    [plan] = take_plans(rig)
+    rig.end(plan)
+    assert plan.num_blocks == 2
+    assert rig.take("demotion_skipped_blocks") == 0
+
+
+def test_only_what_is_wanted_is_copied(rig):
+    keys = chain("chain", 4)
+    rig.save(keys)
+    rig.tier.demoter.offer("request", keys, 3)
+    [plan] = take_plans(rig)
+    assert plan.num_blocks == 3
 
 
 def test_what_the_tier_has_is_not_copied_again(rig):
     keys = use_new(rig, "chain")
     rig.end(*take_plans(rig))
     use(rig, "again", keys)
+    assert not rig.tier.has_work
     assert take_plans(rig) == []
 
 
@@ -90,10 +109,45 @@ def test_the_oldest_of_very_many_chains_is_given_up(rig, monkeypatch):
     assert sum(plan.num_blocks for plan in take_plans(rig)) == 8
 
 
+def test_blocks_that_wait_to_be_copied_are_counted_as_skipped_once_the_tier_is_off(rig):
+    use_new(rig, "stuck")
+    take_plans(rig)
+    keys = chain("waits", 6)
+    rig.put_on_ssd(keys[:2])
+    rig.save(keys)
+    use(rig, "waits", keys)
+    rig.take("demotion_skipped_blocks")
+    take_plans(rig, SILENCE_S + 1)
+    assert rig.take("demotion_skipped_blocks") == 4
+
+
+def test_blocks_are_admitted_once_however_often_their_request_grows(rig):
+    demoter, keys = rig.tier.demoter, chain("grows", 6)
+    rig.put_on_ssd(keys[:1])
+    num_wanted = demoter.admit(keys[:4], 0, 0)
+    assert rig.take("admitted_blocks") == 3
+    assert demoter.admit(keys, 4, num_wanted) == 6
+    assert rig.take("admitted_blocks") == 2
+
+
+def test_blocks_that_are_not_worth_writing_are_counted(monkeypatch):
+    monkeypatch.setattr("flexkv_core.control.hierarchy.admission._FIRST_TRUST", 0)
+    rig = Rig(ssd_blocks=8)
+    rig.recover()
+    rig.put_on_ssd(chain("there", 6))
+    keys = chain("new", 5)
+    num_wanted = rig.tier.demoter.admit(keys[:4], 0, 0)
+    assert (num_wanted, rig.take("declined_blocks")) == (2, 2)
+    assert rig.tier.demoter.admit(keys, 4, num_wanted) == 4
+    assert rig.take("declined_blocks") == 1
+
+
 def test_what_was_not_written_whole_is_not_there(rig):
     keys = use_new(rig, "chain")
     [plan] = take_plans(rig)
     rig.end(plan, status=Status.ERROR, num_blocks=3)
+    counts = rig.counters.drain()
+    assert (counts["demoted_blocks"], counts["demotion_skipped_blocks"]) == (3, 1)
     assert rig.num_ready(keys, "ssd") == 3
     assert rig.tier.take_orders(0.0).gone == keys[3:]
 
@@ -111,6 +165,18 @@ def test_a_tier_that_fails_is_left_alone_and_tried_again(rig):
     [plan] = take_plans(rig, 31.0)
     rig.end(plan, 31.0)
     assert not rig.tier.is_off
+
+
+def test_a_trial_that_finds_nothing_to_copy_does_not_put_off_the_next(rig):
+    for name in range(3):
+        use_new(rig, name)
+        [plan] = take_plans(rig)
+        rig.end(plan, status=Status.ERROR, num_blocks=0)
+    keys = use_new(rig, "left")
+    rig.manager.drop_from(keys[:1], tier="host")
+    assert take_plans(rig, 31.0) == []
+    use_new(rig, "trial")
+    assert len(take_plans(rig, 31.0)) == 1
 
 
 def test_a_tier_that_takes_writes_and_never_answers_is_off_until_it_does(rig):
