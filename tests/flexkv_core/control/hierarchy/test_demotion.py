@@ -101,6 +101,17 @@ def test_a_quarter_of_host_memory_is_on_its_way_and_the_rest_waits(rig):
     assert not rig.tier.has_work
 
 
+def test_of_a_chain_longer_than_that_the_rest_waits(rig):
+    keys = use_new(rig, "long", 100)
+    for num_blocks in (64, 36):
+        plans = take_plans(rig)
+        assert sum(plan.num_blocks for plan in plans) == num_blocks
+        for plan in plans:
+            rig.end(plan)
+    assert rig.num_ready(keys, "ssd") == 100
+    assert rig.take("demotion_skipped_blocks") == 0
+
+
 def test_the_oldest_of_very_many_chains_is_given_up(rig, monkeypatch):
     monkeypatch.setattr("flexkv_core.control.hierarchy.demotion._MAX_WAITING", 2)
     for name in range(3):
