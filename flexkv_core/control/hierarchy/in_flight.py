@@ -45,7 +45,7 @@ class CopiesInFlight:
         self._manager = manager
         self._source = source
         self._target = target
-        self._plan_blocks = max(1, _PLAN_BYTES // block_bytes)
+        self._plan_blocks = _PLAN_BYTES // block_bytes
         self._max_blocks = max_blocks
         self._in_flight: dict[JobId, CopyInFlight] = {}
         self._overdue: set[JobId] = set()
@@ -61,7 +61,7 @@ class CopiesInFlight:
     @property
     def num_more(self) -> int:
         """Blocks that may be started now."""
-        return max(0, self._max_blocks - self._num_blocks)
+        return self._max_blocks - self._num_blocks
 
     def start(
         self,

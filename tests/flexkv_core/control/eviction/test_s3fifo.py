@@ -69,6 +69,25 @@ def test_what_comes_back_late_is_new(policy):
     assert take_all(policy) == [back, new]
 
 
+def test_exactly_a_tier_of_evicted_blocks_is_remembered(policy):
+    add(policy, "back", blocks=CAPACITY_BLOCKS // 5)
+    add(policy, "many", blocks=CAPACITY_BLOCKS * 4 // 5)
+    evict_next(policy)
+    evict_next(policy)
+    back, new = add(policy, "back"), add(policy, "new")
+    assert take_all(policy) == [new, back]
+
+
+def test_what_came_back_is_no_longer_among_the_evicted(policy):
+    add(policy, "first", blocks=CAPACITY_BLOCKS // 2)
+    evict_next(policy)
+    first = add(policy, "first", blocks=CAPACITY_BLOCKS // 2)
+    add(policy, "second", blocks=CAPACITY_BLOCKS * 3 // 5)
+    evict_next(policy)
+    second, new = add(policy, "second"), add(policy, "new")
+    assert take_all(policy) == [new, first, second]
+
+
 def test_a_run_that_shrinks_before_it_leaves_is_remembered_once(policy):
     run = add(policy, "back", blocks=400)
     assert policy.take() is run
@@ -147,6 +166,15 @@ def test_a_queued_run_that_grew_counts_as_long_as_it_is(policy):
     run.num_blocks = CAPACITY_BLOCKS // 10 + 1
     policy.add(run)
     assert take_all(policy) == [run, proven]
+
+
+def test_a_queued_run_that_is_added_again_counts_once(policy):
+    proven = add(policy, "proven", uses=2)
+    add(policy, "gone")
+    evict_next(policy)
+    run = add(policy, "run", blocks=CAPACITY_BLOCKS // 10)
+    policy.add(run)
+    assert take_all(policy) == [proven, run]
 
 
 def test_a_run_that_is_gone_takes_no_share_of_the_small_queue(policy):

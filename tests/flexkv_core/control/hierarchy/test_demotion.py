@@ -101,6 +101,24 @@ def test_a_quarter_of_host_memory_is_on_its_way_and_the_rest_waits(rig):
     assert not rig.tier.has_work
 
 
+def test_the_smallest_host_memory_is_copied_too():
+    rig = Rig(host_blocks=2)
+    rig.recover()
+    keys = use_new(rig, "chain", 2)
+    for _ in keys:
+        rig.end(*take_plans(rig))
+    assert rig.num_ready(keys, "ssd") == 2
+
+
+def test_what_the_tier_got_while_a_chain_waited_is_not_counted_off(rig):
+    keys = chain("chain", 6)
+    rig.save(keys)
+    use(rig, "waits", keys[:4])
+    rig.put_on_ssd(keys)
+    assert take_plans(rig) == []
+    assert rig.take("demotion_skipped_blocks") == 0
+
+
 def test_of_a_chain_longer_than_that_the_rest_waits(rig):
     keys = use_new(rig, "long", 100)
     for num_blocks in (64, 36):
@@ -149,7 +167,8 @@ def test_blocks_that_are_not_worth_writing_are_counted(monkeypatch):
     keys = chain("new", 5)
     num_wanted = rig.tier.demoter.admit(keys[:4], 0, 0)
     assert (num_wanted, rig.take("declined_blocks")) == (2, 2)
-    assert rig.tier.demoter.admit(keys, 4, num_wanted) == 4
+    rig.put_on_ssd(chain("too", 2))
+    assert rig.tier.demoter.admit(keys, 4, num_wanted) == 2
     assert rig.take("declined_blocks") == 1
 
 

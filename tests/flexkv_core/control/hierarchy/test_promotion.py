@@ -114,6 +114,91 @@ def test_a_fast_disk_is_waited_for_until_the_blocks_are_there(rig, clock):
     assert rig.num_ready(keys) == 40
 
 
+def test_a_disk_that_was_fast_is_waited_for_again(rig, clock):
+    disk = Disk(rig, clock, 1 << 30)
+    for name in range(3):
+        keys = chain(name, 40)
+        rig.put_on_ssd(keys)
+        wait_of(rig, disk, clock, str(name), keys, 0.1)
+        assert rig.num_ready(keys) == 40
+
+
+def test_without_time_to_wait_nothing_is_copied():
+    rig = Rig(timeout_s=0.0)
+    keys = chain("chain", 4)
+    rig.put_on_ssd(keys)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert rig.tier.take_orders(0.0).plans == []
+
+
+def test_a_request_of_the_name_of_one_that_has_ended_waits_for_itself(rig):
+    keys = chain("chain", 4)
+    rig.put_on_ssd(keys)
+    promoter = rig.tier.promoter
+    assert promoter.must_wait("request", keys, 0.0, 1.0)
+    assert not promoter.must_wait("request", keys, 2.5, 1.0)
+    promoter.forget("request")
+    assert promoter.must_wait("request", keys, 2.5, 1.0)
+
+
+def test_a_wait_is_counted_once_when_it_ends(rig):
+    keys = chain("chain", 4)
+    rig.put_on_ssd(keys)
+    for now_s in (0.0, 1.0, 2.0, 3.0):
+        rig.tier.promoter.must_wait("request", keys, now_s, 1.0)
+    counts = rig.counters.drain()
+    assert (counts["promotion_wait_seconds"], counts["promotion_timeouts"]) == (2.0, 1)
+
+
+def test_a_read_that_fails_says_nothing_of_the_speed(rig):
+    for name, status in (("bad", Status.CORRUPT), ("next", Status.OK)):
+        keys = chain(name, 4)
+        rig.put_on_ssd(keys)
+        assert rig.tier.promoter.must_wait(name, keys, 0.0, 0.1)
+        [plan] = rig.tier.take_orders(0.0).plans
+        rig.end(plan, status=status, num_blocks=4 * (status is Status.OK), seconds=100.0)
+
+
+def test_where_host_memory_is_in_use_nothing_is_copied_and_nothing_is_held():
+    rig = Rig(host_blocks=16)
+    rig.save(chain("in use", 16))
+    lease = rig.manager.match("reader", chain("in use", 16))
+    keys = chain("on ssd", 4)
+    rig.put_on_ssd(keys)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert rig.tier.take_orders(0.0).plans == []
+    rig.manager.release(lease)
+    assert rig.manager._claims == {}
+
+
+def test_a_trial_that_finds_no_room_does_not_put_off_the_next():
+    rig = Rig(host_blocks=8)
+    for name in range(3):
+        keys = chain(name, 4)
+        rig.put_on_ssd(keys)
+        rig.tier.promoter.must_wait(str(name), keys, 0.0, 1.0)
+        [plan] = rig.tier.take_orders(0.0).plans
+        rig.end(plan, status=Status.ERROR, num_blocks=0)
+    keys = chain("next", 4)
+    rig.put_on_ssd(keys)
+    rig.save(chain("in use", 8))
+    lease = rig.manager.match("reader", chain("in use", 8))
+    assert not rig.tier.promoter.must_wait("no room", keys, 31.0, 1.0)
+    rig.manager.release(lease)
+    assert rig.tier.promoter.must_wait("trial", keys, 31.0, 1.0)
+
+
+def test_a_plan_may_be_reported_a_second_late(rig):
+    for name in range(3):
+        rig.put_on_ssd(chain(name, 4))
+    promoter = rig.tier.promoter
+    promoter.must_wait("first", chain(0, 4), 0.0, None)
+    assert promoter.must_wait("second", chain(1, 4), 11.0, None)
+    assert not rig.tier.is_off
+    promoter.must_wait("third", chain(2, 4), 11.01, None)
+    assert rig.tier.is_off
+
+
 def test_what_came_by_the_deadline_is_used(rig, clock):
     disk = Disk(rig, clock, 20 << 20)
     keys = chain("half", 100)
@@ -168,6 +253,14 @@ def test_long_chains_become_usable_part_by_part(rig):
     assert [plan.num_blocks for plan in plans] == [PLAN_BLOCKS, PLAN_BLOCKS, 1]
     rig.end(plans[0])
     assert rig.num_ready(keys) == PLAN_BLOCKS
+
+
+def test_a_very_long_chain_is_split_into_eight_parts():
+    rig = Rig(host_blocks=2048)
+    keys = chain("very long", 20 * PLAN_BLOCKS)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert [plan.num_blocks for plan in rig.tier.take_orders(0.0).plans] == [80] * 8
 
 
 @pytest.mark.parametrize("status", [Status.MISS, Status.CORRUPT, Status.ERROR])
