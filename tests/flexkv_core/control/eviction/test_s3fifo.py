@@ -78,6 +78,14 @@ def test_exactly_a_tier_of_evicted_blocks_is_remembered(policy):
     assert take_all(policy) == [new, back]
 
 
+def test_what_was_evicted_first_is_forgotten_first(policy):
+    for name in "abcd":
+        add(policy, name, blocks=CAPACITY_BLOCKS * 2 // 5)
+        evict_next(policy)
+    items = [add(policy, name) for name in "abcd"]
+    assert take_all(policy) == items
+
+
 def test_what_came_back_is_no_longer_among_the_evicted(policy):
     add(policy, "first", blocks=CAPACITY_BLOCKS // 2)
     evict_next(policy)

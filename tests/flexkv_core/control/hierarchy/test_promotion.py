@@ -5,6 +5,7 @@ import math
 import pytest
 from rig import BLOCK_BYTES, PLAN_BLOCKS, Rig, chain
 
+from flexkv_core.control.hierarchy.rate import Rate
 from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
 
@@ -102,8 +103,10 @@ def test_a_disk_that_is_slower_than_computing_is_not_asked(rig, clock):
     assert wait_of(rig, disk, clock, "first", first, 0.5) > 1
     clock.advance(2.0)  # what had begun by the deadline ends
     disk.step()
+    rig.counters.drain()
     assert wait_of(rig, disk, clock, "second", second, 0.5) == 0
     assert rig.tier.take_orders(clock()).plans == []
+    assert rig.take("promotion_slow_blocks") == 40
 
 
 def test_a_fast_disk_is_waited_for_until_the_blocks_are_there(rig, clock):
@@ -111,7 +114,7 @@ def test_a_fast_disk_is_waited_for_until_the_blocks_are_there(rig, clock):
     keys = chain("fast", 40)
     rig.put_on_ssd(keys)
     assert wait_of(rig, disk, clock, "request", keys, 0.1) < 0.1
-    assert rig.num_ready(keys) == 40
+    assert rig.num_ready(keys) == rig.num_ready(keys, "ssd") == 40
 
 
 def test_a_disk_that_was_fast_is_waited_for_again(rig, clock):
@@ -148,6 +151,79 @@ def test_a_wait_is_counted_once_when_it_ends(rig):
         rig.tier.promoter.must_wait("request", keys, now_s, 1.0)
     counts = rig.counters.drain()
     assert (counts["promotion_wait_seconds"], counts["promotion_timeouts"]) == (2.0, 1)
+
+
+def test_what_host_memory_has_is_not_waited_for(rig):
+    keys = chain("chain", 20)
+    rig.save(keys[:10])
+    rig.put_on_ssd(keys)
+    waits = [rig.tier.promoter.must_wait("r", keys, now_s, 1.0) for now_s in (0.0, 4.9, 5.0)]
+    assert waits == [True, True, False]
+
+
+class Busy:
+    """A tier that reads ten blocks a second, where a request waits for up to 40 of them."""
+
+    def __init__(self):
+        self.rig = Rig(host_blocks=1024, timeout_s=4.0)
+        self.learn("first")
+
+    def put(self, name, num_blocks):
+        keys = chain(name, num_blocks)
+        self.rig.put_on_ssd(keys)
+        return keys
+
+    def ask(self, keys):
+        """Let a request for a chain wait; return the copies that begin for it."""
+        self.rig.tier.promoter.must_wait(object(), keys, 0.0, 10.0)
+        return self.rig.tier.take_orders(0.0).plans
+
+    def learn(self, name):
+        """Measure how fast the tier is."""
+        [plan] = self.ask(self.put(name, 10))
+        self.rig.end(plan, seconds=1.0)
+        self.rig.counters.drain()
+
+    def num_started(self, keys):
+        return sum(plan.num_blocks for plan in self.ask(keys))
+
+
+@pytest.fixture
+def busy():
+    return Busy()
+
+
+def test_no_more_is_copied_than_comes_in_time(busy):
+    assert busy.num_started(busy.put("new", 60)) == 40
+    assert busy.rig.take("promotion_slow_blocks") == 20
+
+
+def test_what_is_on_its_way_for_others_comes_first(busy):
+    busy.ask(busy.put("other", 30))
+    assert busy.num_started(busy.put("new", 60)) == 10
+
+
+def test_behind_more_than_comes_in_time_nothing_is_copied(busy):
+    busy.rig.tier.promoter._speed = Rate()
+    busy.ask(busy.put("as long as no speed is known", 60))
+    busy.learn("second")
+    assert busy.num_started(busy.put("new", 60)) == 0
+    assert busy.rig.take("promotion_slow_blocks") == 60
+    assert not busy.rig.tier.is_off
+
+
+def test_what_is_on_its_way_anyway_comes_for_all_who_wait_for_it(busy):
+    keys = busy.put("new", 60)
+    busy.rig.save(keys[:5])
+    busy.ask(keys[:30])
+    busy.ask(busy.put("other", 10))
+    assert busy.num_started(keys) == 5
+
+
+def test_what_the_engine_saves_meanwhile_is_not_in_the_way(busy):
+    keys = busy.put("new", 60)
+    busy.rig.manager.reserve("saver", keys[:10])
+    assert busy.num_started(keys) == 30
 
 
 def test_a_read_that_fails_says_nothing_of_the_speed(rig):
