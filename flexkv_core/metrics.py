@@ -23,8 +23,12 @@ class Metric(msgspec.Struct, frozen=True):
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("match_hit_blocks", "counter", "Blocks found ready by a match"),
-        Metric("match_miss", "counter", "Matches that found nothing"),
+        Metric(
+            "match_hit_blocks",
+            "counter",
+            "Blocks given to requests beyond the engine's own prefix hit, in each of their loads",
+        ),
+        Metric("match_miss", "counter", "Requests, or loads by key, that found nothing"),
         Metric("load_tokens", "counter", "Tokens loaded for the engine instead of recomputed"),
         Metric("ssd_load_tokens", "counter", "The part of load_tokens that came from SSD"),
         Metric("load_bytes", "counter", "Bytes copied into engine pages"),

@@ -173,6 +173,52 @@ def test_what_a_rank_has_found_counts_although_another_reports_later(half):
     assert half.session.manager.lookup([KEY], tier="ssd").num_ready == 1
 
 
+def end_before_there_is_a_pool(half):
+    """Serve a request in one step, from whose reports the first pools are known."""
+    request = request_of()
+    half.match(request, 0)
+    assert compute(half, request) is None
+    request.num_computed_tokens = NUM_TOKENS
+    half.finish(request)
+
+
+def late_saves(half):
+    """Return what the next step saves of requests that have ended."""
+    nothing = SimpleNamespace(
+        scheduled_new_reqs=[],
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=[], new_block_ids=[], num_computed_tokens=[], resumed_req_ids=()
+        ),
+        num_scheduled_tokens={},
+        total_num_scheduled_tokens=0,
+    )
+    return half.build_orders(nothing).late_saves
+
+
+def test_a_request_that_ends_in_the_step_that_opens_the_pools_is_saved(half):
+    end_before_there_is_a_pool(half)
+    for rank in range(2):
+        half.handle_reports(report_of(rank, []))
+    [plan] = late_saves(half)
+    assert plan.num_blocks == 4
+
+
+def test_a_request_whose_pages_may_be_used_again_before_the_pools_open_is_not(half):
+    end_before_there_is_a_pool(half)
+    half.handle_reports(report_of(0, []))
+    assert late_saves(half) == []
+    half.handle_reports(report_of(1, []))
+    assert late_saves(half) == []
+
+
+def test_a_request_that_ended_before_a_reset_is_not_saved_either(half):
+    end_before_there_is_a_pool(half)
+    half.session.reset()
+    for rank in range(2):
+        half.handle_reports(report_of(rank, []))
+    assert late_saves(half) == []
+
+
 @pytest.mark.parametrize(
     ("media", "num_lasting"), [((), 4), ((140,), 2), ((200, 70), 1), ((0,), 0)]
 )

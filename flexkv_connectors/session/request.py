@@ -28,6 +28,7 @@ class RequestState(ABC):
     __slots__ = (
         "_deployment",
         "chain",
+        "is_counted",
         "is_loading",
         "lease",
         "lower",
@@ -59,6 +60,9 @@ class RequestState(ABC):
 
         self.offer = range(0)
         """Tokens that were last offered to the engine, or that are being loaded for it."""
+
+        self.is_counted = False
+        """Whether it has been counted as a use of what the tiers hold."""
 
         self.is_loading = False
         """Whether a plan in flight writes to its pages."""
@@ -131,10 +135,14 @@ class RequestState(ABC):
         return num_pages // pages_per_block
 
     def num_ssd_tokens(self, loaded: range) -> int:
-        """Return how many of the tokens that are loaded were on SSD when the request came."""
+        """Return how many of the tokens that are loaded were on SSD when the request came.
+
+        What a preempted request has computed or loaded before comes back from host memory.
+        """
         if self.lower is None:
             return 0
-        num_host_tokens = self.lower.num_host_blocks * self._deployment.block_tokens
+        num_host_blocks = max(self.lower.num_host_blocks, self.num_tried_blocks)
+        num_host_tokens = num_host_blocks * self._deployment.block_tokens
         return max(0, loaded.stop - max(num_host_tokens, loaded.start))
 
     def _num_pages(self, num_tokens: int, num_seen: int = 0) -> int:

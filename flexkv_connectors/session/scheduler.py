@@ -73,8 +73,9 @@ class SchedulerSession(Generic[S]):
         self._ssd_reports: list[TierReport] = []
         """Reports of owners that the SSD tier has not taken in; it may not be open yet."""
 
-        self._loading: dict[JobId, tuple[S, range]] = {}
-        """The request whose pages a plan in flight fills, and the tokens that it fills in."""
+        self._loading: dict[JobId, tuple[S, int, int]] = {}
+        """The request whose pages a plan in flight fills, with how many tokens, and how many of
+        them came from SSD."""
 
         self._ended: deque[list[S]] = deque([[]], maxlen=_STEPS_IN_FLIGHT)
         """Requests that have ended, by step, the latest first: their loads may still fail."""
@@ -107,6 +108,7 @@ class SchedulerSession(Generic[S]):
         Returns:
             Whether it is worth waiting for. Ask again until it is not.
         """
+        self._note_use(state)
         lower = self._lower(state) if self.pools.are_ready else None
         return lower is not None and lower.fetch(state.keys(), time.monotonic(), block_compute_s)
 
@@ -122,6 +124,7 @@ class SchedulerSession(Generic[S]):
         """
         if self._tiers is None or not self.pools.are_ready:
             return 0
+        self._note_use(state)
         if state.lease is None:
             state.lease = self._tiers.manager.match(state.request_id, state.keys())
         num_blocks = 0 if state.lease is None else state.lease.num_blocks
@@ -153,8 +156,10 @@ class SchedulerSession(Generic[S]):
             return Load(state.request_id, pages, None)
         state.lease = None
         state.is_loading = True
+        self._counters.add("match_hit_blocks", plan.num_blocks)
         end = state.offer.start + len(pages) * self._deployment.page_tokens
-        self._loading[plan.job_id] = state, range(state.offer.start, end)
+        tokens = range(state.offer.start, end)
+        self._loading[plan.job_id] = state, len(tokens), state.num_ssd_tokens(tokens)
         return Load(state.request_id, pages, plan)
 
     def plan_save(self, state: S, num_computed: int) -> TransferPlan | None:
@@ -251,7 +256,7 @@ class SchedulerSession(Generic[S]):
         The weights may have changed, so requests that have begun are not saved any more: part of
         their KV was computed with the old ones.
         """
-        for state in self.states.values():
+        for state in chain(self.states.values(), *self._ended):
             self.withdraw(state)
             state.may_save = state.may_save and not state.page_ids
         self._is_reset = True
@@ -276,6 +281,17 @@ class SchedulerSession(Generic[S]):
         if self._is_reset and tiers.ssd is not None:
             tiers.ssd.reset()  # what the workers have found was computed with the old weights
         return tiers
+
+    def _note_use(self, state: S) -> None:
+        """Count a request as a use of what it finds: once, however often it is asked about.
+
+        It finds what is there when it comes: what is brought from SSD for it is not used again.
+        """
+        if self._tiers is None or not self.pools.are_ready or state.is_counted:
+            return
+        state.is_counted = True
+        if not self._tiers.manager.note_use(state.keys()):
+            self._counters.add("match_miss")
 
     def _lower(self, state: S) -> LowerTierRequest | None:
         """Return a request's dealings with the SSD tier, if there is one; they begin here."""
@@ -319,13 +335,14 @@ class SchedulerSession(Generic[S]):
     def _conclude_load(self, completion: Completion) -> None:
         """Count what was loaded; a request whose load failed loads no more."""
         self._record(completion)
-        state, tokens = self._loading.pop(completion.job_id)
+        state, num_tokens, num_ssd_tokens = self._loading.pop(completion.job_id)
         state.is_loading = False
         if completion.status is not Status.OK:
             state.may_load = False
-        elif self.states.get(state.request_id) is state:  # else the request ended first
-            self._counters.add("load_tokens", len(tokens))
-            self._counters.add("ssd_load_tokens", state.num_ssd_tokens(tokens))
+        elif not self._deployment.cache.load_async or self.states.get(state.request_id) is state:
+            # Else the request ended first. One that loads and computes in a step may end with it.
+            self._counters.add("load_tokens", num_tokens)
+            self._counters.add("ssd_load_tokens", num_ssd_tokens)
 
     def _conclude_save(self, completion: Completion) -> None:
         """Count what was saved and let SSD have it; a request whose save failed saves no more.

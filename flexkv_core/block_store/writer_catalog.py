@@ -150,13 +150,14 @@ class WriterCatalog(Catalog):
         return self._manager.lookup(keys, tier=_TIER).num_ready
 
     def _plan_load(self, chain: Chain, deadline_s: float) -> TransferPlan | None:
+        self._manager.note_use(chain.keys)
         lease = self._manager.match(_REQUEST, chain.keys, tier=_TIER)
-        if lease is None:
+        if lease is None or lease.num_blocks <= chain.first_block:
+            self._counters.add("match_miss")
+            self._manager.cancel(_REQUEST)
             return None
         num_blocks = lease.num_blocks - chain.first_block
-        if num_blocks <= 0:
-            self._manager.release(lease)
-            return None
+        self._counters.add("match_hit_blocks", num_blocks)
         pages = EnginePages(chain.page_ids[:num_blocks])
         return self._manager.plan_get(
             lease,

@@ -56,7 +56,8 @@ class CacheManager:
     Four verbs, forward only. To load: `match`, `plan_get`, `complete`. To save: `reserve`,
     `plan_put`, `complete`. Between two tiers: `match` and `reserve`, `plan_copy`, `complete`.
     Ranks report on a plan in any order and in different steps; a get ends with the report of
-    every rank, a put or copy with that of every owner.
+    every rank, a put or copy with that of every owner. What is evicted depends on what was used,
+    and only `note_use` says so.
 
     `control.index.integrity` lists and checks the invariants that hold between any two calls.
 
@@ -84,6 +85,18 @@ class CacheManager:
         self._job_ids = itertools.count(1)
         self._epoch = 0
 
+    def note_use(self, keys: Sequence[BlockKey]) -> bool:
+        """Count a use of `keys` in every tier that holds some of them.
+
+        Call it once for each request, when it comes. A block that one tier serves is used in all,
+        or the most popular ones would leave the tiers that nobody has to read them from. What is
+        read or written on behalf of the request is no further use.
+
+        Returns:
+            Whether any of `keys` is in a tier, or being written there.
+        """
+        return self._index.note_use(keys)
+
     def match(
         self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str = "host"
     ) -> Lease | None:
@@ -93,15 +106,6 @@ class CacheManager:
             A lease, to be ended exactly once by `release`, `cancel` or the completion of its
             plan; None on a miss.
         """
-        lease = self.hold(request_id, keys, tier=tier)
-        if lease is None:
-            self._recorder.add("match_miss")
-        else:
-            self._recorder.add("match_hit_blocks", lease.num_blocks)
-        return lease
-
-    def hold(self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str) -> Lease | None:
-        """Pin like `match`, but without counting a hit or a miss: for copies between tiers."""
         match = self._index.match(self._tiers[tier], keys)
         if match is None:
             return None

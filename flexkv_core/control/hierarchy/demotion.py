@@ -66,7 +66,7 @@ class Demoter:
         return bool(self._waiting)
 
     def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int) -> int:
-        """Note that a request uses a chain; return how many leading blocks the tier should hold.
+        """Decide how many leading blocks of a request's chain the tier should hold.
 
         Args:
             keys: Its full blocks.
@@ -74,8 +74,6 @@ class Demoter:
             num_admitted: What that call returned, 0 in the first: blocks that are on their way,
                 if not there yet.
         """
-        if not num_touched:
-            self._count_use(keys)
         num_known = self._manager.lookup(keys, tier=self._tier).num_known
         num_held = max(num_known, num_admitted)
         num_wanted = self._admission.touch(
@@ -159,9 +157,3 @@ class Demoter:
         keys, num_wanted = self._waiting.pop(request_id)
         num_held = self._manager.lookup(keys, tier=self._tier).num_known
         self._recorder.add("demotion_skipped_blocks", max(0, num_wanted - num_held))
-
-    def _count_use(self, keys: Sequence[BlockKey]) -> None:
-        """Count a use of the tier's blocks, even if host memory serves them: keep what is used."""
-        lease = self._manager.hold(RequestId("admission"), keys, tier=self._tier)
-        if lease is not None:
-            self._manager.release(lease)

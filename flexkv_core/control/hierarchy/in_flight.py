@@ -78,7 +78,7 @@ class CopiesInFlight:
     @property
     def num_more(self) -> int:
         """Blocks that may be started now."""
-        return max(0, self._max_blocks - self._num_blocks)
+        return self._max_blocks - self._num_blocks
 
     def listen(self, now_s: float) -> None:
         """Note that a step begins: reports of those before it have been taken in."""
@@ -171,7 +171,7 @@ class CopiesInFlight:
         """
         manager = self._manager
         # Pin the whole run: pinning only what is copied would split it for good.
-        lease = manager.hold(request_id, keys, tier=self._source)
+        lease = manager.match(request_id, keys, tier=self._source)
         assert lease is not None, "its blocks were seen a moment ago"
         reservation = manager.reserve(request_id, keys[:end], tier=self._target)
         if isinstance(reservation, Refusal):

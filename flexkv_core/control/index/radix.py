@@ -67,22 +67,31 @@ class PrefixIndex:
     def match(self, tier: TierState, keys: Sequence[BlockKey]) -> Match | None:
         """Pin the longest ready prefix of `keys` on `tier`, until `unpin`.
 
-        A run that is only partly shared is split, so that the rest is neither counted as used nor
-        pinned. The chains will mostly diverge there anyway, once the new one is saved.
+        The rest of a run that is only partly shared is not pinned.
         """
-        node, shared_end = self._walk(keys)
-        if shared_end < node.end:
-            node = node.split(shared_end)
-        entry = self._deepest(node, tier)
+        entry = self._deepest(self._split_off(keys), tier)
         while not entry.num_ready:
             if entry.parent is None:
                 return None
             entry = entry.parent
-        self._clock += 1
-        entry.last_use = self._clock
-        entry.num_uses += 1
         entry.num_pins += 1
         return Match(entry, entry.ready_end)
+
+    def note_use(self, keys: Sequence[BlockKey]) -> bool:
+        """Count a use of what the tiers hold of `keys`, being written included.
+
+        The rest of a run that is only partly shared is not counted as used.
+
+        Returns:
+            Whether a tier holds any of it.
+        """
+        node = self._split_off(keys)
+        self._clock += 1
+        for tier in self.tiers:
+            entry = self._deepest(node, tier)
+            entry.last_use = self._clock
+            entry.num_uses += 1
+        return node is not self.root
 
     def lookup(self, tier: TierState, keys: Sequence[BlockKey]) -> Presence:
         """Return how much of `keys` is on `tier`, without counting a use or pinning anything."""
@@ -193,6 +202,15 @@ class PrefixIndex:
         node, shared_end = self._walk(keys, start)
         entry = self._deepest(node, tier)
         return ChainEnd(min(entry.end, shared_end), entry)
+
+    def _split_off(self, keys: Sequence[BlockKey]) -> Node:
+        """Return the node where what is known of `keys` ends.
+
+        It is split from the rest of its run: the chains will mostly diverge there anyway, once the
+        new one is saved.
+        """
+        node, shared_end = self._walk(keys)
+        return node.split(shared_end) if shared_end < node.end else node
 
     @staticmethod
     def _deepest(node: Node, tier: TierState) -> Entry:

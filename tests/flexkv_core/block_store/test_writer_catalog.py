@@ -117,6 +117,15 @@ def test_old_blocks_make_room_for_new_ones_within_the_quota(start, tmp_path):
     assert sum(slab.stat().st_size for slab in tmp_path.rglob("*.slab")) <= quota_bytes
 
 
+def test_blocks_that_are_loaded_outlive_those_that_are_not(start):
+    rig = start(quota_bytes=256 << 10)
+    rig.save(KEYS, range(10))
+    for first in range(100, 140, 2):
+        rig.save(chain(first, 2), range(2))
+        assert rig.load(KEYS, range(20, 30)) == 10
+    assert rig.find(chain(100, 2)) == 0
+
+
 def test_a_reset_forgets_and_later_blocks_are_kept(start):
     rig = start()
     rig.save(KEYS, range(10))
@@ -154,6 +163,16 @@ def test_what_was_moved_is_reported_once_by_job(rig):
     block_bytes = len(rig.content([0])[0])
     assert [copy.num_bytes for copy in copies.loads] == [4 * block_bytes]
     assert rig.store.take_copies() == ([], [])
+
+
+def test_hits_are_the_blocks_of_each_load_and_not_those_before_it(rig):
+    rig.save(KEYS, range(10))
+    rig.store.take_counts()
+    rig.load(KEYS[:4], range(20, 24))
+    rig.load(KEYS, range(24, 30))
+    rig.load(chain(100, 3), range(20, 23))
+    counts = rig.store.take_counts()
+    assert (counts["match_hit_blocks"], counts["match_miss"]) == (10, 1)
 
 
 def test_moved_and_lost_blocks_are_counted(start):

@@ -269,11 +269,10 @@ def test_stored_events_name_the_plan_that_wrote_them(manager, events):
     assert events.take() == [BlocksStored("host", A, None, completion.job_id, 0)]
 
 
-def test_hits_and_misses_are_counted(manager, counters):
-    num_found(manager, A)
+def test_a_use_of_what_no_tier_holds_is_none(manager):
+    assert not manager.note_use(A)
     store(manager, A[:6])
-    num_found(manager, A)
-    assert counters.drain() == {"match_miss": 1, "match_hit_blocks": 6}
+    assert manager.note_use(A)
 
 
 def test_evictions_and_lack_of_room_are_counted(manager, counters):

@@ -5,6 +5,7 @@ import math
 import pytest
 from rig import BLOCK_BYTES, Rig, chain
 
+from flexkv_core.control.hierarchy.rate import Rate
 from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
 
@@ -102,8 +103,10 @@ def test_a_disk_that_is_slower_than_computing_is_not_asked(rig, clock):
     assert wait_of(rig, disk, clock, "first", first, 0.5) > 1
     clock.advance(2.0)  # what had begun by the deadline ends
     disk.step()
+    rig.counters.drain()
     assert wait_of(rig, disk, clock, "second", second, 0.5) == 0
     assert rig.tier.take_orders(clock()).plans == []
+    assert rig.take("promotion_slow_blocks") == 40
 
 
 def test_a_fast_disk_is_waited_for_until_the_blocks_are_there(rig, clock):
@@ -111,7 +114,165 @@ def test_a_fast_disk_is_waited_for_until_the_blocks_are_there(rig, clock):
     keys = chain("fast", 40)
     rig.put_on_ssd(keys)
     assert wait_of(rig, disk, clock, "request", keys, 0.1) < 0.1
-    assert rig.num_ready(keys) == 40
+    assert rig.num_ready(keys) == rig.num_ready(keys, "ssd") == 40
+
+
+def test_a_disk_that_was_fast_is_waited_for_again(rig, clock):
+    disk = Disk(rig, clock, 1 << 30)
+    for name in range(3):
+        keys = chain(name, 40)
+        rig.put_on_ssd(keys)
+        wait_of(rig, disk, clock, str(name), keys, 0.1)
+        assert rig.num_ready(keys) == 40
+
+
+def test_without_time_to_wait_nothing_is_copied():
+    rig = Rig(timeout_s=0.0)
+    keys = chain("chain", 4)
+    rig.put_on_ssd(keys)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert rig.tier.take_orders(0.0).plans == []
+
+
+def test_a_request_of_the_name_of_one_that_has_ended_waits_for_itself(rig):
+    keys = chain("chain", 4)
+    rig.put_on_ssd(keys)
+    promoter = rig.tier.promoter
+    assert promoter.must_wait("request", keys, 0.0, 1.0)
+    assert not promoter.must_wait("request", keys, 2.5, 1.0)
+    promoter.forget("request")
+    assert promoter.must_wait("request", keys, 2.5, 1.0)
+
+
+def test_a_wait_is_counted_once_when_it_ends(rig):
+    keys = chain("chain", 4)
+    rig.put_on_ssd(keys)
+    for now_s in (0.0, 1.0, 2.0, 3.0):
+        rig.tier.promoter.must_wait("request", keys, now_s, 1.0)
+    counts = rig.counters.drain()
+    assert (counts["promotion_wait_seconds"], counts["promotion_timeouts"]) == (2.0, 1)
+
+
+def test_what_host_memory_has_is_not_waited_for(rig):
+    keys = chain("chain", 20)
+    rig.save(keys[:10])
+    rig.put_on_ssd(keys)
+    waits = [rig.tier.promoter.must_wait("r", keys, now_s, 1.0) for now_s in (0.0, 4.9, 5.0)]
+    assert waits == [True, True, False]
+
+
+class Busy:
+    """A tier that reads ten blocks a second, where a request waits for up to 40 of them."""
+
+    def __init__(self):
+        self.rig = Rig(host_blocks=1024, timeout_s=4.0)
+        self.learn("first")
+
+    def put(self, name, num_blocks):
+        keys = chain(name, num_blocks)
+        self.rig.put_on_ssd(keys)
+        return keys
+
+    def ask(self, keys):
+        """Let a request for a chain wait; return the copies that begin for it."""
+        self.rig.tier.promoter.must_wait(object(), keys, 0.0, 10.0)
+        return self.rig.tier.take_orders(0.0).plans
+
+    def learn(self, name):
+        """Measure how fast the tier is."""
+        [plan] = self.ask(self.put(name, 10))
+        self.rig.end(plan, seconds=1.0)
+        self.rig.counters.drain()
+
+    def num_started(self, keys):
+        return sum(plan.num_blocks for plan in self.ask(keys))
+
+
+@pytest.fixture
+def busy():
+    return Busy()
+
+
+def test_no_more_is_copied_than_comes_in_time(busy):
+    assert busy.num_started(busy.put("new", 60)) == 40
+    assert busy.rig.take("promotion_slow_blocks") == 20
+
+
+def test_what_is_on_its_way_for_others_comes_first(busy):
+    busy.ask(busy.put("other", 30))
+    assert busy.num_started(busy.put("new", 60)) == 10
+
+
+def test_behind_more_than_comes_in_time_nothing_is_copied(busy):
+    busy.rig.tier.promoter._speed = Rate()
+    busy.ask(busy.put("as long as no speed is known", 60))
+    busy.learn("second")
+    assert busy.num_started(busy.put("new", 60)) == 0
+    assert busy.rig.take("promotion_slow_blocks") == 60
+    assert not busy.rig.tier.is_off
+
+
+def test_what_is_on_its_way_anyway_comes_for_all_who_wait_for_it(busy):
+    keys = busy.put("new", 60)
+    busy.rig.save(keys[:5])
+    busy.ask(keys[:30])
+    busy.ask(busy.put("other", 10))
+    assert busy.num_started(keys) == 5
+
+
+def test_what_the_engine_saves_meanwhile_is_not_in_the_way(busy):
+    keys = busy.put("new", 60)
+    busy.rig.manager.reserve("saver", keys[:10])
+    assert busy.num_started(keys) == 30
+
+
+def test_a_read_that_fails_says_nothing_of_the_speed(rig):
+    for name, status in (("bad", Status.CORRUPT), ("next", Status.OK)):
+        keys = chain(name, 4)
+        rig.put_on_ssd(keys)
+        assert rig.tier.promoter.must_wait(name, keys, 0.0, 0.1)
+        [plan] = rig.tier.take_orders(0.0).plans
+        rig.end(plan, status=status, num_blocks=4 * (status is Status.OK), seconds=100.0)
+
+
+def test_where_host_memory_is_in_use_nothing_is_copied_and_nothing_is_held():
+    rig = Rig(host_blocks=16)
+    rig.save(chain("in use", 16))
+    lease = rig.manager.match("reader", chain("in use", 16))
+    keys = chain("on ssd", 4)
+    rig.put_on_ssd(keys)
+    assert not rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert rig.tier.take_orders(0.0).plans == []
+    rig.manager.release(lease)
+    assert rig.manager._claims == {}
+
+
+def test_a_trial_that_finds_no_room_does_not_put_off_the_next():
+    rig = Rig(host_blocks=8)
+    for name in range(3):
+        keys = chain(name, 4)
+        rig.put_on_ssd(keys)
+        rig.tier.promoter.must_wait(str(name), keys, 0.0, 1.0)
+        [plan] = rig.tier.take_orders(0.0).plans
+        rig.end(plan, status=Status.ERROR, num_blocks=0)
+    keys = chain("next", 4)
+    rig.put_on_ssd(keys)
+    rig.save(chain("in use", 8))
+    lease = rig.manager.match("reader", chain("in use", 8))
+    assert not rig.tier.promoter.must_wait("no room", keys, 31.0, 1.0)
+    rig.manager.release(lease)
+    assert rig.tier.promoter.must_wait("trial", keys, 31.0, 1.0)
+
+
+def test_a_plan_may_be_reported_a_second_late(rig):
+    for name in range(3):
+        rig.put_on_ssd(chain(name, 4))
+    promoter = rig.tier.promoter
+    promoter.must_wait("first", chain(0, 4), 0.0, None)
+    assert promoter.must_wait("second", chain(1, 4), 11.0, None)
+    assert not rig.tier.is_off
+    promoter.must_wait("third", chain(2, 4), 11.01, None)
+    assert rig.tier.is_off
 
 
 def test_what_came_by_the_deadline_is_used(rig, clock):
@@ -244,6 +405,14 @@ def test_what_is_read_in_one_call_is_one_plan(rig):
     rig.put_on_ssd(keys)
     rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
     assert [plan.num_blocks for plan in rig.tier.take_orders(0.0).plans] == [2]
+
+
+def test_a_very_long_chain_is_split_into_eight_parts():
+    rig = Rig(host_blocks=2048)
+    keys = chain("very long", 20 * PLAN_BLOCKS)
+    rig.put_on_ssd(keys)
+    rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
+    assert [plan.num_blocks for plan in rig.tier.take_orders(0.0).plans] == [80] * 8
 
 
 @pytest.mark.parametrize("status", [Status.MISS, Status.CORRUPT, Status.ERROR])

@@ -142,6 +142,7 @@ class World:
     def arrive(self, pick: Pick) -> None:
         keys = _any(self.chains, pick).copy()
         self.num_requests += 1
+        self.manager.note_use(keys)
         num_wanted = self.tier.demoter.admit(keys, 0, 0)
         assert num_wanted <= len(keys)
         request = Request(f"request-{self.num_requests}", keys, num_wanted)

@@ -285,7 +285,7 @@ def test_an_old_writer_ends_after_its_run_was_extended_and_split(index):
 def test_the_least_recently_used_leaf_leaves_first(index):
     index.store(A[:5])
     index.store(C[:5])
-    index.num_found(A)
+    index.note_use(A)
     index.evict(index.host, 5)
     assert (index.num_found(A), index.num_found(C)) == (5, 0)
 
@@ -317,7 +317,7 @@ def test_a_use_of_a_child_is_a_use_of_its_parent(index):
     index.store(A[:6])
     index.store(B[:6])
     index.store(C[:3])
-    index.num_found(B)
+    index.note_use(B)
     index.evict(index.host, 2 + 3 + 2)
     assert (index.num_found(A), index.num_found(C)) == (4, 0)
 
@@ -326,7 +326,7 @@ def test_a_use_of_a_child_that_was_dropped_is_a_use_of_its_parent(index):
     index.store(A[:6])
     index.store(B[:6])
     index.store(C[:3])
-    index.num_found(B)
+    index.note_use(B)
     index.drop_from(index.host, A[:5])
     index.drop_from(index.host, B[:5])
     index.evict(index.host, 3)
@@ -335,13 +335,32 @@ def test_a_use_of_a_child_that_was_dropped_is_a_use_of_its_parent(index):
 
 def test_uses_are_counted_and_inherited(index):
     index.store(A[:6])
-    trunk = index.match(index.host, A[:4])
-    index.unpin(trunk.entry)
+    index.note_use(A[:4])
     for _ in range(3):
-        index.num_found(A)
-    assert trunk.entry.num_uses == 1
+        index.note_use(A)
+    trunk = index.match(index.host, A[:4]).entry
+    index.unpin(trunk)
+    assert trunk.num_uses == 1
     index.evict(index.host, 2)
-    assert trunk.entry.num_uses == 4
+    assert trunk.num_uses == 4
+
+
+def test_what_is_read_or_written_on_behalf_of_a_request_is_no_further_use(index):
+    index.store(A)
+    index.release(index.pin(A))
+    index.store(A, index.ssd)
+    match = index.pin(A)
+    assert (match.entry.num_uses, match.entry.last_use) == (0, 1), "it was written"
+
+
+def test_a_use_counts_in_every_tier_that_holds_some_of_it_or_will(index):
+    assert not index.note_use(A)
+    index.store(A[:3])
+    writing = index.begin(A[:5], index.ssd)
+    assert index.note_use(A)
+    host = index.pin(A).entry
+    assert (host.num_uses, writing.entry.num_uses) == (1, 1)
+    assert host.last_use == writing.entry.last_use
 
 
 def test_a_leaf_that_shrinks_stays_first_in_a_queue():
