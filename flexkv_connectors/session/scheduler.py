@@ -172,7 +172,7 @@ class SchedulerSession(Generic[S]):
             min(num_blocks, len(keys)), lambda: manager.lookup(keys, tier="host").num_known
         )
         state.note_tried(num_tried)
-        reservation = manager.reserve(state.request_id, keys[:num_tried])
+        reservation = manager.reserve(state.request_id, keys, end=num_tried)
         if isinstance(reservation, Refusal):
             return None
         per_block = self._deployment.pages_per_block

@@ -72,10 +72,11 @@ class _Copy(NamedTuple):
 class CpuLane(Lane):
     """Copies in `submit`, on the caller's thread and a few more; converts the layout on the way.
 
-    The segments of all plans that are submitted together are dealt out to the threads, and each is one numpy operation over all its layers (more
-    where K and V are gathered from apart, heads scattered to token-major pages, or layers form
-    several runs). The GIL is free while bytes move and is taken once per operation, which can cost
-    5 ms beside a busy Python thread: few and large is the rule.
+    The segments of all plans that are submitted together are dealt out to the threads, and each is
+    one numpy operation over all its layers (more where K and V are gathered from apart, heads
+    scattered to token-major pages, or layers form several runs). The GIL is free while bytes move
+    and is taken once per operation, which can cost 5 ms beside a busy Python thread: few and large
+    is the rule.
 
     A plan whose ids do not fit is refused with ERROR, and one whose deadline has passed with
     TIMEOUT, before the first byte moves.
