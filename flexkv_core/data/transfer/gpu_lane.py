@@ -125,9 +125,13 @@ class GpuLane(Lane):
     @override
     def poll(self) -> list[TransferResult]:
         results, self._refused = self._refused, []
-        ended = [copy for copy in self._running if copy.end.query()]
-        self._running = [copy for copy in self._running if copy not in ended]
-        return results + [self._end(copy) for copy in ended]
+        running, self._running = self._running, []
+        for copy in running:
+            if copy.end.query():
+                results.append(self._end(copy))
+            else:
+                self._running.append(copy)
+        return results
 
     @override
     def drain(self, timeout_s: float) -> bool:
