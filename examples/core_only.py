@@ -56,7 +56,7 @@ def main() -> None:
     manager = CacheManager([TierSpec(HOST, SLOTS)], recorder=Counters())
 
     def carry_out(plan: TransferPlan) -> None:
-        worker.submit(plan)
+        worker.submit([plan])
         for result in worker.poll():
             print(f"  {result.status.name}: {result.num_blocks} blocks, {result.num_bytes} bytes")
             manager.complete(result)

@@ -452,3 +452,66 @@ def test_loaded_tokens_are_counted_whether_their_step_waits_for_them_or_not(
         compute(half, request)
         saved(half, load.plan)
     assert counters.drain()["load_tokens"] == num_tokens
+
+
+def decode(half, request, num_tokens, page_ids=None):
+    """Let the engine compute a token of `request` in each of `num_tokens` steps; count the visits.
+
+    Args:
+        half: The scheduler half.
+        request: Has been computed but for its last token.
+        num_tokens: How many steps.
+        page_ids: New pages of the request, told in the first of them.
+    """
+    visits, plan_save = [], half.session.plan_save
+
+    def counted(state, num_computed):
+        visits.append(num_computed)
+        return plan_save(state, num_computed)
+
+    half.session.plan_save = counted
+    name, new_pages = request.request_id, [page_ids]
+    for _ in range(num_tokens):
+        request.append_output_token_ids(7)
+        known = SimpleNamespace(
+            req_ids=[name],
+            new_block_ids=[new_pages.pop() if new_pages else None],
+            num_computed_tokens=[request.num_tokens - 1],
+            resumed_req_ids=(),
+        )
+        half.build_orders(
+            SimpleNamespace(
+                scheduled_new_reqs=[],
+                scheduled_cached_reqs=known,
+                num_scheduled_tokens={name: 1},
+                total_num_scheduled_tokens=1,
+            )
+        )
+    half.session.plan_save = plan_save
+    return visits
+
+
+@pytest.mark.parametrize("draft_blocks", [0, 1])
+def test_a_request_that_decodes_is_looked_at_when_a_block_can_be_saved(
+    deployment, adapters, draft_blocks
+):
+    from flexkv_connectors.vllm.scheduler import SchedulerHalf
+
+    deployment = dataclasses.replace(deployment, draft_blocks=draft_blocks)
+    half = SchedulerHalf(deployment, Counters(), adapters)
+    for rank in range(2):
+        half.handle_reports(report_of(rank, []))
+    request = request_of()
+    half.match(request, 0)
+    compute(half, request)
+    visits = decode(half, request, 3 * BLOCK_TOKENS, (list(range(16, 28)),))
+    assert visits == [5 * BLOCK_TOKENS, 6 * BLOCK_TOKENS, 7 * BLOCK_TOKENS]
+    assert num_in_host_memory(half) == 7 - draft_blocks
+
+
+def test_a_request_that_is_not_to_be_saved_is_not_looked_at(ready):
+    request = request_of()
+    request.kv_transfer_params = {"flexkv": {"save": False}}
+    ready.match(request, 0)
+    compute(ready, request)
+    assert decode(ready, request, 2 * BLOCK_TOKENS, (list(range(16, 24)),)) == []

@@ -43,8 +43,8 @@ _METRICS: Mapping[JobKind, tuple[str, str, str]] = {
 class SchedulerSession(Generic[S]):
     """Decides what is loaded and saved for the requests that an adapter asks about.
 
-    Thread: the scheduler's. Nothing blocks. A request already asked about costs O(1) a step, a
-    new block O(blocks of its request).
+    Thread: the scheduler's. Nothing blocks. A request costs a comparison a step, see
+    `RequestState.next_save_tokens`; a new block costs O(blocks of its request).
     """
 
     def __init__(
@@ -173,10 +173,11 @@ class SchedulerSession(Generic[S]):
         manager, keys = self._tiers.manager, state.keys()
         if (lower := self._lower(state)) is not None:
             lower.admit(keys)
-        state.num_tried_blocks = self._staging.clip(
+        num_tried = self._staging.clip(
             min(num_blocks, len(keys)), lambda: manager.lookup(keys, tier="host").num_known
         )
-        reservation = manager.reserve(state.request_id, keys[: state.num_tried_blocks])
+        state.note_tried(num_tried)
+        reservation = manager.reserve(state.request_id, keys, end=num_tried)
         if isinstance(reservation, Refusal):
             return None
         per_block = self._deployment.pages_per_block
@@ -318,7 +319,7 @@ class SchedulerSession(Generic[S]):
         )
 
     def _drop_from(self, state: S, bad_block: int) -> None:
-        state.num_tried_blocks = min(state.num_tried_blocks, bad_block)
+        state.note_tried(min(state.num_tried_blocks, bad_block))
         keys = state.keys()[: bad_block + 1]
         if self._tiers is not None and len(keys) > bad_block:
             self._tiers.manager.drop_from(keys, tier="host")

@@ -114,9 +114,16 @@ class CacheManager:
         return lease
 
     def reserve(
-        self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str = "host"
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        *,
+        tier: str = "host",
+        end: int | None = None,
     ) -> Reservation | Refusal:
         """Make room in `tier` for the blocks of `keys` it lacks, or for the leading ones that fit.
+
+        With `end`, only for those among the first `end` blocks.
 
         Blocks that are present, or being written for any request, are skipped. `keys` is copied:
         the caller may go on appending to it.
@@ -125,7 +132,7 @@ class CacheManager:
             A reservation, to be ended exactly once by `abort`, `cancel` or the completion of its
             plan; or why there is none.
         """
-        write = self._index.reserve(self._tiers[tier], keys)
+        write = self._index.reserve(self._tiers[tier], keys, end=end)
         if isinstance(write, Refusal):
             return write
         num_blocks = write.end_block - write.first_block

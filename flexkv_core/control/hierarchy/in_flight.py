@@ -173,7 +173,7 @@ class CopiesInFlight:
         # Pin the whole run: pinning only what is copied would split it for good.
         lease = manager.match(request_id, keys, tier=self._source)
         assert lease is not None, "its blocks were seen a moment ago"
-        reservation = manager.reserve(request_id, keys[:end], tier=self._target)
+        reservation = manager.reserve(request_id, keys, tier=self._target, end=end)
         if isinstance(reservation, Refusal):
             manager.release(lease)
             return None

@@ -78,6 +78,9 @@ class Node:
     children: dict[BlockKey, "Node"] = field(default_factory=dict)
     """By the first key of the child."""
 
+    version: int = 0
+    """Changes when a chain that leaves the tree in this node may leave it elsewhere."""
+
     @property
     def end(self) -> int:
         """One past the position of the last key."""
@@ -106,6 +109,7 @@ class Node:
         self.parent.children[upper.keys[0]] = upper
         upper.children[self.keys[0]] = self
         self.start, self.parent = position, upper
+        self.version += 1
         for index, entry in enumerate(self.entries):
             if entry is None:
                 continue
@@ -117,6 +121,7 @@ class Node:
 
     def trim(self) -> None:
         """Forget the keys that no tier holds, and leave the tree if none is left."""
+        self.version += 1
         num_keys = 0
         for entry in self.entries:
             if entry is not None:

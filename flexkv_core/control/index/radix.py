@@ -43,12 +43,21 @@ class Presence(NamedTuple):
     """Leading blocks that are ready or being written."""
 
 
+class _Place(NamedTuple):
+    """Where the chain that was asked about last leaves the tree; true for one version of `node`."""
+
+    chain: tuple[int, BlockKey]
+    node: Node
+    version: int
+    shared_end: int
+
+
 class PrefixIndex:
     """One radix tree of key runs, and what each tier holds of each run.
 
     A run is extended in place while it is a leaf, so the nodes on a path are the points where
     chains really diverge: a walk costs one look-up and one comparison per node, and a binary
-    search in the last.
+    search in the last. Questions about one chain in a row cost one walk.
 
     Thread: scheduler thread only. Cost: O(nodes on the path); nothing is done per block, except
     copying new keys and slots, 8 bytes each.
@@ -63,6 +72,7 @@ class PrefixIndex:
         self._recorder = recorder
         self._events = events
         self._clock = 0
+        self._place = _Place((0, BlockKey(b"")), self.root, 0, 0)
 
     def match(self, tier: TierState, keys: Sequence[BlockKey]) -> Match | None:
         """Pin the longest ready prefix of `keys` on `tier`, until `unpin`.
@@ -111,7 +121,7 @@ class PrefixIndex:
         found = self._find(tier, keys, near and near.node_in(keys))
         if found.num_known < first_block:
             return found
-        write = self.reserve(tier, keys, found.entry.node)
+        write = self.reserve(tier, keys, start=found.entry.node)
         if isinstance(write, Write):
             self.finish(write, write.end_block - write.first_block, None)
         return self._find(tier, keys, found.node_in(keys))
@@ -122,19 +132,29 @@ class PrefixIndex:
         self._settle(entry)
 
     def reserve(
-        self, tier: TierState, keys: Sequence[BlockKey], start: Node | None = None
+        self,
+        tier: TierState,
+        keys: Sequence[BlockKey],
+        *,
+        start: Node | None = None,
+        end: int | None = None,
     ) -> Write | Refusal:
-        """Make room for the blocks of `keys` that `tier` lacks, or for as many as fit.
+        """Make room for the blocks of `keys` up to `end` that `tier` lacks, or as many as fit.
 
         The walk begins at the root, or at `start`, which shares a key with `keys`.
         """
         node, shared_end = self._walk(keys, start)
+        end = len(keys) if end is None else end
+        while node.start >= end > 0:
+            assert node.parent is not None
+            node = node.parent
+        shared_end = min(shared_end, end)
         entry = self._deepest(node, tier)
         known_end = min(entry.end, shared_end)
-        num_missing = len(keys) - known_end
+        num_missing = end - known_end
         if not num_missing:
             return Refusal.NOTHING_MISSING
-        if _are_leaving(tier, keys, known_end):
+        if _are_leaving(tier, keys[known_end:end]):
             return Refusal.STILL_LEAVING
         num_blocks = self._make_room(entry, num_missing)
         self._recorder.add("save_no_room_blocks", num_missing - num_blocks)
@@ -186,14 +206,29 @@ class PrefixIndex:
             self._events.append(CacheCleared())
 
     def _walk(self, keys: Sequence[BlockKey], start: Node | None = None) -> tuple[Node, int]:
-        """Return the deepest node that shares a key with `keys`, and where sharing ends."""
-        num_keys = len(keys)
+        """Return the deepest node that shares a key with `keys`, and where sharing ends.
+
+        A request asks several things about one chain in a row: only the first question walks, from
+        the root or from `start`.
+        """
+        if not keys:
+            return self.root, 0
+        # A key stands for all before it, so the last one names the chain.
+        chain = len(keys), keys[-1]
+        place = self._place
+        if place.chain != chain or place.version != place.node.version:
+            node, shared_end = self._descend(keys, start)
+            self._place = place = _Place(chain, node, node.version, shared_end)
+        return place.node, place.shared_end
+
+    def _descend(self, keys: Sequence[BlockKey], start: Node | None) -> tuple[Node, int]:
+        """Walk down from the root or from `start`, as far as `keys` are known."""
         child: Node | None = start or self.root
         while child is not None:
             node, end = child, child.end
-            if end > num_keys or (end and node.keys[-1] != keys[end - 1]):
+            if end > len(keys) or (end and node.keys[-1] != keys[end - 1]):
                 return node, node.shared_end(keys)
-            child = node.children.get(keys[end]) if end < num_keys else None
+            child = node.children.get(keys[end]) if end < len(keys) else None
         return node, end
 
     def _find(
@@ -268,6 +303,7 @@ class PrefixIndex:
         """Append `keys` to the chain that ends in `node` at `shared_end`; return its last node."""
         if shared_end < node.end:
             node = node.split(shared_end)
+        node.version += 1
         if node.children or node.parent is None:
             child = Node(shared_end, list(keys), node, [None] * len(self.tiers))
             node.children[keys[0]] = child
@@ -398,7 +434,7 @@ class PrefixIndex:
         self._events.append(stored)
 
 
-def _are_leaving(tier: TierState, keys: Sequence[BlockKey], first: int) -> bool:
-    """Return whether any of `keys` from `first` on is dead on `tier`; dead entries are rare."""
+def _are_leaving(tier: TierState, keys: Sequence[BlockKey]) -> bool:
+    """Return whether any of `keys` is dead on `tier`; dead entries are rare."""
     leaving = {key for keys_of_one in tier.dead.values() for key in keys_of_one}
-    return bool(leaving) and not leaving.isdisjoint(keys[first:])
+    return bool(leaving) and not leaving.isdisjoint(keys)

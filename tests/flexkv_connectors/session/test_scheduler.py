@@ -5,6 +5,8 @@ import pytest
 from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.session.scheduler import SchedulerSession
 from flexkv_core.config import parse_config
+from flexkv_core.control.hierarchy import in_flight
+from flexkv_core.control.index.radix import PrefixIndex
 from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import Status, StoredBlocks, StoredKey, TierReport, TransferResult
@@ -410,3 +412,57 @@ def test_how_full_the_tiers_are_is_told_with_the_counts(open_session, save):
     counts = session.take_counts()
     assert counts["host_used_blocks"] == 3
     assert counts["ssd_capacity_blocks"] == 8
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """Count how often the tree is walked from its root."""
+    counted, descend = [], PrefixIndex._descend
+
+    def count(index, keys, start):
+        counted.append(len(keys))
+        return descend(index, keys, start)
+
+    monkeypatch.setattr(PrefixIndex, "_descend", count)
+    return counted
+
+
+def ask_for_another(session, walks):
+    """Ask for a chain that nobody has, and count from here on."""
+    assert not session.manager.lookup([bytes(32)], tier="host").num_known
+    walks.clear()
+
+
+def test_a_request_that_arrives_is_looked_for_once(open_session, save, begin, walks):
+    """Whether it is in a tier, how much of it each has, and what to do about it: one question."""
+    session = open_session(ssd_blocks=8)
+    session.take_ssd_orders()
+    save(session)
+    for num_tokens in (24, 33):
+        request = begin(session, f"{num_tokens} tokens", num_tokens)
+        ask_for_another(session, walks)
+        assert not session.fetch(request)
+        assert session.offer(request, 0) > 0
+        assert len(walks) == 1
+
+
+def test_blocks_on_ssd_are_looked_for_once_however_many_copies_bring_them(
+    make_request, open_session, begin, walks, monkeypatch
+):
+    monkeypatch.setattr(in_flight, "_MIN_PLAN_BYTES", 1)
+    """A copy takes at most half of host memory."""
+    keys = list(make_request("earlier process", 48).keys())
+    chain = [StoredKey(key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
+    session = open_session(ssd_blocks=8, recovered=chain)
+    session.take_ssd_orders()
+    request = begin(session, "r", 49, first_page=10)
+    ask_for_another(session, walks)
+    assert session.fetch(request)
+    plans = session.take_ssd_orders().plans
+    assert len(plans) > 1
+    for plan in plans:
+        assert session.fetch(request)
+        end(session, plan)
+    assert not session.fetch(request)
+    assert session.offer(request, 0) == 32
+    assert len(walks) == 1

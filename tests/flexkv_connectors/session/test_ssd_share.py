@@ -9,6 +9,7 @@ import pytest
 
 from flexkv_connectors.session.ssd_share import SsdShare
 from flexkv_core.block.layout import BlockFormat, Column
+from flexkv_core.block.namespace import Namespace
 from flexkv_core.config import parse_config
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.tiers.ssd.tier import SsdTier
@@ -266,3 +267,13 @@ def test_a_reset_before_the_model_is_known_outlives_an_engine_that_never_knows_i
     unknown.stop()
     after = tokens(open_share(third, weight_version="v1"), third)
     assert (before != after) == is_reset
+
+
+def test_a_step_in_which_nothing_happens_hashes_no_namespace(share, monkeypatch):
+    hashed = []
+    digest = Namespace.digest.fget
+    counted = property(lambda namespace: hashed.append(namespace) or digest(namespace))
+    monkeypatch.setattr(Namespace, "digest", counted)
+    share.prepare(TierOrders())
+    assert share.take_report() is None
+    assert hashed == []

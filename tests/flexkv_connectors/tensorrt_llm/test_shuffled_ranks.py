@@ -28,12 +28,13 @@ class Slow:
         self._results = []
         self.shutdown = worker.shutdown
 
-    def submit(self, plan):
-        if not isinstance(plan.target, EnginePages):
-            self._worker.submit(plan)
-            self._running += self._worker.poll()
-        else:
-            self._running.append(plan)
+    def submit(self, plans):
+        for plan in plans:
+            if not isinstance(plan.target, EnginePages):
+                self._worker.submit([plan])
+                self._running += self._worker.poll()
+            else:
+                self._running.append(plan)
 
     def end(self, order):
         """End one copy, if there is any; `order` chooses which."""
@@ -41,7 +42,7 @@ class Slow:
             return
         step = self._running.pop(order % len(self._running))
         if isinstance(step, TransferPlan):
-            self._worker.submit(step)
+            self._worker.submit([step])
             self._results += self._worker.poll()
         else:
             self._results.append(step)

@@ -75,6 +75,7 @@ class Space:
         self._engine_id = engine_id
         self._clock = clock
         self._is_aligned = is_aligned
+        self._folders = {directory: directory.folder(superblock) for directory in directories}
         self._retry_s: dict[Directory, float] = dict.fromkeys(directories, 0.0)
         self._turn = 0
         self._is_closed = False
@@ -287,7 +288,7 @@ class Space:
         return sorted(found, key=lambda place: self._rank(place[1]))
 
     def _list(self, directory: Directory) -> list[Path]:
-        folder = directory.folder(self._superblock)
+        folder = self._folders[directory]
         try:
             return list(folder.glob("*" + SLAB_SUFFIX))
         except OSError as error:
@@ -298,8 +299,8 @@ class Space:
         return sha256(self._engine_id.encode() + path.name.encode()).digest(), str(path)
 
     def _slab_in(self, directory: Directory) -> Slab | None:
-        folder = directory.folder(self._superblock)
-        return next((slab for slab in self.slabs if slab.path.parent == folder), None)
+        folder = self._folders[directory]
+        return next((slab for slab in self.slabs if slab.folder == folder), None)
 
     def _usable(self) -> list[Directory]:
         now = self._clock()

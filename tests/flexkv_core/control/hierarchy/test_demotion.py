@@ -147,6 +147,7 @@ def test_the_oldest_of_very_many_chains_is_given_up(rig, monkeypatch):
 def test_blocks_that_wait_to_be_copied_are_counted_as_skipped_once_the_tier_is_off(rig):
     use_new(rig, "stuck")
     take_plans(rig)
+    listen(rig, SILENCE_S + 1)
     keys = chain("waits", 6)
     rig.put_on_ssd(keys[:2])
     rig.save(keys)

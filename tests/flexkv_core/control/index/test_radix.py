@@ -566,3 +566,63 @@ def test_evicted_blocks_are_counted(index):
     index.store(A)
     index.evict(index.host, 4)
     assert index.counters.drain() == {"evicted_blocks": 4}
+
+
+CHANGES = {
+    "it is extended": lambda index: index.store(A[:9]),
+    "it is extended on the other tier": lambda index: index.store(A, index.ssd),
+    "another leaves it": lambda index: index.store(B),
+    "another is used as far as it is shared": lambda index: index.num_found(A[:2]),
+    "its tail is evicted": lambda index: index.evict(index.host, 2),
+    "it is evicted": lambda index: index.evict(index.host, 6),
+    "its end is dropped": lambda index: index.drop_from(index.host, A[:3]),
+    "everything is dropped": lambda index: index.clear(),
+    "it is replaced": lambda index: (index.evict(index.host, 6), index.store(B)),
+}
+
+
+@pytest.mark.parametrize("num_asked", range(1, 11))
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_asked_last_is_answered_anew_when_the_tree_has_changed(index, change, num_asked):
+    asked = A[:num_asked]
+    index.store(A[:6])
+    index.lookup(index.host, asked)
+    CHANGES[change](index)
+    assert index._walk(asked) == index._descend(asked, None)
+
+
+def test_the_first_chain_of_an_empty_index_is_found_by_who_has_asked_for_it_before(index):
+    assert index.lookup(index.host, A).num_known == 0
+    index.store(A)
+    assert index.lookup(index.host, A).num_known == 10
+
+
+def test_questions_about_one_chain_in_a_row_are_one_walk(index, monkeypatch):
+    index.store(A)
+    walks, descend = [], index._descend
+    monkeypatch.setattr(
+        index, "_descend", lambda keys, start: walks.append(keys) or descend(keys, start)
+    )
+    for keys in (B, A, B):
+        assert index.lookup(index.host, keys) == index.lookup(index.host, list(keys))
+        index.num_found(list(keys), index.ssd)
+    assert walks == [B, A, B]
+
+
+def test_a_reservation_may_end_before_its_chain(index):
+    index.store(A[:2])
+    write = index.reserve(index.host, A, end=5)
+    index.open_writes.add(write)
+    assert (write.first_block, write.end_block) == (2, 5)
+    assert index.reserve(index.host, A, end=5) is Refusal.NOTHING_MISSING
+    index.end(write)
+    assert index.num_found(A) == 5
+
+
+def test_a_reservation_may_end_within_a_run_that_the_other_tier_holds(index):
+    index.store(A[:6])
+    index.store([*A[:4], *B[4:]])
+    write = index.reserve(index.ssd, A[:6], end=3)
+    index.open_writes.add(write)
+    index.end(write)
+    assert index.num_found(A, index.ssd) == 3
