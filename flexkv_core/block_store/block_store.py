@@ -57,14 +57,15 @@ class BlockStore:
     def lookup(self, keys: Sequence[BlockKey], before: Sequence[BlockKey] = ()) -> list[bool]:
         """Tell for each key whether its block can be loaded; `before` as in `Blocks`.
 
-        Of a chain, only leading blocks can. While reading is switched off, none can.
+        Of a chain, those can that are there without a gap behind `before`, which need not be there
+        itself: the engine has it. While reading is switched off, none can.
         """
         if not self._loads.may_try:
             return [False] * len(keys)
         if self._access is Access.SINGLE:
-            return [count == 1 for count in self._catalog.count_leading([[key] for key in keys])]
-        (num_found,) = self._catalog.count_leading([[*before, *keys]])
-        return [position < num_found for position in range(len(before), len(before) + len(keys))]
+            return [count == 1 for count in self._catalog.count_found([[key] for key in keys], 0)]
+        (num_found,) = self._catalog.count_found([[*before, *keys]], len(before))
+        return [position < num_found for position in range(len(keys))]
 
     def submit_load(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:
         """Begin to fill pages with what there is of `blocks`.
@@ -77,7 +78,8 @@ class BlockStore:
                 None for the store's own limit.
         """
         job_id = next(self._load_ids)
-        self._loads.submit(job_id, self._access.chains_of(blocks), deadline_s)
+        chains = self._catalog.cut(self._access.chains_of(blocks))
+        self._loads.submit(job_id, chains, deadline_s)
         return job_id
 
     def submit_save(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:

@@ -203,6 +203,10 @@ class CacheManager:
         """Return how much of `keys` is in `tier`, without counting a use or pinning anything."""
         return self._index.lookup(self._tiers[tier], keys)
 
+    def begins_chain(self, key: BlockKey) -> bool:
+        """Tell whether any tier holds a chain that begins with `key`."""
+        return self._index.begins_chain(key)
+
     def restore(self, keys: Sequence[BlockKey], *, tier: str) -> int:
         """Add a chain that every owner has found in its part of `tier`, as far as it fits.
 

@@ -20,13 +20,22 @@ class FoundChain(NamedTuple):
 class FoundChains:
     """Collects what owners report until all have finished, then gives out chains from their root.
 
-    A block counts if every owner has found its share, and if the same holds for every block
-    before it: ranks that were killed at different moments leave different blocks behind.
+    A block counts if every owner has found its share, and, unless fragments are kept, if the same
+    holds for every block before it: ranks that were killed at different moments leave different
+    blocks behind.
 
     Thread: scheduler thread only. Cost: O(1) for each block and owner, when it is reported.
     """
 
-    def __init__(self, owners: Collection[int]) -> None:
+    def __init__(self, owners: Collection[int], *, keeps_fragments: bool = False) -> None:
+        """Begin without reports.
+
+        Args:
+            owners: The ranks that report.
+            keeps_fragments: Whether what lies behind a block that is missing is of use, too, and
+                is given out as a chain that begins there.
+        """
+        self._keeps_fragments = keeps_fragments
         self._bits = {rank: 1 << index for index, rank in enumerate(owners)}
         self._all_bits = sum(self._bits.values())
         self._searching = set(owners)
@@ -79,10 +88,18 @@ class FoundChains:
         return taken
 
     def _walk(self) -> Iterator[FoundChain]:
-        """Yield the path to every leaf, depth first."""
+        """Yield the path to every leaf, depth first; fragments last."""
+        yield from self._walk_from(None)
+        if self._keeps_fragments:
+            found, all_bits = self._finders, self._all_bits
+            gaps = [key for key in self._children if key and found.get(key) != all_bits]
+            for key in gaps:
+                yield from self._walk_from(key)
+
+    def _walk_from(self, parent: BlockKey | None) -> Iterator[FoundChain]:
         path: list[BlockKey] = []
         num_given = 0
-        branches = [self._children.pop(None, [])]
+        branches = [self._children.pop(parent, [])]
         while branches:
             if branches[-1]:
                 path.append(branches[-1].pop())

@@ -93,6 +93,10 @@ class PrefixIndex:
             entry = entry.parent
         return Presence(min(entry.ready_end, shared_end), num_known)
 
+    def begins_chain(self, key: BlockKey) -> bool:
+        """Tell whether any chain begins with `key`."""
+        return key in self.root.children
+
     def unpin(self, entry: Entry) -> None:
         """Undo the pin of one match."""
         entry.num_pins -= 1

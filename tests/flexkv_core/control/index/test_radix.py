@@ -547,3 +547,10 @@ def test_evicted_blocks_are_counted(index):
     index.store(A)
     index.evict(index.host, 4)
     assert index.counters.drain() == {"evicted_blocks": 4}
+
+
+def test_only_the_first_key_of_a_chain_begins_one(index):
+    index.end(index.begin(A))
+    index.end(index.begin(B))
+    assert index.begins_chain(A[0])
+    assert not any(map(index.begins_chain, [*A[1:], *B[4:], C[0]]))
