@@ -120,8 +120,8 @@ def test_an_option_that_cannot_be_used_stops_the_attach_in_one_sentence(start, o
     assert "\n" not in str(caught.value)
 
 
-def test_where_changes_of_weights_are_not_heard_of_nothing_is_stored(start, monkeypatch):
-    monkeypatch.setattr(weight_updates, "_heard", [])
+def test_where_changes_of_weights_are_not_followed_nothing_is_stored(start, monkeypatch):
+    monkeypatch.setattr(weight_updates, "_followed", [])
     monkeypatch.setattr(weight_updates, "register", lambda: None)
     with pytest.raises(ConfigError, match="SGLANG_PLUGINS"):
         start()

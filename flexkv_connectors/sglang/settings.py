@@ -110,6 +110,12 @@ def keeps_released_weights() -> bool:
     return not arguments("enable_memory_saver") or bool(arguments("enable_weights_cpu_backup"))
 
 
+def is_one_rank() -> bool:
+    """Tell whether this process alone computes what its engine, or its replica of one, serves."""
+    arguments = _resolved_arguments()
+    return arguments("tp_size") == arguments("pp_size") == 1
+
+
 def _load_format(arguments: Callable[[str], Any]) -> str:
     is_cached = arguments("weight_cache_mode") != "off"
     return "weight_cache" if is_cached else str(arguments("load_format"))

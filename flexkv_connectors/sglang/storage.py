@@ -20,7 +20,7 @@ from flexkv_connectors.sglang.pools import KV, describe_kv, describe_sidecar, wh
 from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.sidecar_hits import Part, find_hit
 from flexkv_connectors.sglang.stats import StorageStats
-from flexkv_connectors.sglang.weight_updates import is_settled, listen, why_unheard
+from flexkv_connectors.sglang.weight_updates import is_settled, listen, why_not_followed
 from flexkv_connectors.versions import require_supported
 from flexkv_core.block.types import JobId
 from flexkv_core.block_store.block_store import BlockStore
@@ -93,7 +93,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         reason = (
             why_not(self._config, settings)
             or why_no_identity(settings, self._cache.weight_version)
-            or why_unheard()
+            or why_not_followed()
         )
         if reason is not None:
             msg = f"FlexKV cannot store the pages of this engine: {reason}"
