@@ -13,6 +13,7 @@ from typing_extensions import override
 from flexkv_connectors.below_host.deferred_stores import DeferredStores
 from flexkv_connectors.below_host.stores import PoolActivity, PoolStores
 from flexkv_connectors.fault_barrier import FaultBarrier, nothing
+from flexkv_connectors.sglang.adapter_keys import identify_adapters
 from flexkv_connectors.sglang.arguments import keys_of, page_ids_of
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import origin_of, why_no_identity
@@ -26,6 +27,7 @@ from flexkv_core.block.types import JobId
 from flexkv_core.block_store.block_store import BlockStore
 from flexkv_core.block_store.blocks import Blocks
 from flexkv_core.errors import ConfigError
+from flexkv_core.identity.identification import Identification
 from flexkv_core.plan import Status
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._barrier = FaultBarrier()
         self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
         self._stores: DeferredStores | None = None
+        self._adapters: Identification | None = None
         self._page_tokens: dict[str, int] = {}
         """By pool."""
 
@@ -100,6 +103,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
             raise ConfigError(msg)
         deployment = translate(self._cache, self._config, mem_pool_host, settings)
         self._page_tokens[KV] = mem_pool_host.page_size
+        self._adapters = identify_adapters(settings, self._cache)  # first: it has less to read
         self._stores = DeferredStores(
             deployment.rank, origin_of(settings, deployment), partial(describe_kv, deployment)
         )
@@ -213,6 +217,8 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         stores, self._stores = self._stores, None
         if stores is not None:
             FaultBarrier().run(stores.close, nothing)
+        if self._adapters is not None:
+            self._adapters.close()
 
     @override
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:

@@ -7,7 +7,7 @@ empties SGLang's own caches. A version whose class has a method that is not name
 served: it might change weights.
 
 Experts that are moved between ranks keep their values, so KV stays what it was; adapters have keys
-of their own, a new one for each time that one is loaded while SGLang serves.
+of their own (`adapter_keys`).
 """
 
 import inspect
@@ -18,6 +18,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
+from flexkv_connectors.sglang.adapter_keys import name_adapter
 from flexkv_connectors.sglang.own_embeddings import REQUEST, keep_apart
 from flexkv_connectors.sglang.settings import is_one_rank, keeps_released_weights
 from flexkv_core.env import mark_engine_start
@@ -84,9 +85,11 @@ _REFUSALS = frozenset(
     {
         "a weight-update session is already open; call end_weight_update() first",
         "no weight-update session is open; call begin_weight_update() first",
-        "update_weights_from_distributed must run between "
-        "begin_weight_update() and end_weight_update()",
-        "update_weights_from_tensor must run between begin_weight_update() and end_weight_update()",
+        *(
+            f"update_weights_from_{sender} must run between "
+            "begin_weight_update() and end_weight_update()"
+            for sender in ("distributed", "tensor")
+        ),
     }
 )
 """All ranks answer so, before they touch a weight (0.5.21 to 0.5.23)."""
@@ -118,8 +121,9 @@ _mixed = Event()
 """Set while SGLang's own caches may hold what former weights have computed: it may be
 asked not to empty them, or refuse to while requests run. Nothing is stored or found until then."""
 
+_CALL = "call"
 _open: set[str] = set()
-"""Changes under way: a "call", a "session", and a "release" until weights are written."""
+"""Changes under way: a `_CALL`, a "session", and a "release" until weights are written."""
 
 _emptied_at: list[int] = []
 """The scheduler's `forward_ct` at the last flush since a change began, if there was one: if it is
@@ -132,7 +136,7 @@ _followed: list[str] = []
 def register() -> None:
     """Ask SGLang to call us around each change of weights and behind each flush; it calls this.
 
-    Also behind each request that it makes: see `own_embeddings`.
+    Also behind each request that it makes: see `own_embeddings` and `adapter_keys`.
     """
     from sglang.srt.plugins.hook_registry import (  # noqa: PLC0415 only in an engine
         HookRegistry,
@@ -150,12 +154,13 @@ def register() -> None:
             if hasattr(owner, name):
                 HookRegistry.register(f"{OWNER}.{name}", hook, kind)
     HookRegistry.register(_FLUSH, flushed, HookType.AFTER)
-    HookRegistry.register(f"{REQUEST}.__init__", keep_apart, HookType.AFTER)
+    for hook in (keep_apart, name_adapter):
+        HookRegistry.register(f"{REQUEST}.__init__", hook, HookType.AFTER)
     _followed[:] = [*before, *after]
 
 
 def unknown_in(methods: Collection[str]) -> list[str]:
-    """Return those of the public methods of SGLang's class that may change weights without notice."""
+    """Return those of the public methods of SGLang's class that may change weights."""
     public = {name for name in methods if not name.startswith("_")}
     return sorted(public - UPDATES - SESSION - HARMLESS - {_CHECK, _RELEASE})
 
@@ -190,7 +195,7 @@ def is_settled() -> bool:
 
 def begin(*_: object, **__: object) -> None:
     """Note that the weights are about to change; a flush comes within the change, or later."""
-    _open.add("call")
+    _open.add(_CALL)
     _emptied_at.clear()
 
 
@@ -243,10 +248,10 @@ def updated(
 ) -> None:
     """Inform all listeners of changed weights; a change that failed may have been made in part."""
     if _was_refused(result, manager):
-        _open.discard("call")
+        _open.discard(_CALL)
         return
     _mixed.set()
-    _open.difference_update({"call", "release"})
+    _open.difference_update({_CALL, "release"})
     _forget()
     scheduler = manager.scheduler
     if not _open and scheduler is not None and _emptied_at == [scheduler.forward_ct]:
