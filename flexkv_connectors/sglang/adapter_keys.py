@@ -31,14 +31,21 @@ _prefixes: dict[str, str] = {}
 SGLang's own caches go by the same keys."""
 
 
-def identify_adapters(settings: EngineSettings, cache: CacheConfig) -> Identification:
-    """Begin to find out what the adapters hold that were named at the start."""
+def identify_adapters(settings: EngineSettings, cache: CacheConfig) -> list[Identification]:
+    """Begin to find out what the adapters hold that were named at the start.
+
+    Each by itself: one that was known before need not wait for those that have to be read.
+    """
     hub_cache = hub_cache_of(settings)
-    sources = {
-        adapter_id: Checkpoint(model=path, hub_cache=hub_cache)
+    return [
+        Identification(
+            {adapter_id: Checkpoint(model=path, hub_cache=hub_cache)},
+            cache.ssd_directories,
+            engine_start_s(),
+            _identities.update,
+        )
         for adapter_id, path in settings.adapters.items()
-    }
-    return Identification(sources, cache.ssd_directories, engine_start_s(), _identities.update)
+    ]
 
 
 def name_adapter(_: object, request: "Req", *__: object, **___: object) -> None:

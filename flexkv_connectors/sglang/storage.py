@@ -76,7 +76,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._barrier = FaultBarrier()
         self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
         self._stores: DeferredStores | None = None
-        self._adapters: Identification | None = None
+        self._adapters: list[Identification] = []
         self._page_tokens: dict[str, int] = {}
         """By pool."""
 
@@ -217,8 +217,8 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         stores, self._stores = self._stores, None
         if stores is not None:
             FaultBarrier().run(stores.close, nothing)
-        if self._adapters is not None:
-            self._adapters.close()
+        for adapter in self._adapters:
+            adapter.close()
 
     @override
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:

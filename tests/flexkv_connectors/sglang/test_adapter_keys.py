@@ -39,7 +39,8 @@ def adapter(tmp_path):
 
 
 def identify(**adapters):
-    identify_adapters(settings(adapters=adapters), deployment().rank.cache).join()
+    for adapter in identify_adapters(settings(adapters=adapters), deployment().rank.cache):
+        adapter.join()
 
 
 def extra_key_of(adapter_id, extra_key=None):
@@ -95,7 +96,8 @@ def test_an_adapter_that_was_written_after_the_start_is_not_known(start, adapter
     assert extra_key_of("a") == "since:1.0a"
 
 
-def test_an_adapter_that_is_not_there_is_not_known(caplog):
-    identify(a="/no/adapter")
+def test_an_adapter_that_is_not_there_is_not_known_and_others_are(adapter, caplog):
+    identify(a="/no/adapter", b=adapter(b"one"))
     assert extra_key_of("a").startswith("since:")
+    assert extra_key_of("b").startswith("content:")
     assert "/no/adapter" in caplog.text
