@@ -100,6 +100,26 @@ def test_pages_of_former_weights_are_never_found_again(start, model, tmp_path):
     assert again.tokens == former.tokens
 
 
+def test_an_update_of_weights_that_sglang_refuses_forgets_nothing(start, tmp_path):
+    before, after = prompt_of(1), prompt_of(2)
+    engine = start()
+    engine.complete(before)
+    wait_until_stored(engine, before)
+    with pytest.raises(AssertionError, match="refused"):
+        engine.update_weights(tmp_path / "nothing")
+    engine.flush()
+    assert engine.complete(before).num_from_storage == HIT_TOKENS
+    engine.complete(after)
+    wait_until_stored(engine, after)
+
+    engine = start()
+    wait_until_restored(engine)
+    assert [engine.complete(prompt, 1).num_from_storage for prompt in (before, after)] == [
+        HIT_TOKENS,
+        HIT_TOKENS,
+    ]
+
+
 def test_an_operator_empties_detaches_and_attaches_the_storage_while_it_serves(start, tmp_path):
     prompt = prompt_of(1)
     engine = start(arguments={"enable_metrics": True})  # which are registered once in a process
