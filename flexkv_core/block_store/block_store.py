@@ -31,7 +31,8 @@ class BlockStore:
 
     Locking: loads have a lock, saves have one (`JobQueue._changed`), and so does the catalog. They
     are taken in this order. A job takes its queue's lock and, inside it, the catalog's to plan and
-    to end; `lookup` takes the catalog's alone. Neither queue's lock is held while a thread waits
+    to end; `lookup` takes the catalog's alone, and so does `submit_load` before its queue's: what
+    leaves in between is a miss. Neither queue's lock is held while a thread waits
     for the disk, so a load that hangs keeps nobody from a save, a `lookup` or another load. Only
     `reset` and `close` hold both while jobs end, and they give up on a disk that hangs.
     """
