@@ -134,7 +134,10 @@ def test_weights_that_changed_while_it_was_detached_have_blocks_of_their_own(sta
     rig.controller.detach_storage_backend()
     with monkeypatch.context() as this_process:
         this_process.setattr(weight_updates, "_changed", threading.Event())
-        weight_updates.updated(None)
+        scheduler = SimpleNamespace(forward_ct=0)
+        weight_updates.begin()
+        weight_updates.flushed(True, scheduler)
+        weight_updates.updated(None, SimpleNamespace(scheduler=scheduler))
         rig.attach()
         assert rig.prefetch(tokens, range(10, 14)) == 0
         rig.backup(tokens, range(4))
