@@ -132,8 +132,8 @@ def test_an_option_that_cannot_be_used_stops_the_attach_in_one_sentence(start, o
     assert "\n" not in str(caught.value)
 
 
-def test_where_changes_of_weights_are_not_heard_of_nothing_is_stored(start, monkeypatch):
-    monkeypatch.setattr(weight_updates, "_heard", [])
+def test_where_changes_of_weights_are_not_followed_nothing_is_stored(start, monkeypatch):
+    monkeypatch.setattr(weight_updates, "_followed", [])
     monkeypatch.setattr(weight_updates, "register", lambda: None)
     with pytest.raises(ConfigError, match="SGLANG_PLUGINS"):
         start()
@@ -146,7 +146,10 @@ def test_weights_that_changed_while_it_was_detached_have_blocks_of_their_own(sta
     rig.controller.detach_storage_backend()
     with monkeypatch.context() as this_process:
         this_process.setattr(weight_updates, "_changed", threading.Event())
-        weight_updates.updated(None)
+        scheduler = SimpleNamespace(forward_ct=0)
+        weight_updates.begin()
+        weight_updates.flushed(True, scheduler)
+        weight_updates.updated(None, SimpleNamespace(scheduler=scheduler))
         rig.attach()
         assert rig.prefetch(tokens, range(10, 14)) == 0
         rig.backup(tokens, range(4))

@@ -325,10 +325,10 @@ def _num_pages(chains: Sequence[Chain]) -> int:
 def _join(job_id: JobId, plans: Sequence[TransferPlan | None]) -> TransferPlan | None:
     """Return one plan for all, under the job's id; `_split` finds the way back to each.
 
-    Several chains have one block each: these stand alone in it, without parents.
+    The blocks of several plans stand alone in it, without parents: chains are saved one by one.
     """
     given = list(filter(None, plans))
-    assert len(given) <= 1 or all(plan.num_blocks == 1 for plan in given)
+    assert len(given) <= 1 or all(_may_stand_alone(plan) for plan in given)
     if not given:
         return None
     first, *others = given
@@ -341,6 +341,10 @@ def _join(job_id: JobId, plans: Sequence[TransferPlan | None]) -> TransferPlan |
         target=_together([plan.target for plan in given]),
         num_blocks=sum(plan.num_blocks for plan in given),
     )
+
+
+def _may_stand_alone(plan: TransferPlan) -> bool:
+    return plan.num_blocks == 1 or isinstance(plan.source, StoredBlocks)
 
 
 def _together(places: Sequence[Endpoint]) -> Endpoint:

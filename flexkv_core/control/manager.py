@@ -214,6 +214,10 @@ class CacheManager:
         """Return how much of `keys` is in `tier`, without counting a use or pinning anything."""
         return self._index.lookup(self._tiers[tier], keys)
 
+    def begins_chain(self, key: BlockKey) -> bool:
+        """Tell whether any tier holds a chain that begins with `key`."""
+        return self._index.begins_chain(key)
+
     def restore(
         self,
         keys: Sequence[BlockKey],

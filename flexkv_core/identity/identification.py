@@ -129,7 +129,11 @@ class Identification:
             return found
         if not self._stop.is_set():
             self.is_unknown = True
-            logger.warning("identity.unknown: nothing outlives this process, because %s", found)
+            logger.warning(
+                "identity.unknown of=%s: nothing of it outlives this process, because %s",
+                ",".join(self._checkpoints),
+                found,
+            )
         return None
 
     def _survey(self) -> _Surveys | str:

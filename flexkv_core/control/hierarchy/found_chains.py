@@ -36,17 +36,26 @@ class FoundRun:
 class FoundChains:
     """Collects what owners report until all have finished, then gives out runs from their root.
 
-    A block counts if every owner has found its share, and if the same holds for every block
-    before it: ranks that were killed at different moments leave different blocks behind.
+    A block counts if every owner has found its share, and, unless fragments are kept, if the same
+    holds for every block before it: ranks that were killed at different moments leave different
+    blocks behind.
 
     Thread: scheduler thread only. Cost: O(1) for each block and owner when it is reported, and for
     each block that is given out, however the chains branch.
     """
 
-    def __init__(self, owners: Collection[int]) -> None:
-        self.chain: list[BlockKey] = []
-        """The keys from the root to the end of the run that was given out last."""
+    def __init__(self, owners: Collection[int], *, keeps_fragments: bool = False) -> None:
+        """Begin without reports.
 
+        Args:
+            owners: The ranks that report.
+            keeps_fragments: Whether what lies behind a block that is missing is of use, too, and
+                is given out as a chain that begins there.
+        """
+        self.chain: list[BlockKey] = []
+        """The keys from the root, or from a gap, to the end of the run that was given out last."""
+
+        self._keeps_fragments = keeps_fragments
         self._bits = {rank: 1 << index for index, rank in enumerate(owners)}
         self._all_bits = sum(self._bits.values())
         self._searching = set(owners)
@@ -112,8 +121,17 @@ class FoundChains:
         return useless
 
     def _walk(self) -> Iterator[FoundRun]:
-        """Yield all runs, and keep `chain` up to date."""
-        branches: list[tuple[FoundRun | None, list[BlockKey]]] = [(None, self._take_below(None))]
+        """Yield all runs, fragments last, and keep `chain` up to date."""
+        yield from self._walk_from(None)
+        if self._keeps_fragments:
+            found, all_bits = self._finders, self._all_bits
+            gaps = [key for key in self._children if key and found.get(key) != all_bits]
+            for key in gaps:
+                yield from self._walk_from(key)
+
+    def _walk_from(self, parent: BlockKey | None) -> Iterator[FoundRun]:
+        branches: list[tuple[FoundRun | None, list[BlockKey]]]
+        branches = [(None, self._children.pop(parent, []))]
         while branches:
             before, below = branches.pop()
             if before is not None:
@@ -138,8 +156,7 @@ class FoundChains:
             below = self._take_below(keys[-1])
         return FoundRun(0 if before is None else before.end, keys, before), below
 
-    def _take_below(self, key: BlockKey | None) -> list[BlockKey]:
+    def _take_below(self, key: BlockKey) -> list[BlockKey]:
         """Return the blocks after `key`, which is given out now."""
-        if key is not None:
-            del self._finders[key]
+        del self._finders[key]
         return self._children.pop(key, [])

@@ -26,12 +26,19 @@ class Restorer:
     """
 
     def __init__(
-        self, manager: CacheManager, tier: str, owners: Collection[int], recorder: Recorder
+        self,
+        manager: CacheManager,
+        tier: str,
+        owners: Collection[int],
+        recorder: Recorder,
+        *,
+        keeps_fragments: bool = False,
     ) -> None:
+        """Begin without reports; `keeps_fragments` as in `FoundChains`."""
         self._manager = manager
         self._tier = tier
         self._recorder = recorder
-        self._found = FoundChains(owners)
+        self._found = FoundChains(owners, keeps_fragments=keeps_fragments)
 
     @property
     def is_over(self) -> bool:

@@ -126,6 +126,10 @@ class PrefixIndex:
             self.finish(write, write.end_block - write.first_block, None)
         return self._find(tier, keys, found.node_in(keys))
 
+    def begins_chain(self, key: BlockKey) -> bool:
+        """Tell whether any chain begins with `key`."""
+        return key in self.root.children
+
     def unpin(self, entry: Entry) -> None:
         """Undo the pin of one match."""
         entry.num_pins -= 1

@@ -121,13 +121,6 @@ def test_thousands_of_pages_are_stored_in_one_call(start):
     assert all(store.find(keys))
 
 
-def test_what_cannot_be_stored_makes_nothing_leave(start):
-    store = start(quota_bytes=4096 + 10 * 8192)
-    assert store.save(KEYS, range(10)) == 10
-    assert store.save(chain(20, 5), range(2)) == 0
-    assert store.find(KEYS) == 10
-
-
 def test_what_another_job_is_storing_counts_as_stored(start):
     gate, tiers = threading.Event(), []
 

@@ -22,7 +22,7 @@ from flexkv_core.identity.stamps import Stamp
 
 BEFORE_S = STARTED_S - 10
 AFTER_S = STARTED_S + 10
-UNKNOWN = "identity.unknown: nothing outlives this process, because "
+UNKNOWN = "identity.unknown of=model: nothing of it outlives this process, because "
 
 
 def of_hub(hub, revision=None):

@@ -154,3 +154,22 @@ def test_whatever_is_claimed_every_block_is_given_out_once_or_useless(pairs):
     assert len(new) == len(set(new))
     assert set(new) | rest == {at for at, _ in pairs}
     assert recovery.is_over
+
+
+def test_what_lies_behind_a_missing_block_is_given_out_last_where_fragments_are_kept():
+    recovery = FoundChains([0], keeps_fragments=True)
+    recovery.note(report(0, found((5, 4), (6, 5), (1, None), (3, 2))))
+    assert runs(recovery)[0] == ([1], 0)
+    recovery = FoundChains([0], keeps_fragments=True)
+    recovery.note(report(0, found((5, 4), (6, 5), (1, None), (3, 2))))
+    assert sorted(runs(recovery)) == [([1], 0), ([3], 0), ([5, 6], 0)]
+    assert useless(recovery) == set()
+    assert recovery.is_over
+
+
+def test_a_fragment_ends_where_an_owner_has_lost_its_share():
+    recovery = FoundChains([0, 2], keeps_fragments=True)
+    recovery.note(report(0, found((5, 4), (6, 5), (7, 6))))
+    recovery.note(report(2, found((5, 4), (7, 6))))
+    assert sorted(runs(recovery)) == [([5], 0), ([7], 0)]
+    assert useless(recovery) == {6}

@@ -626,3 +626,10 @@ def test_a_reservation_may_end_within_a_run_that_the_other_tier_holds(index):
     index.open_writes.add(write)
     index.end(write)
     assert index.num_found(A, index.ssd) == 3
+
+
+def test_only_the_first_key_of_a_chain_begins_one(index):
+    index.end(index.begin(A))
+    index.end(index.begin(B))
+    assert index.begins_chain(A[0])
+    assert not any(map(index.begins_chain, [*A[1:], *B[4:], C[0]]))
