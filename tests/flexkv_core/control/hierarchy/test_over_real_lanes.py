@@ -299,10 +299,14 @@ class TestUnheard:
         engine = start()
         self.keys = chain("below", 4)
         engine.put_below(self.keys)
+        while engine.disk.entered.acquire(blocking=False):
+            pass
         engine.disk.gate.clear()
         engine.save(chain("stuck", 4))
         assert engine.tier.promoter.must_wait("first", self.keys, engine.clock(), 1.0)
         engine.step()
+        for _ in ("read", "write"):  # a call that has not begun by its deadline never does
+            assert engine.disk.entered.acquire(timeout=WAIT_S)
         return engine
 
     def ask(self, engine):
