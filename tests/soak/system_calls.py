@@ -1,0 +1,283 @@
+"""Stands between the sources and the system, and lets calls on their files fail in every way."""
+
+import errno
+import fcntl
+import mmap
+import os
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+from simulation import Killed, Simulation
+
+BY_FD = ["preadv", "pread", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fstat"]
+BY_FD += ["posix_fadvise"]
+BY_PATH = ["unlink", "rename", "replace", "mkdir", "rmdir", "scandir", "listdir", "lstat", "stat"]
+BY_PATH += ["statvfs"]
+BY_EITHER = ["utime"]
+MOVES = {"preadv", "pread", "pwritev"}
+MAKES_ROOM = {"posix_fallocate", "pwritev", "mkdir", "create"}
+
+CODES = {
+    "open": [errno.EIO, errno.EMFILE, errno.ENFILE, errno.EINTR, errno.EACCES],
+    "create": [errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS],
+    "flock": [errno.EWOULDBLOCK, errno.ENOLCK, errno.EINTR],
+    "pwritev": [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EINTR],
+    "posix_fallocate": [errno.EIO, errno.ENOSPC, errno.EINTR],
+    "mkdir": [errno.EIO, errno.ENOSPC, errno.EACCES],
+    "fstat": [errno.EIO, errno.ESTALE],
+    "scandir": [errno.EIO, errno.EMFILE],
+    "mmap": [errno.ENOMEM],
+}
+ANY_CODE = [errno.EIO, errno.EINTR]
+
+
+@dataclass(frozen=True)
+class Weather:
+    """Which calls fail how often, and how."""
+
+    one_in: int = 0
+    """No call fails if this is 0."""
+
+    calls: frozenset = frozenset()
+    """The only ones to fail; all if empty."""
+
+    kinds: tuple = ("error",)
+    code: int | None = None
+
+
+CLEAR = Weather()
+ALL_KINDS = ("error", "error", "error", "late error", "short", "short", "flip", "lost", "delay")
+WEATHERS = [
+    CLEAR,
+    Weather(50, kinds=ALL_KINDS),
+    Weather(8, kinds=ALL_KINDS),
+    Weather(2, kinds=("error", "late error")),
+    Weather(1, frozenset({"preadv", "pread"}), code=errno.EIO),
+    Weather(1, frozenset({"pwritev", "posix_fallocate"}), code=errno.EROFS),
+    Weather(1, frozenset(MAKES_ROOM), code=errno.ENOSPC),
+    Weather(1, frozenset({"open", "create", "scandir"}), code=errno.EMFILE),
+    Weather(2, frozenset({"flock"})),
+    Weather(2, frozenset({"close", "fstat", "fsync", "statvfs"})),
+    Weather(3, frozenset(MOVES), ("short",)),
+    Weather(8, frozenset({"preadv", "pwritev"}), ("flip", "lost")),
+    Weather(3, frozenset(MOVES | {"fsync", "open"}), ("delay",)),
+    Weather(200, kinds=("kill",)),
+    Weather(30, kinds=("memory",)),
+]
+
+
+@dataclass
+class SystemCalls:
+    """Fails calls on files below `root`, as the weather says; knows which files are open."""
+
+    simulation: Simulation
+    root: str
+    rng: random.Random
+    weather: Weather = CLEAR
+    open_files: dict[int, str] = field(default_factory=dict)
+    failed: Counter = field(default_factory=Counter)
+
+    def install(self, monkeypatch) -> None:
+        self._close = os.close
+        for name in BY_FD:
+            self._patch(monkeypatch, os, name, self.open_files.get)
+        for name in BY_PATH:
+            self._patch(monkeypatch, os, name, self._own_path)
+        for name in BY_EITHER:
+            self._patch(monkeypatch, os, name, self._own)
+        for name in ("flock", "fcntl"):
+            self._patch(monkeypatch, fcntl, name, self.open_files.get)
+        monkeypatch.setattr(os, "open", self._wrap_open(os.open))
+        monkeypatch.setattr(os, "close", self._wrap_close(os.close))
+        maps = SimpleNamespace(mmap=self._wrap("mmap", mmap.mmap, lambda _: "memory"))
+        for module in ("files", "slab"):
+            monkeypatch.setattr(f"flexkv_core.data.tiers.ssd.{module}.mmap", maps)
+
+    def close_all(self) -> None:
+        """Close the files of a process that was killed, as the system does."""
+        for fd in [*self.open_files]:
+            del self.open_files[fd]
+            self._close(fd)
+
+    def _patch(self, monkeypatch, module, name, path_of):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, self._wrap(name, original, path_of))
+
+    def _own_path(self, path):
+        text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+        return text if text.startswith(self.root) else None
+
+    def _own(self, path):
+        return self.open_files.get(path) if isinstance(path, int) else self._own_path(path)
+
+    def _wrap(self, name, original, path_of):
+        def call(*args, **options):
+            if path_of(args[0] if args else ".") is None:
+                return original(*args, **options)
+            return self._call(name, original, args, options)
+
+        return call
+
+    def _wrap_open(self, original):
+        def call(path, flags, *args, **options):
+            if self._own_path(path) is None:
+                return original(path, flags, *args, **options)
+            name = "create" if flags & os.O_CREAT else "open"
+            fd = self._call(name, self._open(original), (path, flags, *args), options)
+            return fd
+
+        return call
+
+    def _open(self, original):
+        def opened(path, *args, **options):
+            fd = original(path, *args, **options)
+            self.open_files[fd] = os.fspath(path)
+            return fd
+
+        return opened
+
+    def _wrap_close(self, original):
+        def call(fd):
+            if fd not in self.open_files:
+                original(fd)
+            elif not self._is_dead():  # else it may be a finalizer's: the system closes the file
+                self.simulation.may_preempt()
+                del self.open_files[fd]
+                original(fd)  # Linux closes it whatever it answers
+                if self._picks("close") == "error" and self._may_raise():
+                    raise self._error("close")
+
+        return call
+
+    def _is_dead(self):
+        process = self.simulation.current.process
+        return process is not None and process.is_dead
+
+    @staticmethod
+    def _may_raise():
+        """Return whether it is a function that closes a file, and not the garbage collector."""
+        return "weakref" not in sys._getframe(2).f_globals["__name__"]
+
+    def _call(self, name, original, args, options):
+        simulation = self.simulation
+        if name in MOVES:
+            simulation.preempt()
+        else:
+            simulation.require_life()
+        kind = self._picks(name)
+        if kind is None:
+            return self._do(name, original, args, options)
+        self.failed[name] += 1
+        faults = {
+            "error": self._fail, "late error": self._late_error, "short": self._short,
+            "flip": self._flip, "lost": self._lost, "delay": self._delay, "kill": self._kill,
+            "memory": self._memory,
+        }  # fmt: skip
+        return faults[kind](name, original, args, options)
+
+    @staticmethod
+    def _do(name, original, args, options):
+        # Only processes are killed here, not the machine: what was written is there.
+        return None if name == "fsync" else original(*args, **options)
+
+    def _picks(self, name):
+        weather = self.weather
+        if not weather.one_in or (weather.calls and name not in weather.calls):
+            return None
+        if self.rng.random() * weather.one_in >= 1:
+            return None
+        kind = self.rng.choice(weather.kinds)
+        if name not in MOVES:
+            kind = {"short": "error", "flip": "error", "lost": "error"}.get(kind, kind)
+        if kind == "memory" and self.simulation.current is self.simulation.main:
+            return None
+        return kind
+
+    def _error(self, name):
+        code = self.weather.code or self.rng.choice(CODES.get(name, ANY_CODE))
+        return OSError(code, os.strerror(code))
+
+    def _fail(self, name, *_):
+        raise self._error(name)
+
+    def _memory(self, *_):
+        raise MemoryError
+
+    def _late_error(self, name, original, args, options):
+        """Do what was asked for, and say that it failed."""
+        result = self._do(name, original, args, options)
+        if name in ("open", "create"):
+            del self.open_files[result]
+            self._close(result)
+        elif name == "scandir":
+            result.close()
+        raise self._error(name)
+
+    def _delay(self, name, original, args, options):
+        self.simulation.sleep(self.rng.choice([0.01, 0.3, 2.0, 20.0, 100.0]))
+        return self._do(name, original, args, options)
+
+    def _kill(self, name, original, args, options):
+        if self.rng.random() < 0.5:
+            if name == "pwritev":
+                self._short(name, original, args, options)
+            else:
+                self._do(name, original, args, options)
+        self.simulation.current.process.is_dead = True
+        raise Killed
+
+    def _short(self, name, original, args, options):
+        """Move a part of what was asked for."""
+        if name == "pread":
+            fd, num_bytes, offset = args
+            return original(fd, self.rng.randrange(num_bytes), offset)
+        fd, buffers, offset = args
+        return original(fd, self._cut(buffers), offset)
+
+    def _cut(self, buffers):
+        """Return the first part of buffers; direct I/O moves whole pages."""
+        num_bytes = sum(map(len, buffers))
+        left = self.rng.randrange(num_bytes // 512 + 1) * 512 or num_bytes
+        kept = []
+        for buffer in buffers:
+            if left <= 0:
+                break
+            kept.append(memoryview(buffer)[:left])
+            left -= len(buffer)
+        return kept
+
+    def _flip(self, name, original, args, options):
+        """Change a bit on the way."""
+        if name == "pread":
+            content = bytearray(original(*args))
+            self._damage([memoryview(content)])
+            return bytes(content)
+        fd, buffers, offset = args
+        if name == "preadv":
+            num_bytes = original(fd, buffers, offset)
+            self._damage(buffers)
+            return num_bytes
+        region = mmap.mmap(-1, max(1, sum(map(len, buffers))))  # aligned, as direct I/O wants it
+        region[:] = b"".join(buffers) or b"\0"
+        self._damage([memoryview(region)])
+        return original(fd, [memoryview(region)[: sum(map(len, buffers))]], offset)
+
+    def _damage(self, buffers):
+        buffer = self.rng.choice([memoryview(it) for it in buffers if len(it)])
+        buffer[self.rng.randrange(len(buffer))] ^= 1 << self.rng.randrange(8)
+
+    def _lost(self, name, original, args, options):
+        """Say that all was written, and write nothing."""
+        if name == "pwritev":
+            return sum(map(len, args[1]))
+        return self._flip(name, original, args, options)
+
+
+def remove_all(folder: Path) -> None:
+    """Delete what is in a folder, as an operator does."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,0 +1,255 @@
+"""One machine and one engine on it, which does random things while its system fails."""
+
+import gc
+import hashlib
+import logging
+import random
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from simulation import Killed, Simulation
+from system_calls import CLEAR, WEATHERS, SystemCalls, remove_all
+
+from flexkv_core.data.tiers.ssd.options import SsdOptions
+from flexkv_core.errors import TierError
+from flexkv_core.testing.namespaces import make_namespace
+
+CELL_BYTES = 4096
+RETRY_S = 61.0
+"""Every tier is to be used again after this time: a minute, and the step after it."""
+
+MAX_CHAIN = 12
+CHAINS_KEPT = 24
+
+
+def content_of(key, weights, rank, num_bytes):
+    """Return the bytes of a block, which are those of no other block, rank or weights."""
+    digest = hashlib.sha256(key + b"%d %d" % (weights, rank)).digest()
+    first = int.from_bytes(digest[:7], "big")
+    return np.arange(first, first + num_bytes // 8, dtype=np.uint64).tobytes()
+
+
+class World:
+    """What all kinds have in common; a kind says what its engine does."""
+
+    VERBS: dict[str, float]
+    """What may happen, and how often."""
+
+    def __init__(self, seed: int, root: Path, monkeypatch) -> None:
+        self.rng = random.Random(seed)
+        self.root = root
+        self.simulation = Simulation(self.rng)
+        self.calls = SystemCalls(self.simulation, str(root), self.rng)
+        self.simulation.install(monkeypatch)
+        self.calls.install(monkeypatch)
+        monkeypatch.setattr("flexkv_core.data.tiers.ssd.space._MIN_STEP_BYTES", 4 * 2 * CELL_BYTES)
+        self.seen: Counter = Counter()
+        self.is_named = self.flip()
+        self.num_weights = self.stored_weights = self.weights = 0
+        self.num_probes = self.num_starts = 0
+        self.chains: list[list[bytes]] = [[]]
+        self.must_wipe = False
+        """Whether the log has told the operator to delete what is there."""
+
+        self.engine = None
+        self._operator = _Operator(self)
+        self.start()
+
+    # What a kind says.
+
+    def open(self):
+        """Return a new engine on what is on the disk.
+
+        Raises:
+            TierError: No directory can be used.
+        """
+        raise NotImplementedError
+
+    def probe(self, engine) -> bool:
+        """Store something new and find it again, with a system that works; False if it failed."""
+        raise NotImplementedError
+
+    def settle(self, engine) -> None:
+        """Let all that is under way end."""
+        raise NotImplementedError
+
+    def check_idle(self, engine) -> None:
+        """Nothing is under way: nothing may be held."""
+        raise NotImplementedError
+
+    # What may happen to all.
+
+    def do(self, verb: str) -> None:
+        if self.engine is None and verb not in ("change_weather", "calm", "wait"):
+            self.start()
+            return
+        getattr(self, verb)()
+
+    def start(self) -> None:
+        self.simulation.begin_process()
+        self.num_starts += 1
+        if self.must_wipe:
+            with self.clear():
+                remove_all(self.root)
+            self.must_wipe = False
+        self.weights = self.stored_weights
+        with self.undone():
+            self.engine = self.open()
+
+    @contextmanager
+    def undone(self):
+        """Let the engine go on without a tier that no directory has room for."""
+        try:
+            yield
+        except TierError:
+            self.seen["no tier"] += 1
+            self.forget_files()
+
+    def restart(self) -> None:
+        """End well, and begin again."""
+        engine, self.engine = self.engine, None
+        self.settle(engine)
+        engine.close()
+        del engine
+        self.expect_no_files()
+        self.seen["restart"] += 1
+        self.start()
+
+    def revive(self) -> None:
+        """Bury what was killed; the next thing that happens is a new start."""
+        self.engine = None
+        self.simulation.kill()
+        self.forget_files()
+        self.seen["kill"] += 1
+
+    def forget_files(self) -> None:
+        gc.collect()
+        self.calls.close_all()
+
+    def expect_no_files(self) -> None:
+        gc.collect()
+        left = self.simulation.tasks[1:]
+        self.simulation.block(lambda: all(task.is_over for task in left), 200.0)
+        assert self.calls.open_files == {}, "files are left open"
+        assert self.simulation.tasks[1:] == [], "threads are left"
+
+    def change_weather(self) -> None:
+        self.calls.weather = self.rng.choice(WEATHERS)
+
+    def wait(self) -> None:
+        self.simulation.now_s += self.rng.choice([0.001, 0.01, 0.1, 1.0, 7.0, 31.0])
+
+    def grow_chain(self) -> None:
+        chain = self.rng.choice(self.chains)
+        if not self.rng.randrange(3):
+            chain = chain[: self.rng.randrange(len(chain) + 1)]
+            self.chains = [*self.chains[1 - CHAINS_KEPT :], chain]
+        for _ in range(min(1 + self.rng.randrange(4), MAX_CHAIN - len(chain))):
+            chain.append(self.new_key(chain[-1] if chain else b"", self.rng.randrange(3)))
+
+    def calm(self) -> None:
+        """Everything works again: after its retry time every tier is used, and nothing is held."""
+        with self.clear():
+            if self.engine is None:
+                self.start()
+            self.settle(self.engine)
+            self.simulation.now_s += RETRY_S
+            works = [self.probe(self.engine) for _ in range(2)]  # the first is the trial
+            assert not self.simulation.died, "".join(self.simulation.died)
+            assert works[1], "a tier has not come back"
+            self.settle(self.engine)
+            self.check_idle(self.engine)
+        self.seen["calm"] += 1
+
+    @contextmanager
+    def clear(self):
+        weather, self.calls.weather = self.calls.weather, CLEAR
+        yield
+        self.calls.weather = weather
+
+    def new_weights(self) -> int:
+        """Return what the engine has from now on; under a name, the next one has it, too."""
+        self.num_weights += 1
+        self.weights = self.num_weights
+        if self.is_named:
+            self.stored_weights = self.weights
+        return self.weights
+
+    def end(self) -> None:
+        self.calls.weather = CLEAR
+        self.calm()
+        engine, self.engine = self.engine, None
+        engine.close()
+        del engine
+        self.expect_no_files()
+        self._operator.end()
+        self.simulation.end()
+
+    # Helpers.
+
+    def flip(self) -> bool:
+        return self.rng.random() < 0.5  # noqa: PLR2004
+
+    def new_key(self, parent: bytes, name: int) -> bytes:
+        return hashlib.sha256(parent + b"%d" % name).digest()
+
+    def fresh_chain(self, num_blocks: int) -> list[bytes]:
+        self.num_probes += 1
+        keys = [self.new_key(b"probe %d" % self.num_probes, 0)]
+        while len(keys) < num_blocks:
+            keys.append(self.new_key(keys[-1], 0))
+        return keys
+
+    def namespace(self, **changes):
+        return make_namespace(weight_version="v1" if self.is_named else "", **changes)
+
+    def options(self, quota_bytes: int, **changes) -> SsdOptions:
+        return SsdOptions(
+            directories=(self.root / "a", self.root / "b"),
+            quota_bytes=quota_bytes,
+            leftover_bytes=8 * quota_bytes,
+            **changes,
+        )
+
+
+class _Operator(logging.Handler):
+    """Reads the log, and does what it says."""
+
+    TOLD_TO_DELETE = ("ssd.not_deleted", "ssd.generation_not_recorded director")
+
+    def __init__(self, world):
+        super().__init__(logging.WARNING)
+        self._world = world
+        logging.getLogger("flexkv_core").addHandler(self)
+
+    def emit(self, record):
+        if record.getMessage().startswith(self.TOLD_TO_DELETE):
+            self._world.must_wipe = True
+
+    def end(self):
+        logging.getLogger("flexkv_core").removeHandler(self)
+
+
+def soak(kind, seed, num_operations, root, monkeypatch, spoil=lambda _: None):
+    """Let `num_operations` random things happen; fail with the number of the one that failed."""
+    world = kind(seed, root, monkeypatch)
+    spoil(world)
+    verbs = [*kind.VERBS]
+    weights = [*kind.VERBS.values()]
+    verb = number = None
+    try:
+        for number, verb in enumerate(world.rng.choices(verbs, weights, k=num_operations)):
+            try:
+                world.do(verb)
+            except Killed:
+                world.revive()
+            world.seen[verb] += 1
+        verb = "end"
+        world.end()
+    except BaseException as error:
+        world._operator.end()
+        msg = f"{kind.__name__}, seed {seed}, operation {number} ({verb}): {error!r}"
+        raise AssertionError(msg) from error
+    return world
