@@ -219,7 +219,7 @@ class SessionWorld(World):
     def reset(self):
         """Change the weights; the files are in order once every rank has heard of it."""
         engine = self.engine
-        self.must_wipe = self.is_named
+        self.is_resetting = True
         self.new_weights()
         engine.manager.reset()
         engine.tier.reset()
@@ -227,7 +227,7 @@ class SessionWorld(World):
         for rank in engine.ranks:
             while rank.orders:
                 rank.deliver()
-        self.must_wipe = False
+        self.is_resetting = False
 
     def settle(self, engine):
         for name in [*engine.requests]:

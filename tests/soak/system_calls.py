@@ -3,12 +3,13 @@
 import errno
 import fcntl
 import mmap
+import operator
 import os
 import random
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 
 from simulation import Killed, Simulation
@@ -80,9 +81,10 @@ class SystemCalls:
     weather: Weather = CLEAR
     open_files: dict[int, str] = field(default_factory=dict)
     failed: Counter = field(default_factory=Counter)
+    _buried: set[int] = field(default_factory=set)
 
     def install(self, monkeypatch) -> None:
-        self._close = os.close
+        self._opened, self._close = os.open, os.close
         for name in BY_FD:
             self._patch(monkeypatch, os, name, self.open_files.get)
         for name in BY_PATH:
@@ -93,14 +95,28 @@ class SystemCalls:
             self._patch(monkeypatch, fcntl, name, self.open_files.get)
         monkeypatch.setattr(os, "open", self._wrap_open(os.open))
         monkeypatch.setattr(os, "close", self._wrap_close(os.close))
+        # In an order that is the same in every run.
+        monkeypatch.setattr(os, "scandir", self._wrap_scandir(os.scandir))
+        path_of = operator.attrgetter("path")
+        monkeypatch.setattr("flexkv_core.data.tiers.ssd.runs.id", path_of, raising=False)
         maps = SimpleNamespace(mmap=self._wrap("mmap", mmap.mmap, lambda _: "memory"))
         for module in ("files", "slab"):
             monkeypatch.setattr(f"flexkv_core.data.tiers.ssd.{module}.mmap", maps)
 
     def close_all(self) -> None:
-        """Close the files of a process that was killed, as the system does."""
+        """Close the files of a process that was killed, as the system does.
+
+        Their numbers stay taken: what is left of the process may still close them.
+        """
         for fd in [*self.open_files]:
             del self.open_files[fd]
+            nothing = self._opened(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, fd)
+            self._close(nothing)
+            self._buried.add(fd)
+
+    def end(self) -> None:
+        for fd in self._buried:
             self._close(fd)
 
     def _patch(self, monkeypatch, module, name, path_of):
@@ -121,6 +137,14 @@ class SystemCalls:
             return self._call(name, original, args, options)
 
         return call
+
+    def _wrap_scandir(self, patched):
+        @contextmanager
+        def call(path="."):
+            with patched(path) as entries:
+                yield iter(sorted(entries, key=operator.attrgetter("name")))
+
+        return lambda path=".": patched(path) if self._own_path(path) is None else call(path)
 
     def _wrap_open(self, original):
         def call(path, flags, *args, **options):
@@ -143,6 +167,7 @@ class SystemCalls:
     def _wrap_close(self, original):
         def call(fd):
             if fd not in self.open_files:
+                self._buried.discard(fd)
                 original(fd)
             elif not self._is_dead():  # else it may be a finalizer's: the system closes the file
                 self.simulation.may_preempt()
@@ -276,8 +301,3 @@ class SystemCalls:
             return sum(map(len, args[1]))
         return self._flip(name, original, args, options)
 
-
-def remove_all(folder: Path) -> None:
-    """Delete what is in a folder, as an operator does."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()

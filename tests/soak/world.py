@@ -5,12 +5,12 @@ import hashlib
 import logging
 import random
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from simulation import Killed, Simulation
-from system_calls import CLEAR, WEATHERS, SystemCalls, remove_all
+from system_calls import CLEAR, WEATHERS, SystemCalls
 
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.errors import TierError
@@ -50,8 +50,11 @@ class World:
         self.num_weights = self.stored_weights = self.weights = 0
         self.num_probes = self.num_starts = 0
         self.chains: list[list[bytes]] = [[]]
-        self.must_wipe = False
-        """Whether the log has told the operator to delete what is there."""
+        self.is_resetting = False
+        """Whether the weights were being changed: then nobody knows what is stored."""
+
+        self.to_delete: set[str] = set()
+        """What the log has told the operator to delete before the next start."""
 
         self.engine = None
         self._operator = _Operator(self)
@@ -90,13 +93,20 @@ class World:
     def start(self) -> None:
         self.simulation.begin_process()
         self.num_starts += 1
-        if self.must_wipe:
-            with self.clear():
-                remove_all(self.root)
-            self.must_wipe = False
+        with self.clear():
+            self._delete()
         self.weights = self.stored_weights
         with self.undone():
             self.engine = self.open()
+
+    def _delete(self) -> None:
+        """Delete what the operator has to."""
+        patterns = {"**/*"} if self.is_resetting and self.is_named else self.to_delete
+        for pattern in patterns:
+            for path in self.root.glob(pattern):
+                if not path.is_dir():
+                    path.unlink()
+        self.is_resetting, self.to_delete = False, set()
 
     @contextmanager
     def undone(self):
@@ -132,7 +142,7 @@ class World:
         gc.collect()
         left = self.simulation.tasks[1:]
         self.simulation.block(lambda: all(task.is_over for task in left), 200.0)
-        assert self.calls.open_files == {}, "files are left open"
+        assert not self.calls.open_files, f"left open: {self.calls.open_files}"
         assert self.simulation.tasks[1:] == [], "threads are left"
 
     def change_weather(self) -> None:
@@ -185,6 +195,7 @@ class World:
         del engine
         self.expect_no_files()
         self._operator.end()
+        self.calls.end()
         self.simulation.end()
 
     # Helpers.
@@ -217,7 +228,7 @@ class World:
 class _Operator(logging.Handler):
     """Reads the log, and does what it says."""
 
-    TOLD_TO_DELETE = ("ssd.not_deleted", "ssd.generation_not_recorded director")
+    NOT_RECORDED = "ssd.generation_not_recorded directories="
 
     def __init__(self, world):
         super().__init__(logging.WARNING)
@@ -225,8 +236,11 @@ class _Operator(logging.Handler):
         logging.getLogger("flexkv_core").addHandler(self)
 
     def emit(self, record):
-        if record.getMessage().startswith(self.TOLD_TO_DELETE):
-            self._world.must_wipe = True
+        world, message = self._world, record.getMessage()
+        if message.startswith(self.NOT_RECORDED):
+            world.to_delete.add("*/.*.generation")
+        elif message.startswith("ssd.not_deleted"):
+            world.to_delete.add(str(record.args[0].relative_to(world.root)))
 
     def end(self):
         logging.getLogger("flexkv_core").removeHandler(self)
@@ -234,16 +248,20 @@ class _Operator(logging.Handler):
 
 def soak(kind, seed, num_operations, root, monkeypatch, spoil=lambda _: None):
     """Let `num_operations` random things happen; fail with the number of the one that failed."""
+    gc.collect()
+    gc.freeze()  # a collection looks at this run's objects alone
+    gc.disable()  # and comes where the run wants it
     world = kind(seed, root, monkeypatch)
     spoil(world)
     verbs = [*kind.VERBS]
     weights = [*kind.VERBS.values()]
     verb = number = None
     try:
-        for number, verb in enumerate(world.rng.choices(verbs, weights, k=num_operations)):
-            try:
+        for number in range(num_operations):
+            (verb,) = world.rng.choices(verbs, weights)
+            with suppress(Killed):
                 world.do(verb)
-            except Killed:
+            if world.simulation.process.is_dead:
                 world.revive()
             world.seen[verb] += 1
         verb = "end"
@@ -252,4 +270,7 @@ def soak(kind, seed, num_operations, root, monkeypatch, spoil=lambda _: None):
         world._operator.end()
         msg = f"{kind.__name__}, seed {seed}, operation {number} ({verb}): {error!r}"
         raise AssertionError(msg) from error
+    finally:
+        gc.enable()
+        gc.unfreeze()
     return world
