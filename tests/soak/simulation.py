@@ -21,7 +21,7 @@ class Killed(BaseException):
     """The process has been killed: nothing it still does has an effect."""
 
 
-class Deadlock(AssertionError):
+class DeadlockError(AssertionError):
     """All threads wait for each other."""
 
 
@@ -86,6 +86,7 @@ class Simulation:
         self.block(lambda: False, seconds)
 
     def begin_process(self) -> None:
+        self.threads = [thread for thread in self.threads if thread.is_alive()]
         self.process = self.main.process = Process()
 
     def kill(self) -> None:
@@ -131,7 +132,7 @@ class Simulation:
     def require_life(self) -> None:
         if self._is_stuck and self.current is self.main:
             msg = f"all wait: {self.tasks}"
-            raise Deadlock(msg)
+            raise DeadlockError(msg)
         process = self.current.process
         if process is not None and process.is_dead:
             raise Killed

@@ -1,9 +1,11 @@
 """A block store that writes and one that follows it, as engines with a host tier use them."""
 
 import mmap
+from typing import ClassVar
 
 import numpy as np
-from session_world import _findable, check_columns
+from session_world import check_columns
+from system_calls import EXCUSED
 from world import CELL_BYTES, World, content_of
 
 from flexkv_core.block.layout import BlockFormat, Column
@@ -106,7 +108,7 @@ class Engine:
 
     def __init__(self, world):
         clock = world.simulation.clock
-        names = dict(num_layers=2, cell_layers=2, block_tokens=4)
+        names = {"num_layers": 2, "cell_layers": 2, "block_tokens": 4}
         share = BlockShare(
             world.namespace(**names), [COLUMN], CELL_BYTES, f"engine-{world.num_starts}"
         )
@@ -132,7 +134,7 @@ class Engine:
 class StoreWorld(World):
     """Pages are saved and loaded by key, by jobs that are polled, awaited and cancelled."""
 
-    VERBS = {
+    VERBS: ClassVar = {
         "grow_chain": 6, "save": 40, "load": 40, "poll": 60, "await_": 20, "cancel": 4,
         "look_up": 20, "yield_": 60, "count": 3, "wait": 8, "resize": 0.3, "reset": 0.3,
         "restart": 0.3, "change_weather": 2, "calm": 0.5,
@@ -230,14 +232,15 @@ class StoreWorld(World):
         side.give_back(pages)
         works = saved == [Status.OK] * 2
         for reader in engine.sides:
-            works = all(reader.store.lookup(keys)) and works
             pages = reader.take(2)
             reader.poison(pages)
             job_id = reader.store.submit_load(Blocks(keys, pages))
             reader.jobs[job_id] = keys, pages, self.weights, True
+            is_found = all(reader.store.lookup(keys))
             result = reader.store.wait(job_id)
             self._take(reader, result)
-            works = result.statuses == [Status.OK] * 2 and works
+            is_excused = "followed slabs" in EXCUSED and reader is not side
+            works = (is_excused or (is_found and result.statuses == [Status.OK] * 2)) and works
         return works
 
     def check_idle(self, engine):
@@ -251,7 +254,7 @@ class StoreWorld(World):
         files = check_columns(writer.tier, known)
         for side in engine.sides:
             for queue in side.store._queues:
-                assert not (queue._jobs or queue._ended or queue._awaited), "jobs are left"
+                assert (queue._jobs, queue._ended, queue._awaited) == ({}, {}, set())
             for lane in side.lanes:
                 if self.is_staged:
                     assert len(lane._ring._free) == STAGING, "staging is lost"

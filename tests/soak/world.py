@@ -2,15 +2,17 @@
 
 import gc
 import hashlib
+import itertools
 import logging
 import random
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from simulation import Killed, Simulation
-from system_calls import CLEAR, WEATHERS, SystemCalls
+from system_calls import CLEAR, EXCUSED, WEATHERS, SystemCalls
 
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.errors import TierError
@@ -57,8 +59,7 @@ class World:
         """What the log has told the operator to delete before the next start."""
 
         self.engine = None
-        self._operator = _Operator(self)
-        self.start()
+        self.operator = _Operator(self)
 
     # What a kind says.
 
@@ -83,6 +84,11 @@ class World:
         raise NotImplementedError
 
     # What may happen to all.
+
+    def verbs(self, number: int) -> Iterator[str]:
+        names, weights = [*self.VERBS], [*itertools.accumulate(self.VERBS.values())]
+        for _ in range(number):
+            yield self.rng.choices(names, cum_weights=weights)[0]
 
     def do(self, verb: str) -> None:
         if self.engine is None and verb not in ("change_weather", "calm", "wait"):
@@ -141,7 +147,7 @@ class World:
     def expect_no_files(self) -> None:
         gc.collect()
         left = self.simulation.tasks[1:]
-        self.simulation.block(lambda: all(task.is_over for task in left), 200.0)
+        self.simulation.block(lambda: all(task.is_over for task in left), 1e5)
         assert not self.calls.open_files, f"left open: {self.calls.open_files}"
         assert self.simulation.tasks[1:] == [], "threads are left"
 
@@ -194,14 +200,13 @@ class World:
         engine.close()
         del engine
         self.expect_no_files()
-        self._operator.end()
         self.calls.end()
         self.simulation.end()
 
     # Helpers.
 
     def flip(self) -> bool:
-        return self.rng.random() < 0.5  # noqa: PLR2004
+        return self.rng.random() < 0.5
 
     def new_key(self, parent: bytes, name: int) -> bytes:
         return hashlib.sha256(parent + b"%d" % name).digest()
@@ -228,12 +233,19 @@ class World:
 class _Operator(logging.Handler):
     """Reads the log, and does what it says."""
 
-    NOT_RECORDED = "ssd.generation_not_recorded directories="
+    NOT_RECORDED = "ssd.generation_not_recorded director"
+    if "unreadable records" in EXCUSED:
+        NOT_RECORDED = "ssd.generation_not_recorded"
 
     def __init__(self, world):
         super().__init__(logging.WARNING)
         self._world = world
+
+    def __enter__(self):
         logging.getLogger("flexkv_core").addHandler(self)
+
+    def __exit__(self, *_):
+        logging.getLogger("flexkv_core").removeHandler(self)
 
     def emit(self, record):
         world, message = self._world, record.getMessage()
@@ -242,35 +254,39 @@ class _Operator(logging.Handler):
         elif message.startswith("ssd.not_deleted"):
             world.to_delete.add(str(record.args[0].relative_to(world.root)))
 
-    def end(self):
-        logging.getLogger("flexkv_core").removeHandler(self)
-
 
 def soak(kind, seed, num_operations, root, monkeypatch, spoil=lambda _: None):
-    """Let `num_operations` random things happen; fail with the number of the one that failed."""
+    """Let `num_operations` random things happen; fail with the number of the one that failed.
+
+    Args:
+        kind: The class of the world.
+        seed: Decides everything: the same seed fails in the same way at the same operation.
+        num_operations: Of `kind.VERBS`.
+        root: An empty folder.
+        monkeypatch: Undoes what is patched.
+        spoil: Breaks the sources, to see whether that is noticed.
+    """
     gc.collect()
     gc.freeze()  # a collection looks at this run's objects alone
     gc.disable()  # and comes where the run wants it
-    world = kind(seed, root, monkeypatch)
-    spoil(world)
-    verbs = [*kind.VERBS]
-    weights = [*kind.VERBS.values()]
-    verb = number = None
+    spoil(monkeypatch)
+    done = ["start"]
     try:
-        for number in range(num_operations):
-            (verb,) = world.rng.choices(verbs, weights)
-            with suppress(Killed):
-                world.do(verb)
-            if world.simulation.process.is_dead:
-                world.revive()
-            world.seen[verb] += 1
-        verb = "end"
-        world.end()
+        world = kind(seed, root, monkeypatch)
+        with world.operator:
+            for verb in world.verbs(num_operations):
+                done.append(verb)
+                with suppress(Killed):
+                    world.do(verb)
+                if world.simulation.process.is_dead:
+                    world.revive()
+            done.append("end")
+            world.end()
     except BaseException as error:
-        world._operator.end()
-        msg = f"{kind.__name__}, seed {seed}, operation {number} ({verb}): {error!r}"
+        msg = f"{kind.__name__}, seed {seed}, operation {len(done) - 1} ({done[-1]}): {error!r}"
         raise AssertionError(msg) from error
     finally:
         gc.enable()
         gc.unfreeze()
+    world.seen.update(done)
     return world
