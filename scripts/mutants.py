@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_suffix(".yaml")
 COPIED = ("flexkv_core", "tests", "pyproject.toml")
-LIMIT_S = 300
+LIMIT_S = 120
 """A test run that takes longer hangs: the fault was noticed."""
 
 

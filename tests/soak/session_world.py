@@ -1,5 +1,6 @@
 """Host memory and files below it, as the two halves of a connector use them."""
 
+import random
 from typing import ClassVar
 
 import numpy as np
@@ -149,15 +150,16 @@ class SessionWorld(World):
     """Requests come, wait for the disk, load, and save."""
 
     VERBS: ClassVar = {
-        "grow_chain": 8, "arrive": 20, "ask": 50, "step": 30, "deliver": 50, "move": 60,
-        "yield_": 50, "report": 50, "tell": 20, "abort": 2, "evict": 15, "wait": 10, "reset": 0.3,
-        "restart": 0.3, "change_weather": 2, "calm": 0.5,
+        "grow_chain": 8, "arrive": 30, "ask": 60, "turn": 60, "step": 10, "deliver": 20,
+        "move": 20, "yield_": 20, "report": 20, "tell": 10, "abort": 2, "evict": 20, "wait": 6,
+        "reset": 0.3, "restart": 0.3, "change_weather": 4, "calm": 0.5,
     }  # fmt: skip
 
     def __init__(self, seed, *rest):
         self.num_requests = 0
-        self.policy = ["lru", "s3fifo"][seed % 2]
-        self.columns_of = _columns(num_ranks=1 + seed // 2 % 2)
+        bits = random.Random(seed).getrandbits(2)
+        self.policy = ["lru", "s3fifo"][bits & 1]
+        self.columns_of = _columns(num_ranks=1 + bits // 2)
         super().__init__(seed, *rest)
 
     def open(self):
@@ -187,6 +189,13 @@ class SessionWorld(World):
         if self.engine.requests:
             self._end_request(self.engine, self.rng.choice([*self.engine.requests]))
 
+    def turn(self):
+        """Do what an engine does in a step."""
+        self.step()
+        for _ in self.engine.ranks:
+            for verb in ("deliver", "yield_", "move", "yield_", "report", "yield_", "tell"):
+                getattr(self, verb)()
+
     def step(self):
         engine = self.engine
         orders = engine.tier.take_orders(self.simulation.now_s)
@@ -212,7 +221,7 @@ class SessionWorld(World):
             self._complete(self.engine, result)
 
     def tell(self):
-        self.engine.tier.handle_report(self.rng.choice(self.engine.ranks).report())
+        self._tell(self.engine, self.rng.choice(self.engine.ranks))
 
     def evict(self):
         self._make_room(self.engine, 1 + self.rng.randrange(HOST_BLOCKS))
@@ -246,7 +255,7 @@ class SessionWorld(World):
         for rank in engine.ranks:
             while rank.orders:
                 rank.deliver()
-            engine.tier.handle_report(rank.report())
+            self._tell(engine, rank)
             while rank.tasks:
                 self._complete(engine, rank.move(*rank.tasks.pop()))
             for lane in rank.lanes:
@@ -288,6 +297,11 @@ class SessionWorld(World):
             files += check_columns(rank.tier, known)
         assert len(self.calls.open_files) == files, self.calls.open_files
         assert len(self.simulation.tasks) == 1 + 4 * len(engine.ranks), self.simulation.tasks
+
+    def _tell(self, engine, rank):
+        report = rank.report()
+        self.count(report.counts)
+        engine.tier.handle_report(report)
 
     def _make_room(self, engine, num_blocks):
         self.num_requests += 1

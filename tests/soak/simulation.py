@@ -53,11 +53,12 @@ class Task:
     def __enter__(self):
         self.go.acquire()
 
-    def __exit__(self, _, error, __):
+    def __exit__(self, _, error, frames):
         """End; whatever was raised ends this thread alone, as it does without a simulation."""
         simulation = self.simulation
         if error is not None and not isinstance(error, Killed):
             simulation.died.append("".join(traceback.format_exception(error)[-4:]))
+        traceback.clear_frames(frames)  # what they hold is freed now, and not beside other threads
         self.is_over = True
         simulation.tasks.remove(self)
         simulation.switch()
@@ -287,7 +288,8 @@ class _Thread:
     def __init__(self, simulation, *, target, name, args=(), daemon=None):
         self._simulation = simulation
         self._task = Task(simulation, name, simulation.current.process)
-        self._real = threading.Thread(target=self._run, args=(target, args), name=name, daemon=True)
+        self._body = [(target, args)]
+        self._real = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self):
         self._simulation.tasks.append(self._task)
@@ -300,10 +302,14 @@ class _Thread:
     def join(self, timeout=None):
         self._simulation.block(lambda: self._task.is_over, math.inf if timeout is None else timeout)
 
-    def _run(self, target, args):
+    def _run(self):
         with self._task:
             self._simulation.require_life()
-            target(*args)
+            self._call(*self._body.pop())
+
+    @staticmethod
+    def _call(target, args):
+        target(*args)
 
 
 _KINDS = {

@@ -61,23 +61,30 @@ class Weather:
 
 
 CLEAR = Weather()
-ALL_KINDS = ("error", "error", "error", "late error", "short", "short", "flip", "lost", "delay")
-WEATHERS = [
+ALL_KINDS = ("error", "error", "late error", "short", "short", "flip", "lost", "delay")
+HARMLESS = [
     CLEAR,
-    Weather(50, kinds=ALL_KINDS),
-    Weather(8, kinds=ALL_KINDS),
-    Weather(2, kinds=("error", "late error")),
     Weather(1, frozenset({"preadv", "pread"}), code=errno.EIO),
-    Weather(1, frozenset({"pwritev", "posix_fallocate"}), code=errno.EROFS),
-    Weather(1, frozenset(MAKES_ROOM), code=errno.ENOSPC),
+    Weather(4, frozenset({"preadv", "pread"})),
     Weather(1, frozenset({"open", "create", "scandir"}), code=errno.EMFILE),
     Weather(2, frozenset({"flock"})),
     Weather(2, frozenset({"close", "fstat", "fsync", "statvfs"})),
-    Weather(3, frozenset(MOVES), ("short",)),
-    Weather(8, frozenset({"preadv", "pwritev"}), ("flip", "lost")),
+    Weather(3, frozenset({"preadv", "pread"}), ("short",)),
     Weather(3, frozenset(MOVES | {"fsync", "open"}), ("delay",)),
-    Weather(200, kinds=("kill",)),
     Weather(30, kinds=("memory",)),
+]
+"""No block that was stored is changed, nor one half written."""
+
+HARMFUL = [
+    Weather(50, kinds=ALL_KINDS),
+    Weather(8, kinds=ALL_KINDS),
+    Weather(2, kinds=("error", "late error")),
+    Weather(1, frozenset({"pwritev", "posix_fallocate"}), code=errno.EROFS),
+    Weather(1, frozenset(MAKES_ROOM), code=errno.ENOSPC),
+    Weather(3, frozenset(MOVES), ("short",)),
+    Weather(4, frozenset({"preadv", "pwritev"}), ("flip", "lost")),
+    Weather(4, frozenset({"preadv", "pwritev"}), ("flip", "lost")),
+    Weather(200, kinds=("kill",)),
 ]
 
 
@@ -94,7 +101,7 @@ class SystemCalls:
     _buried: set[int] = field(default_factory=set)
 
     def install(self, monkeypatch) -> None:
-        self._opened, self._close = os.open, os.close
+        self._opened, self._close, self._fcntl = os.open, os.close, fcntl.fcntl
         for name in BY_FD:
             self._patch(monkeypatch, os, name, self.open_files.get)
         for name in BY_PATH:
@@ -105,10 +112,11 @@ class SystemCalls:
             self._patch(monkeypatch, fcntl, name, self.open_files.get)
         monkeypatch.setattr(os, "open", self._wrap_open(os.open))
         monkeypatch.setattr(os, "close", self._wrap_close(os.close))
-        # In an order that is the same in every run.
+        # What differs from run to run: orders, and times by the machine's clock.
         monkeypatch.setattr(os, "scandir", self._wrap_scandir(os.scandir))
         path_of = operator.attrgetter("path")
         monkeypatch.setattr("flexkv_core.data.tiers.ssd.runs.id", path_of, raising=False)
+        monkeypatch.setattr("flexkv_core.data.tiers.ssd.files.SlabFile.modified_s", 0.0)
         maps = SimpleNamespace(mmap=self._wrap("mmap", mmap.mmap, lambda _: "memory"))
         for module in ("files", "slab"):
             monkeypatch.setattr(f"flexkv_core.data.tiers.ssd.{module}.mmap", maps)
@@ -267,17 +275,18 @@ class SystemCalls:
         raise Killed
 
     def _short(self, name, original, args, options):
-        """Move a part of what was asked for."""
+        """Move a part of what was asked for; direct I/O moves whole pages."""
         if name == "pread":
             fd, num_bytes, offset = args
             return original(fd, self.rng.randrange(num_bytes), offset)
         fd, buffers, offset = args
-        return original(fd, self._cut(buffers), offset)
+        is_direct = self._fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        return original(fd, self._cut(buffers, 4096 if is_direct else 512), offset)
 
-    def _cut(self, buffers):
-        """Return the first part of buffers; direct I/O moves whole pages."""
+    def _cut(self, buffers, unit):
+        """Return the first part of buffers."""
         num_bytes = sum(map(len, buffers))
-        left = self.rng.randrange(num_bytes // 512 + 1) * 512 or num_bytes
+        left = self.rng.randrange(num_bytes // unit + 1) * unit or num_bytes
         kept = []
         for buffer in buffers:
             if left <= 0:
