@@ -286,7 +286,7 @@ class SessionWorld(World):
     def check_idle(self, engine):
         manager, tier = engine.manager, engine.tier
         manager.check_integrity()
-        assert not manager._claims
+        assert not manager._claims, "_claims"
         assert not manager.num_in_flight
         for copies in (tier.promoter._in_flight, tier.demoter._in_flight):
             assert not copies.num_blocks
@@ -295,7 +295,7 @@ class SessionWorld(World):
         files = 0
         for rank in engine.ranks:
             files += check_columns(rank.tier, known)
-        assert len(self.calls.open_files) == files, self.calls.open_files
+        assert self.calls.num_files == files, self.calls.open_files
         assert len(self.simulation.tasks) == 1 + 4 * len(engine.ranks), self.simulation.tasks
 
     def _tell(self, engine, rank):

@@ -53,12 +53,14 @@ class Task:
     def __enter__(self):
         self.go.acquire()
 
-    def __exit__(self, _, error, frames):
+    def __exit__(self, _, error, __):
         """End; whatever was raised ends this thread alone, as it does without a simulation."""
         simulation = self.simulation
         if error is not None and not isinstance(error, Killed):
             simulation.died.append("".join(traceback.format_exception(error)[-4:]))
-        traceback.clear_frames(frames)  # what they hold is freed now, and not beside other threads
+        while error is not None:  # what its frames hold is freed now, and not beside other threads
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
         self.is_over = True
         simulation.tasks.remove(self)
         simulation.switch()
@@ -92,7 +94,7 @@ class Simulation:
 
     def kill(self) -> None:
         """Let all threads of the process end where they are."""
-        self.process.is_dead = True
+        self.process.is_dead, self._is_stuck = True, False
         self.main.process = None
         others = self.tasks[1:]
         for task in others:

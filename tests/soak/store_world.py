@@ -267,7 +267,7 @@ class StoreWorld(World):
             (column,) = engine.sides[1].tier._columns
             files += column._log is not None
             files += sum(slab is not None for slab in column._slabs)
-        assert len(self.calls.open_files) == files, self.calls.open_files
+        assert self.calls.num_files == files, self.calls.open_files
         num_lanes = sum(len(side.lanes) for side in engine.sides)
         assert len(self.simulation.tasks) == 1 + 2 * num_lanes, self.simulation.tasks
 

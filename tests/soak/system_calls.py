@@ -43,6 +43,7 @@ CODES = {
     "scandir": [errno.EIO, errno.EMFILE],
     "mmap": [errno.ENOMEM],
 }
+MEMORY = "host memory"
 ANY_CODE = [errno.EIO, errno.EINTR]
 
 
@@ -99,9 +100,11 @@ class SystemCalls:
     open_files: dict[int, str] = field(default_factory=dict)
     failed: Counter = field(default_factory=Counter)
     _buried: set[int] = field(default_factory=set)
+    _moving: list[tuple[int, int, int]] = field(default_factory=list)
 
     def install(self, monkeypatch) -> None:
         self._opened, self._close, self._fcntl = os.open, os.close, fcntl.fcntl
+        self._memfd_create = os.memfd_create
         for name in BY_FD:
             self._patch(monkeypatch, os, name, self.open_files.get)
         for name in BY_PATH:
@@ -110,6 +113,7 @@ class SystemCalls:
             self._patch(monkeypatch, os, name, self._own)
         for name in ("flock", "fcntl"):
             self._patch(monkeypatch, fcntl, name, self.open_files.get)
+        monkeypatch.setattr(os, "memfd_create", self._opens(os.memfd_create))
         monkeypatch.setattr(os, "open", self._wrap_open(os.open))
         monkeypatch.setattr(os, "close", self._wrap_close(os.close))
         # What differs from run to run: orders, and times by the machine's clock.
@@ -120,6 +124,11 @@ class SystemCalls:
         maps = SimpleNamespace(mmap=self._wrap("mmap", mmap.mmap, lambda _: "memory"))
         for module in ("files", "slab"):
             monkeypatch.setattr(f"flexkv_core.data.tiers.ssd.{module}.mmap", maps)
+
+    @property
+    def num_files(self) -> int:
+        """Open files, apart from host memory."""
+        return sum(path != MEMORY for path in self.open_files.values())
 
     def close_all(self) -> None:
         """Close the files of a process that was killed, as the system does.
@@ -136,6 +145,7 @@ class SystemCalls:
     def end(self) -> None:
         for fd in self._buried:
             self._close(fd)
+        self._buried.clear()
 
     def _patch(self, monkeypatch, module, name, path_of):
         original = getattr(module, name)
@@ -170,28 +180,30 @@ class SystemCalls:
             if self._own_path(path) is None:
                 return original(path, flags, *args, **options)
             name = "create" if flags & os.O_CREAT else "open"
-            return self._call(name, path, self._open(original), (path, flags, *args), options)
+            return self._call(name, path, self._opens(original), (path, flags, *args), options)
 
         return call
 
-    def _open(self, original):
+    def _opens(self, original):
         def opened(path, *args, **options):
             fd = original(path, *args, **options)
-            self.open_files[fd] = os.fspath(path)
+            self.open_files[fd] = MEMORY if original is self._memfd_create else os.fspath(path)
             return fd
 
         return opened
 
     def _wrap_close(self, original):
         def call(fd):
-            if fd not in self.open_files:
+            if fd in self._buried or not (fd in self.open_files or self._is_finalizer()):
                 self._buried.discard(fd)
                 original(fd)
+            elif fd not in self.open_files:
+                return  # what is left of a run that has failed
             elif not self._is_dead():  # else it may be a finalizer's: the system closes the file
                 self.simulation.may_preempt()
                 del self.open_files[fd]
                 original(fd)  # Linux closes it whatever it answers
-                if self._picks("close") == "error" and self._may_raise():
+                if self._picks("close") == "error" and not self._is_finalizer():
                     raise self._error("close")
 
         return call
@@ -201,16 +213,35 @@ class SystemCalls:
         return process is not None and process.is_dead
 
     @staticmethod
-    def _may_raise():
-        """Return whether it is a function that closes a file, and not the garbage collector."""
-        return "weakref" not in sys._getframe(2).f_globals["__name__"]
+    def _is_finalizer():
+        """Return whether nobody closes a file but the end of the object that has it."""
+        return sys._getframe(2).f_globals["__name__"] == "weakref"
 
     def _call(self, name, path, original, args, options=MappingProxyType({})):
         simulation = self.simulation
-        if name in MOVES:
-            simulation.preempt()
-        else:
-            simulation.require_life()
+        if name in MOVES and path.endswith(".slab"):
+            with self._moving_alone(name, args):
+                simulation.preempt()
+                return self._do_or_fail(name, path, original, args, options)
+        simulation.require_life()
+        return self._do_or_fail(name, path, original, args, options)
+
+    @contextmanager
+    def _moving_alone(self, name, args):
+        """Note what is moved; what is being read or written may not be written over."""
+        fd, buffers, offset = args
+        end = offset + (buffers if name == "pread" else sum(map(len, buffers)))
+        if name == "pwritev" and len(buffers) > 1:  # else it is an erasure
+            for other, first, last in self._moving:
+                assert other != fd or last <= offset or end <= first, "a slot in use is written"
+        place = fd, offset, end
+        self._moving.append(place)
+        try:
+            yield
+        finally:
+            self._moving.remove(place)
+
+    def _do_or_fail(self, name, path, original, args, options):
         kind = self._picks(name, path)
         if kind is None:
             return self._do(name, original, args, options)
@@ -229,7 +260,7 @@ class SystemCalls:
 
     def _picks(self, name, path=""):
         weather = self.weather
-        if name in EXCUSED or (name == "fstat" and path.endswith(".keys")):
+        if path == MEMORY or name in EXCUSED or (name == "fstat" and path.endswith(".keys")):
             return None
         if not weather.one_in or (weather.calls and name not in weather.calls):
             return None

@@ -140,7 +140,7 @@ class World:
         self.start()
 
     def revive(self) -> None:
-        """Bury what was killed; the next thing that happens is a new start."""
+        """Do away with what was killed; the next thing that happens is a new start."""
         self.engine = None
         self.simulation.kill()
         self.forget_files()
@@ -208,6 +208,12 @@ class World:
         engine.close()
         del engine
         self.expect_no_files()
+
+    def bury(self) -> None:
+        """Leave nothing behind, however it ended."""
+        self.engine = None
+        self.simulation.kill()
+        self.forget_files()
         self.calls.end()
         self.simulation.end()
 
@@ -285,8 +291,8 @@ def soak(kind, seed, num_operations, root, monkeypatch, spoil=lambda _: None):
     gc.disable()  # and comes where the run wants it
     spoil(monkeypatch)
     done = ["start"]
+    world = kind(seed, root, monkeypatch)
     try:
-        world = kind(seed, root, monkeypatch)
         with world.operator:
             for verb in world.verbs(num_operations):
                 done.append(verb)
@@ -300,6 +306,7 @@ def soak(kind, seed, num_operations, root, monkeypatch, spoil=lambda _: None):
         msg = f"{kind.__name__}, seed {seed}, operation {len(done) - 1} ({done[-1]}): {error!r}"
         raise AssertionError(msg) from error
     finally:
+        world.bury()
         gc.enable()
         gc.unfreeze()
     world.seen.update(done)
