@@ -2,9 +2,12 @@
 
 import errno
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from flexkv_core.data.tiers.ssd.directory import Directory
 from flexkv_core.plan import Status
 from flexkv_core.testing.namespaces import make_namespace
 
@@ -100,3 +103,44 @@ def test_a_reset_deletes_slabs_that_seemed_lost_too(disk, monkeypatch):
         assert rank.read(range(4)) == [MISS] * 4
     rank.tier.begin_generation("next", keeps_name=True)
     assert disk.slabs() == []
+
+
+@pytest.mark.xfail(strict=True, reason="a log is not closed if it cannot be deleted")
+def test_a_log_of_an_ended_process_that_cannot_be_deleted_is_closed(disk, monkeypatch):
+    """It is tried again whenever room is needed: one descriptor more each time."""
+    path = disk.path / ".0123456789abcdef.keys"
+    disk.path.mkdir()
+    path.touch(mode=0o600)
+
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    directory = Directory(disk.path, None, 0)
+    with monkeypatch.context() as patch, directory.locked():
+        patch.setattr(Path, "unlink", fail)
+        with suppress(OSError):
+            directory.make_room(4096)
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if points_to(fd, path)]
+
+
+def points_to(link, path):
+    try:
+        return link.readlink() == path
+    except OSError:
+        return False
+
+
+@pytest.mark.xfail(strict=True, reason="less than a page counts as the end of the file")
+def test_a_direct_read_of_less_than_a_page_is_continued(disk, monkeypatch):
+    """It would be taken for damage, and the block erased."""
+    rank = disk.open()
+    rank.write(range(2))
+    preadv, sizes = os.preadv, [512]
+
+    def read_little(fd, buffers, offset):
+        if sizes:
+            return preadv(fd, [memoryview(buffers[0])[: sizes.pop()]], offset)
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", read_little)
+    assert rank.read(range(2)) == [OK, OK]
