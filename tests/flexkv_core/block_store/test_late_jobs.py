@@ -1,4 +1,4 @@
-"""Saves that were given up and reach the disk all the same."""
+"""Jobs that were given up, and end all the same."""
 
 import os
 import threading
@@ -45,6 +45,19 @@ def test_a_block_that_is_stored_after_its_save_was_given_up_takes_no_room(case, 
     assert save(case, [NEXT]) == [Status.OK]
     (column,) = case.tier.inner._columns
     assert [key in column for key in KEYS] == case.store.lookup(KEYS)
+
+
+def test_blocks_that_were_read_and_come_too_late_reach_no_page(case):
+    """The engine has been told so with the same poll."""
+    assert save(case, KEYS) == [Status.OK] * 3
+    before = case.pages([9, 10, 11])
+    job_id = case.store.submit_load(Blocks(KEYS, [9, 10, 11]), case.clock() + 1)
+    far = case.store._loads._lane._far
+    assert far.drain(WAIT_S)
+    case.clock.advance(2)
+    (late,) = case.store.poll()
+    assert late == (job_id, [Status.TIMEOUT] * 3)
+    assert case.pages([9, 10, 11]) == before
 
 
 def save(case, keys):
