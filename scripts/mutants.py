@@ -60,14 +60,14 @@ def why_not_planted(root: Path, mutant: Mutant) -> str:
     return ""
 
 
-def passes(root: Path, tests: Sequence[str]) -> bool:
+def passes(root: Path, tests: Sequence[str], limit_s: float | None = LIMIT_S) -> bool:
     """Return whether all of `tests` pass on the sources in `root`."""
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider"]
     command += ["--hypothesis-seed=0", *tests]
     seen = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         return not subprocess.run(
-            command, cwd=root, env=seen, capture_output=True, timeout=LIMIT_S, check=False
+            command, cwd=root, env=seen, capture_output=True, timeout=limit_s, check=False
         ).returncode
     except subprocess.TimeoutExpired:
         return False
@@ -100,7 +100,7 @@ def main(names: Sequence[str]) -> int:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, root / name)
-        if not passes(root, sorted({test for mutant in chosen for test in mutant.tests})):
+        if not passes(root, sorted({test for mutant in chosen for test in mutant.tests}), None):
             print("the tests fail without a mutant")
             return 1
         problems = list(filter(None, [judge(root, mutant) for mutant in chosen]))

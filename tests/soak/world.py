@@ -22,6 +22,9 @@ CELL_BYTES = 4096
 RETRY_S = 61.0
 """Every tier is to be used again after this time: a minute, and the step after it."""
 
+MAX_OBJECTS = 5000
+"""Of Python, when nothing is under way; 3200 have been seen, after any number of operations."""
+
 MAX_CHAIN = 12
 CHAINS_KEPT = 24
 
@@ -185,6 +188,7 @@ class World:
             self.settle(self.engine)
             gc.collect()
             self.check_idle(self.engine)
+            assert len(gc.get_objects()) < MAX_OBJECTS, "memory is lost"
         self.seen["calm"] += 1
 
     @contextmanager
