@@ -288,9 +288,13 @@ class SystemCalls:
         if name in ("open", "create"):
             del self.open_files[result]
             self._close(result)
-        elif name == "scandir":
-            result.close()
+        self._close_iterator(name, result)
         raise self._error(name)
+
+    @staticmethod
+    def _close_iterator(name, result):
+        if name == "scandir":
+            result.close()
 
     def _delay(self, name, original, args, options):
         self.simulation.sleep(self.rng.choice([0.01, 0.3, 2.0, 20.0, 100.0]))
@@ -301,7 +305,7 @@ class SystemCalls:
             if name == "pwritev":
                 self._short(name, original, args, options)
             else:
-                self._do(name, original, args, options)
+                self._close_iterator(name, self._do(name, original, args, options))
         self.simulation.current.process.is_dead = True
         raise Killed
 
