@@ -96,10 +96,9 @@ class Simulation:
         """Let all threads of the process end where they are."""
         self.process.is_dead, self._is_stuck = True, False
         self.main.process = None
-        others = self.tasks[1:]
-        for task in others:
+        for task in self.tasks[1:]:
             task.wake_s = -math.inf
-        self.block(lambda: all(task.is_over for task in others))
+        self.block(lambda: len(self.tasks) == 1)
 
     def may_preempt(self) -> None:
         if self._rng.random() * ONE_IN < 1:
