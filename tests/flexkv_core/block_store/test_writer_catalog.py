@@ -178,3 +178,11 @@ def test_moved_and_lost_blocks_are_counted(start):
     assert counts["load_bytes"] == 3 * block_bytes
     assert counts["load_failed_blocks"] == 7
     assert counts["load_seconds"] > 0
+
+
+def test_a_bad_block_costs_none_of_those_before_it(start):
+    reads = range(10, 13)
+    rig = start(wrap=lambda tier: FaultyTier(tier, {reads[1]: Status.CORRUPT}))
+    rig.save(KEYS, range(10))
+    assert rig.load(KEYS[:8], [20, 21, 22]) == 1
+    assert rig.find(KEYS) == 6

@@ -264,6 +264,16 @@ def test_a_corrupt_block_is_dropped_from_its_tier(manager):
     assert (num_found(manager, A), num_found(manager, A, tier="ssd")) == (10, 2)
 
 
+def test_a_block_that_is_dropped_while_it_is_read_is_stored_again_once_nobody_reads_it(manager):
+    """Its key would be forgotten with the old copy."""
+    store(manager, A, tier="ssd")
+    lease = manager.match("a", A, tier="ssd")
+    manager.drop_from(A[:3], tier="ssd")
+    assert manager.reserve("b", A, tier="ssd") is Refusal.STILL_LEAVING
+    manager.release(lease)
+    assert manager.reserve("b", A, tier="ssd").first_block == 2
+
+
 def test_stored_events_name_the_plan_that_wrote_them(manager, events):
     completion = store(manager, A)
     assert events.take() == [BlocksStored("host", A, None, completion.job_id, 0)]

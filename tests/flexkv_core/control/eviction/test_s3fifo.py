@@ -234,3 +234,13 @@ def test_one_hit_wonders_do_not_push_out_what_is_popular():
 
 def test_lru_hits_exactly_what_a_textbook_lru_hits():
     assert num_hits("lru", 200) == num_lru_hits(200)
+
+
+def test_as_many_blocks_as_the_tier_has_are_remembered(policy):
+    names = [str(number) for number in range(5)]
+    for name in names:
+        add(policy, name)
+    for _ in names:
+        evict_next(policy)
+    back, new = [add(policy, name) for name in names], add(policy, "new")
+    assert take_all(policy) == [new, *back]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from flexkv_core.data.tiers.ssd.directory import Directory
 from flexkv_core.data.tiers.ssd.slab import Slab
 from flexkv_core.data.tiers.ssd.space import Space
+from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
 
 RETRY_S = 60
@@ -430,3 +431,26 @@ def test_steps_are_a_64th_of_the_quota_within_limits(make, disk):
     for quota, expected in [(1 << 30, 64 * mib), (16 << 30, 256 * mib), (1 << 40, 1024 * mib)]:
         step = make(quota=quota)._step_slots * disk.slot_bytes
         assert expected - disk.slot_bytes < step <= expected
+
+
+def test_a_directory_that_fails_costs_the_room_of_no_other(disk, small_steps):
+    rank = disk.open(directories=[disk.path / "a", disk.path / "b"])
+    before = rank.tier.capacity_blocks
+    (disk.path / "b" / ".lock").unlink()
+    (disk.path / "b" / ".lock").mkdir()
+    assert rank.write([0]) == [Status.OK]
+    assert rank.tier.capacity_blocks >= before - 1
+
+
+def test_a_retired_slab_stays_open_until_its_last_user_has_ended(disk):
+    rank = disk.open()
+    rank.write([0])
+    (column,) = rank.tier._columns
+    slab, first = column.space.take(1)
+    same, second = column.space.take(1)
+    assert same is slab
+    column.space.retire([slab])
+    column.space.unpin(slab, first)
+    assert slab.is_lost is False
+    column.space.unpin(slab, second)
+    assert slab.is_lost, "its descriptor is closed"
