@@ -279,6 +279,21 @@ def test_stored_events_name_the_plan_that_wrote_them(manager, events):
     assert events.take() == [BlocksStored("host", A, None, completion.job_id, 0)]
 
 
+def test_a_report_from_between_two_resets_is_late(manager, counters):
+    manager.reset()
+    plan = manager.plan_put(manager.reserve("writer", A), PAGES)
+    manager.reset()
+    manager.complete(report(plan))
+    assert counters.drain()["late_results"] == 1
+    assert num_found(manager, A) == 0
+
+
+def test_a_request_that_holds_nothing_any_more_is_forgotten(manager):
+    store(manager, A)
+    manager.release(manager.match("reader", A))
+    assert manager._claims == {}
+
+
 def test_a_use_of_what_no_tier_holds_is_none(manager):
     assert not manager.note_use(A)
     store(manager, A[:6])

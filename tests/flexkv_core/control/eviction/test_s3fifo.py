@@ -82,8 +82,8 @@ def test_what_was_evicted_first_is_forgotten_first(policy):
     for name in "abcd":
         add(policy, name, blocks=CAPACITY_BLOCKS * 2 // 5)
         evict_next(policy)
-    items = [add(policy, name) for name in "abcd"]
-    assert take_all(policy) == items
+    d, c, b, a = (add(policy, name) for name in "dcba")
+    assert take_all(policy) == [b, a, d, c]
 
 
 def test_what_came_back_is_no_longer_among_the_evicted(policy):

@@ -29,6 +29,11 @@ def test_two_failures_are_no_reason(health):
     assert health.allows(0.0)
 
 
+def test_an_attempt_of_what_works_leaves_it_on(health):
+    health.begin(0.0)
+    assert not health.is_off
+
+
 def test_three_failures_in_a_row_switch_off(health):
     fail(health, 3)
     assert health.is_off

@@ -3,7 +3,7 @@
 import pytest
 from rig import Rig, chain
 
-from flexkv_core.plan import Status
+from flexkv_core.plan import Status, TierReport
 
 
 def take_orders(rig):
@@ -21,9 +21,54 @@ def test_what_all_owners_have_found_is_there():
 
 def test_what_is_of_no_use_is_forgotten_by_the_workers():
     rig = Rig()
-    keys = chain("found", 4)
-    rig.recover(keys, first_block=1)
-    assert set(take_orders(rig).gone) == set(keys[1:])
+    first, second = chain("first", 4), chain("second", 4)
+    rig.recover(first, first_block=1, is_recovered=False)
+    rig.recover(second, first_block=2)
+    assert set(take_orders(rig).gone) == {*first[1:], *second[2:]}
+
+
+def test_what_is_found_in_several_reports_is_counted_once():
+    rig = Rig()
+    keys = chain("found", 6)
+    rig.recover(keys[:4], is_recovered=False)
+    take_orders(rig)
+    rig.recover(keys, first_block=4)
+    take_orders(rig)
+    assert rig.num_ready(keys, "ssd") == rig.take("restored_blocks") == 6
+
+
+def test_what_was_found_behind_a_block_that_has_left_is_of_no_use(monkeypatch):
+    monkeypatch.setattr("flexkv_core.control.hierarchy.restorer._BLOCKS_A_STEP", 1)
+    rig = Rig()
+    trunk, branches = chain("trunk", 4), (chain("one", 2), chain("two", 2))
+    rig.recover(trunk + branches[0], is_recovered=False)
+    rig.recover(trunk + branches[1], first_block=4)
+    take_orders(rig)
+    rig.manager.drop_from(trunk[:2], tier="ssd")
+    while rig.tier.has_work:
+        take_orders(rig)
+    assert rig.manager.num_used_blocks("ssd") == rig.num_ready(trunk, "ssd") == 1
+
+
+def report(rig, rank, capacity_blocks, **counts):
+    rig.tier.handle_report(
+        TierReport(tier="ssd", rank=rank, capacity_blocks=capacity_blocks, counts=counts)
+    )
+
+
+def test_counts_of_the_owners_add_up_and_gauges_do_not():
+    rig = Rig()
+    for _ in range(2):
+        report(rig, 0, 8, ssd_read_bytes=5, ssd_used_blocks=7)
+    counts = rig.counters.drain()
+    assert (counts["ssd_read_bytes"], counts["ssd_used_blocks"]) == (10, 7)
+
+
+def test_what_a_rank_has_room_for_that_owns_nothing_does_not_matter():
+    rig = Rig()
+    report(rig, 0, 8)
+    report(rig, 1, 2)
+    assert rig.tier.capacity_blocks == 8
 
 
 def test_requests_do_not_wait_for_recovery():

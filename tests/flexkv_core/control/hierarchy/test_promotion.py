@@ -198,6 +198,11 @@ def test_no_more_is_copied_than_comes_in_time(busy):
     assert busy.rig.take("promotion_slow_blocks") == 20
 
 
+def test_what_comes_in_time_is_copied_whole(busy):
+    assert busy.num_started(busy.put("new", 20)) == 20
+    assert busy.rig.take("promotion_slow_blocks") == 0
+
+
 def test_what_is_on_its_way_for_others_comes_first(busy):
     busy.ask(busy.put("other", 30))
     assert busy.num_started(busy.put("new", 60)) == 10
@@ -413,7 +418,8 @@ def test_what_is_read_in_one_call_is_one_plan(rig):
 
 def test_a_very_long_chain_is_split_into_eight_parts():
     rig = Rig(host_blocks=2048)
-    keys = chain("very long", 20 * PLAN_BLOCKS)
+    keys = chain("very long", 22 * PLAN_BLOCKS)
+    rig.save(keys[: 2 * PLAN_BLOCKS])
     rig.put_on_ssd(keys)
     rig.tier.promoter.must_wait("request", keys, 0.0, 1.0)
     assert [plan.num_blocks for plan in rig.tier.take_orders(0.0).plans] == [80] * 8
@@ -479,6 +485,8 @@ def test_a_tier_that_fails_is_left_alone_and_tried_again(rig):
     assert rig.tier.is_off
     assert not rig.tier.promoter.must_wait("off", keys, 1.0, 1.0)
     assert rig.tier.promoter.must_wait("trial", keys, 31.0, 1.0)
+    rig.put_on_ssd(chain("other", 4))
+    assert not rig.tier.promoter.must_wait("second trial", chain("other", 4), 31.0, 1.0)
     for plan in rig.tier.take_orders(31.0).plans:
         rig.end(plan, 31.0)
     assert not rig.tier.is_off

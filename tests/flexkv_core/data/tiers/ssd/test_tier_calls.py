@@ -11,7 +11,7 @@ from flexkv_core.data.tiers.ssd.directory import Directory
 from flexkv_core.plan import Status
 from flexkv_core.testing.namespaces import make_namespace
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 
 
 @pytest.fixture
