@@ -32,12 +32,12 @@ def engine(place, model, tmp_path):
 
 
 def test_a_request_that_arrives_is_one_walk(engine, place, monkeypatch):
-    from flexkv_core.control.index.radix import PrefixIndex
+    from flexkv_core.control.index.tree import KeyTree
 
-    walks, descend = [], PrefixIndex._descend
+    walks, descend = [], KeyTree.descend
     monkeypatch.setattr(
-        PrefixIndex,
-        "_descend",
+        KeyTree,
+        "descend",
         lambda index, keys, start: walks.append(keys) or descend(index, keys, start),
     )
     engine.add(PROMPT, 4)

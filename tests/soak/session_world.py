@@ -67,7 +67,7 @@ class Rank:
                 self.generation = orders.generation
             self.tier.delete(orders.gone)
             for plan in orders.plans:
-                self.worker.submit(plan)
+                self.worker.submit([plan])
 
     def report(self):
         return TierReport(

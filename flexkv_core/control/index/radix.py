@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.control.index.node import ChainEnd, Entry, Node, TierState, Write
+from flexkv_core.control.index.tree import KeyTree
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
 from flexkv_core.metrics import Recorder
 from flexkv_core.plan import SLOT_BYTES
@@ -43,21 +44,8 @@ class Presence(NamedTuple):
     """Leading blocks that are ready or being written."""
 
 
-class _Place(NamedTuple):
-    """Where the chain that was asked about last leaves the tree; true for one version of `node`."""
-
-    chain: tuple[int, BlockKey]
-    node: Node
-    version: int
-    shared_end: int
-
-
 class PrefixIndex:
-    """One radix tree of key runs, and what each tier holds of each run.
-
-    A run is extended in place while it is a leaf, so the nodes on a path are the points where
-    chains really diverge: a walk costs one look-up and one comparison per node, and a binary
-    search in the last. Questions about one chain in a row cost one walk.
+    """One tree of key runs, and what each tier holds of each run.
 
     Thread: scheduler thread only. Cost: O(nodes on the path); nothing is done per block, except
     copying new keys and slots, 8 bytes each.
@@ -67,19 +55,20 @@ class PrefixIndex:
         self, tiers: Sequence[TierState], recorder: Recorder, events: EventLog | None
     ) -> None:
         self.tiers = tuple(tiers)
-        self.root = Node(0, [], None, [])
-        self.root.entries.extend(Entry(tier, self.root, None, 0) for tier in tiers)
+        self._tree = KeyTree(len(self.tiers))
+        self.root = self._tree.root
+        for tier in tiers:
+            self.root.entries[tier.index] = Entry(tier, self.root, None, 0)
         self._recorder = recorder
         self._events = events
         self._clock = 0
-        self._place = _Place((0, BlockKey(b"")), self.root, 0, 0)
 
     def match(self, tier: TierState, keys: Sequence[BlockKey]) -> Match | None:
         """Pin the longest ready prefix of `keys` on `tier`, until `unpin`.
 
         The rest of a run that is only partly shared is not pinned.
         """
-        entry = self._deepest(self._split_off(keys), tier)
+        entry = self._deepest(self._tree.split_off(keys), tier)
         while not entry.num_ready:
             if entry.parent is None:
                 return None
@@ -95,7 +84,7 @@ class PrefixIndex:
         Returns:
             Whether a tier holds any of it.
         """
-        node = self._split_off(keys)
+        node = self._tree.split_off(keys)
         self._clock += 1
         for tier in self.tiers:
             entry = self._deepest(node, tier)
@@ -147,7 +136,7 @@ class PrefixIndex:
 
         The walk begins at the root, or at `start`, which shares a key with `keys`.
         """
-        node, shared_end = self._walk(keys, start)
+        node, shared_end = self._tree.walk(keys, start)
         end = len(keys) if end is None else end
         while node.start >= end > 0:
             assert node.parent is not None
@@ -166,7 +155,7 @@ class PrefixIndex:
             return Refusal.NO_ROOM
         end = known_end + num_blocks
         if end > shared_end:
-            node = self._add_keys(node, shared_end, keys[shared_end:end])
+            node = self._tree.add_keys(node, shared_end, keys[shared_end:end])
         return self._claim(tier, node, known_end, end)
 
     def finish(self, write: Write, num_good: int, job_id: JobId | None) -> int:
@@ -190,7 +179,7 @@ class PrefixIndex:
 
     def drop_from(self, tier: TierState, keys: Sequence[BlockKey]) -> None:
         """Drop the last block of `keys`, and everything after it, from `tier`."""
-        node, shared_end = self._walk(keys)
+        node, shared_end = self._tree.walk(keys)
         bad_block = len(keys) - 1
         entry = node.entries[tier.index]
         if shared_end < len(keys) or entry is None:
@@ -209,47 +198,12 @@ class PrefixIndex:
         if self._events is not None:
             self._events.append(CacheCleared())
 
-    def _walk(self, keys: Sequence[BlockKey], start: Node | None = None) -> tuple[Node, int]:
-        """Return the deepest node that shares a key with `keys`, and where sharing ends.
-
-        A request asks several things about one chain in a row: only the first question walks, from
-        the root or from `start`.
-        """
-        if not keys:
-            return self.root, 0
-        # A key stands for all before it, so the last one names the chain.
-        chain = len(keys), keys[-1]
-        place = self._place
-        if place.chain != chain or place.version != place.node.version:
-            node, shared_end = self._descend(keys, start)
-            self._place = place = _Place(chain, node, node.version, shared_end)
-        return place.node, place.shared_end
-
-    def _descend(self, keys: Sequence[BlockKey], start: Node | None) -> tuple[Node, int]:
-        """Walk down from the root or from `start`, as far as `keys` are known."""
-        child: Node | None = start or self.root
-        while child is not None:
-            node, end = child, child.end
-            if end > len(keys) or (end and node.keys[-1] != keys[end - 1]):
-                return node, node.shared_end(keys)
-            child = node.children.get(keys[end]) if end < len(keys) else None
-        return node, end
-
     def _find(
         self, tier: TierState, keys: Sequence[BlockKey], start: Node | None = None
     ) -> ChainEnd:
-        node, shared_end = self._walk(keys, start)
+        node, shared_end = self._tree.walk(keys, start)
         entry = self._deepest(node, tier)
         return ChainEnd(min(entry.end, shared_end), entry)
-
-    def _split_off(self, keys: Sequence[BlockKey]) -> Node:
-        """Return the node where what is known of `keys` ends.
-
-        It is split from the rest of its run: the chains will mostly diverge there anyway, once the
-        new one is saved.
-        """
-        node, shared_end = self._walk(keys)
-        return node.split(shared_end) if shared_end < node.end else node
 
     @staticmethod
     def _deepest(node: Node, tier: TierState) -> Entry:
@@ -302,18 +256,6 @@ class PrefixIndex:
             policy.restore(leaf)
             leaf.node.trim()
         return num_blocks
-
-    def _add_keys(self, node: Node, shared_end: int, keys: Sequence[BlockKey]) -> Node:
-        """Append `keys` to the chain that ends in `node` at `shared_end`; return its last node."""
-        if shared_end < node.end:
-            node = node.split(shared_end)
-        node.version += 1
-        if node.children or node.parent is None:
-            child = Node(shared_end, list(keys), node, [None] * len(self.tiers))
-            node.children[keys[0]] = child
-            return child
-        node.keys += keys
-        return node
 
     def _claim(self, tier: TierState, node: Node, first_block: int, end_block: int) -> Write:
         """Allocate blocks `first_block` to `end_block` of the chain to `node`, still unwritten."""

@@ -6,7 +6,7 @@ from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.session.scheduler import SchedulerSession
 from flexkv_core.config import parse_config
 from flexkv_core.control.hierarchy import in_flight
-from flexkv_core.control.index.radix import PrefixIndex
+from flexkv_core.control.index.tree import KeyTree
 from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import Status, StoredBlocks, StoredKey, TierReport, TransferResult
@@ -417,13 +417,13 @@ def test_how_full_the_tiers_are_is_told_with_the_counts(open_session, save):
 @pytest.fixture
 def walks(monkeypatch):
     """Count how often the tree is walked from its root."""
-    counted, descend = [], PrefixIndex._descend
+    counted, descend = [], KeyTree.descend
 
     def count(index, keys, start):
         counted.append(len(keys))
         return descend(index, keys, start)
 
-    monkeypatch.setattr(PrefixIndex, "_descend", count)
+    monkeypatch.setattr(KeyTree, "descend", count)
     return counted
 
 

@@ -588,7 +588,7 @@ def test_what_was_asked_last_is_answered_anew_when_the_tree_has_changed(index, c
     index.store(A[:6])
     index.lookup(index.host, asked)
     CHANGES[change](index)
-    assert index._walk(asked) == index._descend(asked, None)
+    assert index._tree.walk(asked) == index._tree.descend(asked)
 
 
 def test_the_first_chain_of_an_empty_index_is_found_by_who_has_asked_for_it_before(index):
@@ -599,9 +599,9 @@ def test_the_first_chain_of_an_empty_index_is_found_by_who_has_asked_for_it_befo
 
 def test_questions_about_one_chain_in_a_row_are_one_walk(index, monkeypatch):
     index.store(A)
-    walks, descend = [], index._descend
+    walks, descend = [], index._tree.descend
     monkeypatch.setattr(
-        index, "_descend", lambda keys, start: walks.append(keys) or descend(keys, start)
+        index._tree, "descend", lambda keys, start: walks.append(keys) or descend(keys, start)
     )
     for keys in (B, A, B):
         assert index.lookup(index.host, keys) == index.lookup(index.host, list(keys))
