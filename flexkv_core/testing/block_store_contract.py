@@ -6,6 +6,7 @@ class TestMyStore(BlockStoreContract):
         return MyCase(tmp_path)
 """
 
+import copy
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.block_store.block_store import BlockStore
@@ -45,6 +46,12 @@ class ScriptedTier(SlowTier):
         super().__init__(inner, threading.Event())
         self.gate.set()
         self.faults: dict[BlockKey, Status] = {}
+
+    @override
+    def snapshot(self) -> Self:
+        snapshot = copy.copy(self)
+        snapshot.inner = self.inner.snapshot()
+        return snapshot
 
     def hold(self) -> None:
         """Hold back the calls that come from now on; those before must have ended."""

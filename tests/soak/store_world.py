@@ -144,7 +144,6 @@ class StoreWorld(World):
     def __init__(self, seed, *rest):
         bits = random.Random(seed).getrandbits(4)
         self.is_staged = bool(bits & 1)
-        self.is_excused = self.is_staged and "late saves" in EXCUSED
         self.access = Access.SINGLE if bits & 2 else Access.CHAIN
         self.is_followed = bool(bits & 4)
         self.policy = ["lru", "s3fifo"][bool(bits & 8)]

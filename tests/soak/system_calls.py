@@ -27,7 +27,6 @@ EXCUSED = {
     "memory": "a MemoryError ends a lane for good",
     "fstat of a log": "a follower whose log is stale raises in its engine's step",
     "followed slabs": "a follower does not try again to open a slab",
-    "late saves": "what is written after its save was given up is kept for good",
     "unreadable records": "a reset while no file can be opened does not say what must be deleted",
 }
 """What the sources do not stand yet. Each has a test that fails: take both out together."""

@@ -69,7 +69,10 @@ class Tier(ABC):
 
     @abstractmethod
     def delete(self, keys: Sequence[BlockKey]) -> None:
-        """Forget `keys`; unknown ones are ignored."""
+        """Forget `keys`, even those that plans submitted before may still write.
+
+        Unknown ones are ignored.
+        """
 
     @abstractmethod
     def close(self) -> None:

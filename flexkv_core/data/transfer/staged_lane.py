@@ -99,9 +99,13 @@ class _Part:
         return len(self.slots)
 
     def near_step(self, blocks: Sequence[int]) -> TransferPlan:
-        """Return the plan between the pages and the slots of some of its blocks."""
+        """Return the plan between the pages and the slots of some of its blocks.
+
+        It has no deadline: what has been read is copied, however late.
+        """
         pages = EnginePages([self.job.page_ids[self.first_block + at] for at in blocks])
-        return self._step(pages, HostSlots(self.slots[blocks].tobytes()), len(blocks))
+        step = self._step(pages, HostSlots(self.slots[blocks].tobytes()), len(blocks))
+        return msgspec.structs.replace(step, deadline_s=None)
 
     def far_step(self) -> TransferPlan:
         """Return the plan between the slots and the tier."""
@@ -124,9 +128,10 @@ class StagedLane(AsyncLane):
     `submit` begins what there are slots for, and `poll` goes on: it fills the pages of parts that
     were read and begins the next ones, so it copies; the tier moves bytes on its own threads
     meanwhile. The bytes are in the stored order and verified while they are in the slots, so what
-    fails or comes too late never reaches the engine's pages. A plan that has not ended by its
-    deadline is reported as TIMEOUT by the next `poll`; what the tier still does for it keeps its
-    slots, and until that has ended the tier counts as stuck: new plans are refused with TIMEOUT.
+    fails or comes after its plan was reported never reaches the engine's pages. A plan that has not
+    ended by its deadline is reported as TIMEOUT by the next `poll`, and one that is cancelled as it
+    stands. What the tier still does for it keeps its slots; if that has not ended by the deadline
+    the tier counts as stuck until it has: new plans are refused with TIMEOUT.
 
     Thread: one at a time, but for `wait`.
     """
@@ -195,11 +200,11 @@ class StagedLane(AsyncLane):
     @override
     def poll(self) -> list[TransferResult]:
         self._take_in()
-        self._report_late()
         self._begin_parts()  # the tier reads the next ones while pages are filled
         while self._read:
             self._fill(*self._read.popleft())
             self._begin_parts()
+        self._report_late()  # what was read in time counts, however late the poll
         results, self._results = self._results, []
         return results
 
@@ -237,11 +242,16 @@ class StagedLane(AsyncLane):
     @property
     def _is_stuck(self) -> bool:
         """Whether the tier moves something that is too late."""
-        return any(part.job.is_reported for part in self._parts.values())
+        now_s = self._clock()
+        jobs = (part.job for part in self._parts.values())
+        return any(job.is_reported and now_s >= job.deadline_s for job in jobs)
 
     def _begin_parts(self) -> None:
         """Give the tier as many parts as there are slots for, the oldest plan's first."""
+        now_s = self._clock()
         for job in tuple(self._jobs):
+            if now_s >= job.deadline_s:
+                job.stop()
             while job.may_begin:
                 part = self._cut(job)
                 if part is None:
@@ -304,17 +314,18 @@ class StagedLane(AsyncLane):
         self._report_ended(job)
 
     def _cancel(self, job: _Job, status: Status) -> None:
+        """Report a plan as it stands: what the tier still does for it stays in the slots."""
         job.stop(status)
         for part_id, part in self._parts.items():
             if part.job is job:
                 self._far.cancel(part_id)
-        self._report_ended(job)
+        self._report(job)
 
     def _report_late(self) -> None:
         now_s = self._clock()
         for job in tuple(self._jobs):
             if now_s >= job.deadline_s:
-                self._report(job)
+                self._cancel(job, Status.TIMEOUT)
 
     def _report_ended(self, job: _Job) -> None:
         if job.has_begun and not job.num_open and not job.is_reported:

@@ -1,7 +1,7 @@
 """One column of a rank's blocks: key -> slot, and the transfers between slots and memory."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.ssd.counts import Counts
@@ -69,14 +69,23 @@ class ColumnStore:
                 self.space.unpin(run.slab, run.slots)
         return statuses
 
-    def write(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
-        """Store the cells; OK if a key is already stored, ERROR if there is no room."""
+    def write(
+        self, cells: Sequence[Cell], deadline_s: float | None, deleted: Container[BlockKey] = ()
+    ) -> list[Status]:
+        """Store the cells; OK if a key is already stored, ERROR if there is no room.
+
+        Args:
+            cells: What to store.
+            deadline_s: No run of cells begins later.
+            deleted: Keys that are not to be found after all; it may grow meanwhile, before `forget`
+                is called with the same.
+        """
         self.space.drop_lost()
         statuses = [Status.OK] * len(cells)
         with self.space.lock:
             missing = [at for at, cell in enumerate(cells) if self.space.find(cell.key) is None]
         while missing:
-            status, positions = self._write_some(cells, missing, deadline_s)
+            status, positions = self._write_some(cells, missing, deadline_s, deleted)
             for position in positions:
                 statuses[position] = status
             missing = missing[len(positions) :]
@@ -129,7 +138,11 @@ class ColumnStore:
         return runs_of(places, cells)
 
     def _write_some(
-        self, cells: Sequence[Cell], positions: Sequence[int], deadline_s: float | None
+        self,
+        cells: Sequence[Cell],
+        positions: Sequence[int],
+        deadline_s: float | None,
+        deleted: Container[BlockKey],
     ) -> tuple[Status, Sequence[int]]:
         """Write the first of `positions`, as many as fit one run; return their status and them."""
         if deadline_s is not None and self._clock() > deadline_s:
@@ -141,13 +154,13 @@ class ColumnStore:
         slab, slots = taken
         positions = positions[: len(slots)]
         run = Run(slab, slots, [cells[position] for position in positions], positions)
-        return self._write_run(run), positions
+        return self._write_run(run, deleted), positions
 
-    def _write_run(self, run: Run[Slab]) -> Status:
+    def _write_run(self, run: Run[Slab], deleted: Container[BlockKey]) -> Status:
         begin_s = self._clock()
         try:
             run.slab.write(run.slots[0], run.cells)
-            self._publish(run)
+            self._publish(run, deleted)
         except OSError as error:
             self._reader.note_failure(run, error)
             self.space.note_write(run.slab, error)
@@ -168,10 +181,10 @@ class ColumnStore:
         except OSError as error:
             self._reader.note_failure(run, error)
 
-    def _publish(self, run: Run[Slab]) -> None:
+    def _publish(self, run: Run[Slab], deleted: Container[BlockKey]) -> None:
         with self.space.lock:
             for slot, cell in zip(run.slots, run.cells, strict=True):
-                if self.space.find(cell.key) is None:
+                if cell.key not in deleted and self.space.find(cell.key) is None:
                     run.slab.slots.publish(cell.key, slot)
         self._log_changes([cell.key for cell in run.cells])
 

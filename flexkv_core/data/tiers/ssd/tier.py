@@ -1,10 +1,12 @@
 """The SSD tier of one rank."""
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from flexkv_core.block.layout import Column
 from flexkv_core.block.types import BlockKey
@@ -30,8 +32,9 @@ class SsdTier(ColumnTier[ColumnStore]):
     A block is a cell in each of the rank's columns, stored apart, so that a rank of another
     parallel degree can read its part. It can be read when all of its cells are there.
 
-    Thread: `read`, `write`, `delete` any, several at once; everything else the worker's. No lock
-    is held during I/O; `_scan` is replaced, like the columns, when a generation begins.
+    Thread: `read`, `write`, `delete` and `snapshot` any, several at once; everything else the
+    worker's. No lock is held during I/O; `_scan` is replaced, like the columns, when a generation
+    begins. `_snapping` guards `_deleted`.
     """
 
     capabilities = Capabilities(durable=True)
@@ -59,6 +62,10 @@ class SsdTier(ColumnTier[ColumnStore]):
         self._quota_bytes = options.quota_bytes // len(share.columns)
         self._directories = open_directories(options)
         self._has_followers = options.has_followers
+        self._deleted: WeakKeyDictionary[SsdTier, set[BlockKey]] = WeakKeyDictionary()
+        """What was deleted since each snapshot was taken: while a plan has it, it is known here."""
+
+        self._snapping = threading.Lock()
         self._generations = Generations(self._directories, share.namespace, share.columns)
         self._has_lost_name = False
         name = secrets.token_hex(8)
@@ -67,6 +74,17 @@ class SsdTier(ColumnTier[ColumnStore]):
         for column in self._columns:
             column.space.adopt()
         self._scan = SlabScan(self._columns, self._counts)
+
+    @override
+    def snapshot(self) -> Self:
+        """Return this generation, through which no block is stored that is deleted from now on.
+
+        Whoever gives up a write deletes its keys, and the write may end long after.
+        """
+        snapshot = super().snapshot()
+        with self._snapping:
+            self._deleted[snapshot] = set()
+        return snapshot
 
     @override
     def read(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
@@ -81,17 +99,22 @@ class SsdTier(ColumnTier[ColumnStore]):
         columns = self._columns
         if not columns:
             return [Status.ERROR] * len(blocks)
+        deleted = self._deleted.get(self, set())
         results = [
-            column.write(self._cells(blocks, index), deadline_s)
+            column.write(self._cells(blocks, index), deadline_s, deleted)
             for index, column in enumerate(columns)
         ]
         worst = [max(statuses) for statuses in zip(*results, strict=True)]
-        failed = [at for at, status in enumerate(worst) if status is not Status.OK]
-        _forget(columns, [blocks[at].key for at in failed])
+        failed = {block.key for block, status in zip(blocks, worst, strict=True) if status}
+        # What was deleted meanwhile may have been stored again, by a later plan.
+        _forget(columns, list(failed - deleted))
         return worst
 
     @override
     def delete(self, keys: Sequence[BlockKey]) -> None:
+        with self._snapping:
+            for deleted in self._deleted.values():
+                deleted.update(keys)
         _forget(self._columns, keys)
 
     @override

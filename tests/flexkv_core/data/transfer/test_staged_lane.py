@@ -224,30 +224,64 @@ def test_a_plan_that_waits_for_slots_is_reported_at_its_deadline():
     assert [result.status for result in case.lane.poll()] == [Status.OK] * 2
 
 
-def test_what_was_read_but_is_not_in_its_pages_at_the_deadline_does_not_count():
+def test_what_was_read_in_time_counts_though_nobody_has_polled_until_the_deadline():
     clock = ManualClock(100.0)
     case = Staged(saves=False, clock=clock)
-    before = case.target()
-    case.lane.submit(case.plan(1, 2, deadline_s=101.0))
-    case.lane.wait(30.0)
+    plan = case.plan(1, 2, deadline_s=101.0)
+    expected = case.target_after(plan)
+    case.lane.submit(plan)
+    assert case.lane._far.drain(30.0)
+    clock.advance(1)
+    (result,) = case.lane.poll()
+    assert (result.status, result.num_blocks) == (Status.OK, 2)
+    assert case.target() == expected
+
+
+def test_of_a_plan_that_is_polled_too_late_the_blocks_that_were_read_count_and_no_part_begins():
+    clock = ManualClock(100.0)
+    case = Staged(saves=False, wrap=NotingTier, clock=clock)
+    case.lane.submit(case.plan(1, MANY, deadline_s=101.0))
+    assert case.lane._far.drain(30.0)
     clock.advance(1)
     (late,) = case.lane.poll()
-    assert (late.status, late.num_blocks) == (Status.TIMEOUT, 0)
-    assert case.target() == before
+    assert (late.status, late.num_blocks) == (Status.TIMEOUT, NUM_SLOTS // 2)
+    assert case.lane.drain(30.0)
+    assert len(case.wrapped.calls) == 1
 
 
-def test_of_a_cancelled_plan_no_part_begins_and_those_under_way_are_waited_for():
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_cancelled_plan_is_reported_by_the_next_poll_and_fills_no_page_afterwards(saves):
     gate = threading.Event()
-    case = Staged(saves=False, wrap=lambda tier: SlowTier(NotingTier(tier), gate))
+    case = Staged(saves=saves, wrap=lambda tier: SlowTier(NotingTier(tier), gate))
+    before = case.rig.memory.tobytes()
     case.lane.submit(case.plan(1, MANY))
     case.wrapped.entered.acquire()
     case.lane.cancel(1)
-    assert case.lane.poll() == []
+    (result,) = case.lane.poll()
+    assert (result.job_id, result.status, result.num_blocks) == (1, Status.TIMEOUT, 0)
+    case.lane.submit(case.plan(2, 1))
     gate.set()
     assert case.lane.drain(30.0)
-    (result,) = case.lane.poll()
-    assert (result.status, result.num_blocks) == (Status.TIMEOUT, NUM_SLOTS // 2)
-    assert len(case.wrapped.inner.calls) == 1
+    assert [(result.job_id, result.status) for result in case.lane.poll()] == [(2, Status.OK)]
+    if not saves:
+        page = case.plan(2, 1).target.page_ids[0]
+        write_page(case.rig.pages, page, 0, np.frombuffer(case.expected[page], np.uint8))
+        assert case.rig.memory.tobytes() == before
+
+
+def test_a_cancelled_plan_that_the_tier_has_not_ended_by_its_deadline_shows_that_it_is_stuck():
+    gate, clock = threading.Event(), ManualClock(100.0)
+    case = Staged(saves=False, wrap=lambda tier: SlowTier(tier, gate), clock=clock)
+    case.lane.submit(case.plan(1, 1, deadline_s=101.0))
+    case.wrapped.entered.acquire()
+    case.lane.cancel(1)
+    clock.advance(1)
+    assert [result.job_id for result in case.lane.poll()] == [1]
+    (refused,) = case.run_without_waiting(case.plan(2, 1))
+    assert (refused.job_id, refused.status) == (2, Status.TIMEOUT)
+    gate.set()
+    assert case.lane.drain(30.0)
+    assert [result.status for result in case.run(case.plan(3, 1))] == [Status.OK]
 
 
 def test_behind_a_part_that_failed_nothing_is_read():

@@ -71,10 +71,14 @@ class Rank:
         """Store blocks, a few in each call, as a lane does."""
         statuses = []
         for some in _batches(numbers):
-            for slot, number in enumerate(some):
-                self.place(slot)[:] = content_of(number, self.block_bytes)
-            statuses += self.tier.write(self.blocks(some), None)
+            statuses += self.tier.write(self.filled(some), None)
         return statuses
+
+    def filled(self, numbers):
+        """Return blocks that are in host memory."""
+        for slot, number in enumerate(numbers):
+            self.place(slot)[:] = content_of(number, self.block_bytes)
+        return self.blocks(numbers)
 
     def read(self, numbers):
         """Read blocks; whatever is OK has the right bytes, or the test fails."""
