@@ -170,3 +170,12 @@ def test_what_host_memory_serves_is_used_in_the_tier_as_well(rig):
     rig.put_on_ssd(chain("third", 4))
     assert rig.num_ready(popular, "ssd") == 4
     assert rig.num_ready(other, "ssd") == 0
+
+
+def test_blocks_on_their_way_are_not_admitted_again_when_their_request_grows():
+    rig = Rig()
+    keys = chain("a", 6)
+    assert rig.tier.demoter.admit(keys[:4], 0, 0) == 4
+    assert rig.take("admitted_blocks") == 4
+    assert rig.tier.demoter.admit(keys, 4, 4) == 6
+    assert rig.take("admitted_blocks") == 2
