@@ -241,13 +241,14 @@ class TestNotNow:
         for number in range(3):
             generations(folders[1:]).begin(f"reset {number}")
         records(folders[0])[0].unlink()
-        with refuse_all(["open"], folders[1:]):
-            rank = generations()
-            remove = Generations._remove_others
+        refused, remove = folders[1:], Generations._remove_others
 
-            def can_be_read_again(*arguments):
-                monkeypatch.undo()
-                remove(*arguments)
+        def can_be_read_again(*arguments):
+            refused.clear()
+            remove(*arguments)
+
+        with refuse_all(["open"], refused):
+            rank = generations()
 
             monkeypatch.setattr(Generations, "_remove_others", can_be_read_again)
             assert rank.begin("newest") == ["newest"]
