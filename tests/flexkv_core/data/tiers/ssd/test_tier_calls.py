@@ -51,14 +51,26 @@ def test_a_tier_whose_slabs_cannot_be_closed_well_is_closed(disk, fail):
         rank.tier.close()
 
 
+@pytest.mark.parametrize("num_before", range(4))
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO])
-def test_a_follower_whose_log_is_stale_finds_nothing(disk, fail, code):
-    """An engine asks in its scheduler's step."""
+def test_a_follower_whose_log_is_stale_finds_nothing(disk, monkeypatch, code, num_before):
+    """An engine asks in its scheduler's step, and the log may become stale at any call."""
     writer, follower = disk.lead(), disk.follow()
     writer.write(range(4))
     assert follower.found(range(4)) == 4
-    with fail("fstat", code):
+    fstat, calls = os.fstat, []
+
+    def fail(fd):
+        calls.append(fd)
+        if len(calls) > num_before:
+            raise OSError(code, os.strerror(code))
+        return fstat(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        follower.found(range(4))
         assert follower.found(range(4)) == 0
+    follower.clock.advance(61)
     assert follower.found(range(4)) == 4
 
 
