@@ -3,6 +3,7 @@
 A lock is a `flock`: advisory, and released with the process that holds it, however that ends.
 """
 
+import errno
 import fcntl
 import os
 import stat
@@ -11,7 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["SAFE_FLAGS", "hold_lock", "is_own_file", "make_folder", "try_lock", "until"]
+__all__ = [
+    "SAFE_FLAGS",
+    "close_file",
+    "hold_lock",
+    "is_own_file",
+    "make_folder",
+    "try_lock",
+    "until",
+]
 
 SAFE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 """For every open: someone else may have put a link, a pipe or a device under the name."""
@@ -30,6 +39,19 @@ def make_folder(path: Path) -> None:
     except FileNotFoundError:
         make_folder(path.parent)  # `mkdir(parents=True)` would let the umask choose their modes
         path.mkdir(mode=0o700, exist_ok=True)
+
+
+def close_file(fd: int) -> None:
+    """Close `fd`. Linux does so even if it reports an error; what must last was synced before.
+
+    Raises:
+        OSError: It was not open: an error of ours, and the next file may lose its descriptor.
+    """
+    try:
+        os.close(fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
 
 
 def is_own_file(fd: int) -> bool:
@@ -76,7 +98,7 @@ def hold_lock(path: Path, gives_up: Callable[[], bool]) -> Iterator[bool]:
         with suppress(OSError):
             # Closing is not enough: a child that was forked meanwhile has the file open as well.
             fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        close_file(fd)
 
 
 def until(seconds: float) -> Callable[[], bool]:

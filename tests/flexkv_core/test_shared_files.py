@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 from contextlib import suppress
@@ -6,6 +7,7 @@ import pytest
 
 from flexkv_core.shared_files import (
     SAFE_FLAGS,
+    close_file,
     hold_lock,
     is_own_file,
     make_folder,
@@ -103,3 +105,27 @@ def test_a_file_is_no_folder(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises((FileExistsError, NotADirectoryError)):
         make_folder(tmp_path / name)
+
+
+def test_a_lock_is_given_back_though_its_file_cannot_be_closed_well(path, monkeypatch):
+    """Who has made a file under the lock would lose it by an exception."""
+    close = os.close
+
+    def close_badly(fd):
+        close(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close_badly)
+        with hold_lock(path, lambda: True) as is_held:
+            assert is_held
+    with hold_lock(path, lambda: True) as is_held:
+        assert is_held
+
+
+def test_what_is_not_open_is_not_closed(path):
+    """It is an error of ours, which nothing may hide."""
+    fd = opened(path)
+    close_file(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        close_file(fd)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from simulation import Killed, Simulation
-from system_calls import CLEAR, EXCUSED, HARMFUL, HARMLESS, SystemCalls
+from system_calls import CLEAR, HARMFUL, HARMLESS, SystemCalls
 
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.errors import TierError
@@ -256,8 +256,6 @@ class _Operator(logging.Handler):
     """Reads the log, and does what it says."""
 
     NOT_RECORDED = "ssd.generation_not_recorded director"
-    if "unreadable records" in EXCUSED:
-        NOT_RECORDED = "ssd.generation_not_recorded"
 
     def __init__(self, world):
         super().__init__(logging.WARNING)

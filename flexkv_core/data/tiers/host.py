@@ -16,6 +16,7 @@ import msgspec
 
 from flexkv_core.data.tiers.memory import MEMORY_ALIGNMENT, SlotMemory
 from flexkv_core.errors import TierError
+from flexkv_core.shared_files import close_file
 
 __all__ = ["HostPool", "PoolAddress", "num_slots_in", "slot_stride"]
 
@@ -105,7 +106,7 @@ class HostPool:
             found = os.fstat(fd)
             if (found.st_dev, found.st_ino) == (address.device, address.inode):
                 return cls(fd, address.num_slots, address.slot_bytes)
-            os.close(fd)
+            close_file(fd)
         except OSError as error:
             msg = (
                 f"cannot map the pool of process {address.pid} at {path}: {error.strerror}; ranks "
@@ -153,7 +154,7 @@ class HostPool:
         self._stop.set()
         if self._prefaulter is not None:
             self._prefaulter.join()
-        os.close(self._fd)
+        close_file(self._fd)
         self._fd = -1
         self.buffer = memoryview(b"")
 
@@ -183,7 +184,7 @@ def _new_file(size: int, flags: int) -> int:
             fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
         )
     except OSError:
-        os.close(fd)
+        close_file(fd)
         raise
     return fd
 
@@ -199,5 +200,5 @@ def _map(fd: int) -> memoryview:
     try:
         return memoryview(mmap.mmap(fd, os.fstat(fd).st_size))
     except OSError:
-        os.close(fd)
+        close_file(fd)
         raise

@@ -129,6 +129,17 @@ class Directory:
                 kept_bytes -= leftover.size
         return max(0, min(wanted_bytes, self._room(used_bytes)))
 
+    def delete_leftovers(self, superblock: Superblock) -> None:
+        """Delete all leftovers that have `superblock`.
+
+        Raises:
+            OSError: Some may still be there.
+        """
+        with self.locked():
+            for path in self.folder(superblock).glob("*" + SLAB_SUFFIX):
+                if _is_leftover_of(superblock, path):
+                    _delete(path)
+
     def make_log(self, name: str, content: bytes) -> tuple[Path, SlabFile]:
         """Make a log, replacing any of the same name; call outside `locked`.
 
@@ -144,8 +155,8 @@ class Directory:
         """Delete the logs of processes that have ended."""
         for path in self.path.glob(_ALL_LOGS):
             if file := SlabFile.take(path):
-                file.unlink(path)
-                file.close()
+                with closing(file):
+                    file.unlink(path)
 
     def _survey(self) -> tuple[int, list[_Leftover]]:
         """Return the bytes of all slabs, and the leftovers in the order of deletion.
@@ -239,6 +250,14 @@ def _delete(path: Path) -> bool:
         with suppress(OSError):
             folder.rmdir()
     return True
+
+
+def _is_leftover_of(superblock: Superblock, path: Path) -> bool:
+    file = SlabFile.take(path)
+    if file is None:
+        return False
+    with closing(file):
+        return read_superblock(file) == superblock
 
 
 def _size_of(path: Path) -> int:

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing_extensions import Self
 
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES
-from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, try_lock, until
+from flexkv_core.shared_files import (
+    SAFE_FLAGS,
+    close_file,
+    hold_lock,
+    is_own_file,
+    try_lock,
+    until,
+)
 
 __all__ = [
     "HeaderFile",
@@ -39,6 +46,9 @@ Space is not reserved by growing the file, only by writing all of it."""
 
 _ZEROS = memoryview(mmap.mmap(-1, 1 << 20))
 """Page-aligned, as O_DIRECT requires; never written."""
+
+_MAX_STALLS = 8
+"""How often a direct read may return less than a page before the end of the file."""
 
 _FLAGS = os.O_RDWR | SAFE_FLAGS
 _RESERVED_PART = 20
@@ -91,11 +101,15 @@ class OpenFile:
     def read(self, buffers: Sequence[memoryview], offset: int) -> int:
         """Fill `buffers` from `offset`; return the number of bytes before the end of the file."""
         num_bytes = sum(map(len, buffers))
-        done = 0
+        done = num_stalls = 0
         while done < num_bytes:
-            step = self._whole(os.preadv(self.fd, buffers, offset + done), num_bytes - done)
-            if step == 0:
+            moved = os.preadv(self.fd, buffers, offset + done)
+            step = self._whole(moved, num_bytes - done)
+            if step == 0 and (moved == 0 or offset + done + moved >= self.size):
                 break
+            num_stalls += step == 0
+            if num_stalls > _MAX_STALLS:
+                raise OSError(errno.EIO, "a read made no progress")
             done += step
             buffers = _skip(buffers, step)
         return done
@@ -117,7 +131,7 @@ class SharedFile(OpenFile):
         """
         with ExitStack() as undo:
             fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
-            undo.callback(os.close, fd)
+            undo.callback(close_file, fd)
             if not is_own_file(fd):
                 raise OSError(errno.EPERM, "not a plain file of this user")
             undo.pop_all()
@@ -173,7 +187,7 @@ class SlabFile(OpenFile):
     def _locked(cls, fd: int) -> Self | None:
         """Lock `fd`, or close it if it is locked, deleted, or not a plain file of this user."""
         with ExitStack() as undo:
-            undo.callback(os.close, fd)
+            undo.callback(close_file, fd)
             if not try_lock(fd):
                 return None
             if not is_own_file(fd) or os.fstat(fd).st_nlink == 0:
@@ -237,7 +251,7 @@ class SlabFile(OpenFile):
 
     def close(self) -> None:
         """Unlock it. No call may be in flight: the next file opened gets its descriptor."""
-        os.close(self.fd)
+        close_file(self.fd)
 
 
 def _skip(buffers: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
@@ -269,7 +283,11 @@ class HeaderFile:
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """Return `num_bytes` from `offset`, fewer at the end of the file."""
-        return os.pread(self._fd, num_bytes, offset)
+        content = more = os.pread(self._fd, num_bytes, offset)
+        while more and len(content) < num_bytes:
+            more = os.pread(self._fd, num_bytes - len(content), offset + len(content))
+            content += more
+        return content
 
     def drop(self, offset: int, num_bytes: int) -> None:
         """Drop what was read from the page cache."""
@@ -277,7 +295,7 @@ class HeaderFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        close_file(self._fd)
 
 
 def available_bytes(folder: Path) -> int:
@@ -347,7 +365,7 @@ def empty_durably(path: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_file(fd)
     _sync_folder(path.parent)
 
 
@@ -378,4 +396,4 @@ def _sync_folder(folder: Path) -> None:
         if error.errno != errno.EINVAL:  # EINVAL: the file system does not support it
             raise
     finally:
-        os.close(fd)
+        close_file(fd)

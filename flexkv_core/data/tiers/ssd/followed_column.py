@@ -10,7 +10,6 @@ import msgspec
 from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.ssd.counts import Counts
 from flexkv_core.data.tiers.ssd.files import OpenFile, SharedFile
-from flexkv_core.data.tiers.ssd.format import Superblock
 from flexkv_core.data.tiers.ssd.key_log import RECORD_BYTES, KeyRecord, LogHeader, unpack_records
 from flexkv_core.data.tiers.ssd.runs import CellPlace, RunReader, runs_of
 from flexkv_core.data.tiers.ssd.slab import Cell, SlabView
@@ -21,6 +20,9 @@ __all__ = ["FollowedColumn"]
 _MAX_HEADER_BYTES = 1 << 20
 _STEP_BYTES = (1 << 20) // RECORD_BYTES * RECORD_BYTES
 """Bytes of a log read at once."""
+
+_RETRY_S = 60.0
+"""How long a slab that could not be opened is left alone."""
 
 
 class FollowedColumn:
@@ -56,26 +58,31 @@ class FollowedColumn:
         self._log_paths = log_paths
         self._header = header
         self._is_aligned = is_aligned
+        self._clock = clock
         self._reader = RunReader(counts, clock)
         self._lock = threading.Lock()
         self._log: _OpenLog | None = None
         self._slabs: list[SlabView | None] = []
-        self._places: dict[BlockKey, tuple[SlabView, int]] = {}
+        """By number; None if it was deleted, or could not be opened."""
+
+        self._retry_s = 0.0
+        self._places: dict[BlockKey, tuple[int, int]] = {}
+        """Numbers of slab and slot."""
 
     def count_leading(self, keys: Sequence[BlockKey]) -> int:
         """Return how many leading `keys` are stored as of now."""
         with self._lock:
             self._catch_up()
-            known = self._places
-            return next((at for at, key in enumerate(keys) if key not in known), len(keys))
+            missing = (at for at, key in enumerate(keys) if self._find(key) is None)
+            return next(missing, len(keys))
 
     def read(self, cells: Sequence[Cell], deadline_s: float | None) -> list[Status]:
         """Fill the cells; MISS if a key is unknown, or its place now holds other bytes."""
         with self._lock:
             places = [
-                CellPlace(*self._places[cell.key], position)
+                CellPlace(*found, position)
                 for position, cell in enumerate(cells)
-                if cell.key in self._places
+                if (found := self._find(cell.key))
             ]
         statuses = [Status.MISS] * len(cells)
         for run in runs_of(places, cells):
@@ -89,7 +96,7 @@ class FollowedColumn:
         if self._log is None or not self._log.is_current:
             self._open()
         if self._log is not None:
-            self._drop_lost()
+            self._check_slabs(self._log)
             for record in self._log.new_records():
                 self._apply(record)
 
@@ -98,7 +105,8 @@ class FollowedColumn:
         logs = filter(None, map(_OpenLog.open, self._log_paths))
         self._log = next((log for log in logs if self._is_writers_log(log.header)), None)
         self._places = {}
-        self._slabs = [] if self._log is None else self._log.open_slabs(is_aligned=self._is_aligned)
+        self._slabs = [] if self._log is None else [None] * len(self._log.header.slabs)
+        self._retry_s = 0.0
 
     def _is_writers_log(self, found: LogHeader) -> bool:
         """Return whether a log is our writer's, and for the current weights."""
@@ -113,21 +121,29 @@ class FollowedColumn:
         )
 
     def _apply(self, record: KeyRecord) -> None:
-        number = record.slab
-        slab = None if number is None or number >= len(self._slabs) else self._slabs[number]
-        if slab is None:
+        if record.slab is None or record.slab >= len(self._slabs):
             self._places.pop(record.key, None)
         else:
-            self._places[record.key] = slab, record.slot
+            self._places[record.key] = record.slab, record.slot
 
-    def _drop_lost(self) -> None:
-        """Drop slabs that were deleted: while open, they would still take room on the disk."""
-        lost = [slab for slab in self._slabs if slab is not None and slab.is_lost]
-        if lost:
-            self._slabs = [None if slab in lost else slab for slab in self._slabs]
-            self._places = {
-                key: place for key, place in self._places.items() if place[0] not in lost
-            }
+    def _find(self, key: BlockKey) -> tuple[SlabView, int] | None:
+        """Return where `key` can be read; under the lock."""
+        number, slot = self._places.get(key, (None, 0))
+        slab = None if number is None else self._slabs[number]
+        return None if slab is None else (slab, slot)
+
+    def _check_slabs(self, log: "_OpenLog") -> None:
+        """Drop slabs that were deleted, and try now and then to open those that are not open.
+
+        While open, deleted ones would still take room on the disk.
+        """
+        self._slabs = [None if slab is None or slab.is_lost else slab for slab in self._slabs]
+        if None in self._slabs and self._clock() >= self._retry_s:
+            self._retry_s = self._clock() + _RETRY_S
+            self._slabs = [
+                slab or log.open_slab(number, is_aligned=self._is_aligned)
+                for number, slab in enumerate(self._slabs)
+            ]
 
 
 class _OpenLog:
@@ -152,15 +168,19 @@ class _OpenLog:
 
     @property
     def is_current(self) -> bool:
-        """Whether the log has not been replaced or truncated."""
-        return self._file.is_named(self._path) and self._file.size >= self._position
+        """Whether the log has not been replaced or truncated, as far as can be seen."""
+        try:
+            return self._file.is_named(self._path) and self._file.size >= self._position
+        except OSError:  # "stale" on a network file system
+            return False
 
-    def open_slabs(self, *, is_aligned: bool) -> list[SlabView | None]:
-        """Open the slabs that records name; None for one that is gone."""
-        return [
-            _open_slab(Path(path), self.header.superblock, is_aligned=is_aligned)
-            for path in self.header.slabs
-        ]
+    def open_slab(self, number: int, *, is_aligned: bool) -> SlabView | None:
+        """Open a slab that records name; None if it is gone or cannot be opened now."""
+        path = Path(self.header.slabs[number])
+        try:
+            return SlabView.open(path, self.header.superblock, is_aligned=is_aligned)
+        except OSError:
+            return None
 
     def new_records(self) -> Iterator[KeyRecord]:
         """Yield what has been written since the last call; what cannot be read is retried later."""
@@ -179,13 +199,6 @@ class _OpenLog:
         content = content[: len(content) // RECORD_BYTES * RECORD_BYTES]
         self._position += len(content)
         return content
-
-
-def _open_slab(path: Path, superblock: Superblock, *, is_aligned: bool) -> SlabView | None:
-    try:
-        return SlabView.open(path, superblock, is_aligned=is_aligned)
-    except OSError:
-        return None
 
 
 def _read(file: OpenFile, offset: int, num_bytes: int) -> bytes:

@@ -81,6 +81,9 @@ class Generations:
         self, directories: Sequence["Directory"], namespace: Namespace, columns: Sequence[Column]
     ) -> None:
         """Read and write nothing yet."""
+        self._is_undone = False
+        """Whether a reset could not be told to any directory."""
+
         self._directories = directories
         self._has_name = bool(namespace.weight_version)
         folders = [directory.path for directory in directories]
@@ -107,9 +110,12 @@ class Generations:
         for record in self._records:
             record.begin(token)
         tokens = self._record_all(_supersede)
-        if tokens is None:
-            self._invalidate()
+        self._is_undone = tokens is None and not self._invalidate()
         return tokens
+
+    def close(self) -> None:
+        """Try again what a reset could not do, for the next start."""
+        self._is_undone = self._is_undone and not self._invalidate()
 
     def _record_all(self, resolve: _Resolve) -> list[str] | None:
         if not self._has_name:
@@ -120,7 +126,7 @@ class Generations:
             return None
         for directory, failure in zip(self._directories, failures, strict=True):
             if failure is not None:
-                self._remove_older(directory, failure)
+                self._remove_others(directory, failure)
         return [record.generation.token for record in self._records]
 
     def _write(self, directory: "Directory", resolve: _Resolve) -> OSError | None:
@@ -133,9 +139,9 @@ class Generations:
             return error
         return None
 
-    def _remove_older(self, directory: "Directory", reason: OSError) -> None:
+    def _remove_others(self, directory: "Directory", reason: OSError) -> None:
         """Delete records that could not be replaced: without one, the other directories count."""
-        outcomes = [record.remove_older(directory.path) for record in self._records]
+        outcomes = [record.remove_other(directory.path) for record in self._records]
         if False in outcomes:
             logger.warning(
                 "ssd.generation_not_recorded directory=%s: %s; blocks from before the reset are"
@@ -145,7 +151,7 @@ class Generations:
                 reason.strerror,
             )
 
-    def _invalidate(self) -> None:
+    def _invalidate(self) -> bool:
         """Empty all records, as none could be replaced: the next start begins a new generation."""
         outcomes = [record.invalidate() for record in self._records]
         if False in outcomes:
@@ -155,6 +161,7 @@ class Generations:
                 [str(directory.path) for directory in self._directories],
                 GENERATION_SUFFIX,
             )
+        return False not in outcomes
 
 
 def is_outdated(superblock: Superblock, folders: Sequence[Path]) -> bool:
@@ -200,18 +207,23 @@ class _Record:
         if _read(folder / self._name) != self.generation:
             write_durably(folder / self._name, self.generation.pack())
 
-    def remove_older(self, folder: Path) -> bool:
-        """Delete the record of `folder` if it is older; return whether no older one is left."""
-        found = _read(folder / self._name)
-        if found == _NONE or (found is not None and found >= self.generation):
-            return True
-        return _try(remove_durably, folder / self._name)
+    def remove_other(self, folder: Path) -> bool:
+        """Delete the record of `folder` unless it is ours; return whether no other one is left.
+
+        One with a higher count goes as well: it could not be read when ours was chosen.
+        """
+        path = folder / self._name
+        return _read(path) in (_NONE, self.generation) or _try(remove_durably, path)
 
     def invalidate(self) -> bool:
-        """Make the records of all folders unreadable; return whether none is believed now."""
-        for folder in self._folders:
-            _try(empty_durably, folder / self._name)
-        return not self.is_known
+        """Make the records of all folders worthless; return whether none can be believed again.
+
+        One that is empty is enough, or none may be left. What cannot be read now may be readable
+        at the next start. Deletion needs no file to be opened.
+        """
+        paths = [folder / self._name for folder in self._folders]
+        is_emptied = [_try(empty_durably, path) or _is_damaged(path) for path in paths]
+        return True in is_emptied or False not in [_try(remove_durably, path) for path in paths]
 
     @property
     def is_known(self) -> bool:
@@ -250,11 +262,23 @@ def _newest(found: Sequence[Generation | None]) -> Generation:
 
 def _read(path: Path) -> Generation | None:
     """Return a record, `_NONE` if there is none, None if it cannot be read."""
-    content = bytearray(_MAX_BYTES)
     try:
-        num_bytes = SharedFile.open(path).read([memoryview(content)], 0)
+        return _load(path)
     except (FileNotFoundError, NotADirectoryError):
         return _NONE
     except OSError:
         return None
+
+
+def _is_damaged(path: Path) -> bool:
+    """Return whether a record can be read, and is none."""
+    try:
+        return _load(path) is None
+    except OSError:
+        return False
+
+
+def _load(path: Path) -> Generation | None:
+    content = bytearray(_MAX_BYTES)
+    num_bytes = SharedFile.open(path).read([memoryview(content)], 0)
     return Generation.unpack(bytes(content[:num_bytes]))

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.ssd.column import ColumnStore
@@ -43,7 +43,11 @@ class SlabScan:
         self._found: deque[StoredKey] = deque()
         self._partial: dict[BlockKey, StoredKey] = {}
         self._stop = threading.Event()
-        scans = [(column, _Scan(slab, counts)) for column in columns for slab in column.space.slabs]
+        scans = [
+            (column, _Scan(slab, counts, self._stop))
+            for column in columns
+            for slab in column.space.slabs
+        ]
         self._thread = threading.Thread(
             target=self._run, args=(scans,), name="flexkv-ssd-scan", daemon=True
         )
@@ -71,7 +75,8 @@ class SlabScan:
 
     def _run(self, scans: Sequence[tuple[ColumnStore, "_Scan"]]) -> None:
         for column, scan in scans:
-            self._scan(column, scan)
+            if not self._stop.is_set():
+                self._scan(column, scan)
         if not self._stop.is_set():
             self._end()
 
@@ -116,22 +121,32 @@ class SlabScan:
 class _Scan:
     """The headers of one slab, as of now: slots added later are not read."""
 
-    def __init__(self, slab: Slab, counts: Counts) -> None:
+    def __init__(self, slab: Slab, counts: Counts, stop: threading.Event) -> None:
         self.slab = slab
         self._slots = range(len(slab.slots))
         self._counts = counts
+        self._stop = stop
 
     def batches(self, file: HeaderFile) -> Iterator[tuple[int, list[CellHeader | None]]]:
-        """Yield the first slot and the headers of a batch while the disk fetches the next."""
+        """Yield the first slot and the headers of a batch while the disk fetches the next.
+
+        A batch ends early once the scan is stopped: a slow disk takes minutes for a whole one.
+        """
         offset_of = self.slab.size_with
         starts = self._slots[::_BATCH_SLOTS]
         batches = [self._slots[start : start + _BATCH_SLOTS] for start in starts]
         for batch, following in pairwise([range(0), *batches, range(0)]):
-            for slot in following:
+            for slot in self._until_stopped(following):
                 file.prefetch(offset_of(slot))
             if batch:
-                yield batch.start, [self._header(file, offset_of(slot)) for slot in batch]
+                headers = [
+                    self._header(file, offset_of(slot)) for slot in self._until_stopped(batch)
+                ]
+                yield batch.start, headers
                 file.drop(offset_of(batch.start), len(batch) * self.slab.slot_bytes)
+
+    def _until_stopped(self, slots: range) -> Iterator[int]:
+        return takewhile(lambda _: not self._stop.is_set(), slots)
 
     def _header(self, file: HeaderFile, offset: int) -> CellHeader | None:
         """Return a header; None if the disk cannot read it, as for an empty slot."""

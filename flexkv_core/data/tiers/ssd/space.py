@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -176,28 +177,22 @@ class Space:
                     self._retire(self.slabs[-1:])
 
     def unlink(self) -> None:
-        """Delete the files of all slabs: their blocks are not found again."""
+        """Delete the files of all slabs: their blocks are not found again.
+
+        Slabs that were retired, or never adopted, hold the same blocks: they are deleted as well.
+        """
         with self._changing:
             for slab in self.slabs:
-                self._unlink(slab)
+                _try_to_delete(slab.path, slab.unlink)
+            for directory, folder in self._folders.items():
+                leftovers = partial(directory.delete_leftovers, self._superblock)
+                _try_to_delete(folder / ("*" + SLAB_SUFFIX), leftovers)
 
     def close(self) -> None:
         """Retire all slabs and never make another."""
         with self._changing:
             self._is_closed = True
             self._retire(self.slabs)
-
-    @staticmethod
-    def _unlink(slab: Slab) -> None:
-        try:
-            slab.unlink()
-        except OSError as error:
-            logger.warning(
-                "ssd.not_deleted path=%s: %s; it holds blocks from before a reset: delete it before"
-                " the next start",
-                slab.path,
-                error.strerror,
-            )
 
     def _retire(self, slabs: Sequence[Slab]) -> None:
         with self.lock:
@@ -312,3 +307,15 @@ class Space:
 
     def _num_slots_in(self, num_bytes: int) -> int:
         return num_bytes // self._slot_bytes
+
+
+def _try_to_delete(path: Path, delete: Callable[[], None]) -> None:
+    try:
+        delete()
+    except OSError as error:
+        logger.warning(
+            "ssd.not_deleted path=%s: %s; it may hold blocks from before a reset: delete it before"
+            " the next start",
+            path,
+            error.strerror,
+        )

@@ -124,6 +124,7 @@ class SsdTier(ColumnTier[ColumnStore]):
         Temporary slabs are deleted. A second call does nothing.
         """
         self._scan.stop()
+        self._generations.close()
         if self._is_temporary:
             self._unlink()
         self._replace_columns(())

@@ -224,3 +224,10 @@ def test_a_directory_that_is_a_file_cannot_be_locked(tmp_path):
     path.touch()
     with pytest.raises(FileExistsError), Directory(path, None, 0).locked():
         pass
+
+
+def test_leftovers_of_one_superblock_are_deleted_alone(tmp_path, leave, occupy, disk):
+    gone = [leave("a"), leave("b")]
+    kept = [occupy("used"), leave("other", generation="other")]
+    Directory(tmp_path, None, 0).delete_leftovers(disk.superblock())
+    assert [path.exists() for path in gone + kept] == [False, False, True, True]

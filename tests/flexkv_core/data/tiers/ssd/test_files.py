@@ -3,11 +3,13 @@
 import errno
 import mmap
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from flexkv_core.data.tiers.ssd.files import (
+    HeaderFile,
     SlabFile,
     empty_durably,
     folder_lock,
@@ -110,6 +112,31 @@ def test_a_read_ends_with_the_file(any_file):
     any_file.truncate(3 * PAGE)
     assert any_file.read([pages(4)], 2 * PAGE) == PAGE
     assert any_file.read([pages(1)], 7 * PAGE) == 0
+
+
+def test_a_direct_read_of_a_file_that_ends_within_a_page_ends_there(file):
+    if not file.make_direct():
+        pytest.skip("this file system has no O_DIRECT")
+    file.truncate(2 * PAGE + 512)
+    assert file.read([pages(4)], PAGE) == PAGE
+
+
+def test_a_direct_read_that_never_comes_to_a_page_is_an_error(file, trickle):
+    """It is not damage: the block may be read later."""
+    file.is_direct = True
+    trickle(512)
+    with pytest.raises(OSError, match="no progress"):
+        file.read([pages(2)], 0)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(PAGE, PAGE), (700, 700)])
+def test_a_short_read_of_a_header_is_continued(path, file, monkeypatch, size, expected):
+    """Less than a header counts as none, and its slot as free."""
+    file.truncate(size)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, min(size, 512), at))
+    with closing(HeaderFile(path)) as headers:
+        assert len(headers.read(0, PAGE)) == expected
 
 
 def test_a_write_without_progress_is_an_error(file, monkeypatch):

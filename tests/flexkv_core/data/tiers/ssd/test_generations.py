@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -189,6 +190,78 @@ class TestNoDirectory:
             refuse(name, folders)
         assert generations().begin("second") is None
         assert f"{folders[0]}', '{folders[1]}']: blocks from before the reset may" in caplog.text
+
+
+class TestNotNow:
+    """No file can be opened now: what a record says may well be read at the next start."""
+
+    @pytest.fixture
+    def refuse_all(self, monkeypatch):
+        @contextmanager
+        def refuse(names, below):
+            with monkeypatch.context() as patch:
+                for name in names:
+                    patch.setattr(os, name, _refusing(getattr(os, name), below))
+                yield
+
+        return refuse
+
+    def test_records_are_deleted_which_needs_no_open_file(self, generations, folders, refuse_all):
+        rank = generations()
+        rank.resume("first")
+        with refuse_all(["open"], folders):
+            assert rank.begin("second") is None
+        assert records(folders[0]) == records(folders[1]) == []
+        assert generations().resume("another") == ["another"]
+
+    def test_where_that_fails_too_it_is_told_and_tried_again_in_the_end(
+        self, generations, folders, refuse_all, caplog
+    ):
+        rank = generations()
+        rank.resume("first")
+        with refuse_all(["open", "unlink"], folders):
+            assert rank.begin("second") is None
+        assert "blocks from before the reset may be found again: delete" in caplog.text
+        assert said(folders[0]).token == "first"
+        rank.close()
+        assert generations().resume("another") == ["another"]
+
+    def test_a_reset_that_was_recorded_is_left_in_the_end(self, generations):
+        rank = generations()
+        rank.resume("first")
+        rank.begin("second")
+        rank.close()
+        assert generations().resume("another") == ["second"]
+
+    def test_a_record_with_a_higher_count_does_not_outlive_a_reset(
+        self, generations, folders, refuse_all, monkeypatch
+    ):
+        """It could not be read when the count was chosen, nor replaced, and can be read again."""
+        generations().resume("first")
+        for number in range(3):
+            generations(folders[1:]).begin(f"reset {number}")
+        records(folders[0])[0].unlink()
+        refused, remove = folders[1:], Generations._remove_others
+
+        def can_be_read_again(*arguments):
+            refused.clear()
+            remove(*arguments)
+
+        with refuse_all(["open"], refused):
+            rank = generations()
+
+            monkeypatch.setattr(Generations, "_remove_others", can_be_read_again)
+            assert rank.begin("newest") == ["newest"]
+        assert generations().resume("another") == ["newest"]
+
+
+def _refusing(original, below):
+    def function(path, *arguments, **options):
+        if any(str(path).startswith(str(folder)) for folder in below):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return original(path, *arguments, **options)
+
+    return function
 
 
 class TestStaleRecord:

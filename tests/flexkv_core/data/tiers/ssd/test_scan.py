@@ -141,3 +141,28 @@ def test_a_slab_may_be_cut_while_it_is_looked_through(disk, open_early, paused):
     rank.tier.wait_recovered()
     assert rank.read(range(8)).count(OK) == 7
     assert rank.write([20]) == [ERROR]
+
+
+@pytest.mark.parametrize("call", ["read", "prefetch"])
+def test_a_scan_that_is_stopped_asks_a_slow_disk_for_nothing_more(
+    disk, open_early, monkeypatch, call
+):
+    """It would outlive the tier by as many calls as there are headers in a batch."""
+    disk.store(range(8))
+    original, calls, may_go_on = getattr(HeaderFile, call), [], threading.Event()
+    monkeypatch.setattr(scan_module, "_BATCH_SLOTS", 256)
+    monkeypatch.setattr(scan_module, "_STOP_WAIT_S", 0.0)
+
+    def slow(self, *arguments):
+        calls.append(arguments)
+        may_go_on.wait()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(HeaderFile, call, slow)
+    rank = open_early()
+    rank.tier.close()
+    may_go_on.set()
+    rank.tier.wait_recovered()
+    assert len(calls) <= 1
+    monkeypatch.undo()
+    assert disk.open().recovered() == list(range(8))

@@ -454,3 +454,23 @@ def test_a_retired_slab_stays_open_until_its_last_user_has_ended(disk):
     assert slab.is_lost is False
     column.space.unpin(slab, second)
     assert slab.is_lost, "its descriptor is closed"
+
+
+def test_slabs_that_were_retired_or_never_adopted_are_deleted_with_all_others(make, tmp_path):
+    leave_slabs(make, 3)
+    space = make(20)
+    space.adopt()
+    assert len(files(tmp_path)) > len(space.slabs) > 1
+    space.retire(space.slabs[:1])
+    space.unlink()
+    assert files(tmp_path) == []
+
+
+def test_where_leftovers_cannot_be_looked_for_it_is_told_what_to_delete(make, monkeypatch, caplog):
+    space = make()
+    space.take(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("flexkv_core.data.tiers.ssd.directory.folder_lock", fail)
+        space.unlink()
+    [slab] = space.slabs
+    assert f"ssd.not_deleted path={slab.folder / '*.slab'}: No space" in caplog.text

@@ -120,7 +120,9 @@ class TestWhatComesBack:
         assert rank.recovered() == []
         assert set(rank.read(range(18))) == {MISS}
 
+    @pytest.mark.parametrize("come_back", ["folder", "copied"], indirect=True)
     def test_it_was_found_when_nothing_told_generations_apart(self, come_back, engine, untold):
+        """In the other ways a reset deletes them today."""
         untold()
         come_back()
         assert engine().recovered() != []
