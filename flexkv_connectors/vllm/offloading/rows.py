@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -10,31 +10,22 @@ import vllm
 
 from flexkv_connectors.below_host.pool import CellPages, StoredPool
 from flexkv_connectors.vllm.model_identity import describe_model, origin_with
+from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
 from flexkv_core.block.layout import BlockFormat, Column, LayerRun, PagePool
 from flexkv_core.block.namespace import Namespace, canonical_dtype, settings_digest
 from flexkv_core.block_store.blocks import Access
-from flexkv_core.config import CacheConfig
 from flexkv_core.identity.origin import Origin
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import KVCacheGroupSpec
     from vllm.v1.kv_offload.config import OffloadingConfig
 
-__all__ = ["EngineSettings", "Rows", "describe_rows", "origin_of_rows"]
+__all__ = ["ROWS", "Rows", "describe_rows", "origin_of_rows"]
 
 _FORMAT_VERSION = 1
 _COLUMN = Column(first_head=0, num_heads=1, first_layer=0, num_layers=1)
-_NAME = "offload"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What a tier needs to know of its engine, and vLLM does not hand to it."""
-
-    vllm_config: "VllmConfig"
-    kv_cache_config: "KVCacheConfig"
-    cache: CacheConfig
+ROWS = "offload"
+"""What the only pool of an engine is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +44,7 @@ class Rows:
         return cls(np.asarray(view).ctypes.data, num_rows, row_bytes)
 
 
-def origin_of_rows(engine: EngineSettings, offloading: "OffloadingConfig", rows: Rows) -> Origin:
+def origin_of_rows(engine: OffloadingEngine, offloading: "OffloadingConfig", rows: Rows) -> Origin:
     """Describe the origin of an engine's rows.
 
     Raises:
@@ -74,7 +65,7 @@ def origin_of_rows(engine: EngineSettings, offloading: "OffloadingConfig", rows:
             block_format_version=_FORMAT_VERSION,
             cell_heads=1,
             cell_layers=1,
-            cache_group=_NAME,
+            cache_group=ROWS,
         )
 
     return origin_with(engine.vllm_config, engine.cache, describe)
@@ -100,7 +91,7 @@ def describe_rows(rows: Rows, namespace: Namespace) -> StoredPool:
         num_heads=1, num_layers=1, block_tokens=1, token_bytes=rows.row_bytes, cell_heads=1
     )
     return StoredPool(
-        name=_NAME,
+        name=ROWS,
         namespace=namespace,
         columns=(_COLUMN,),
         cell_bytes=rows.row_bytes,
@@ -111,7 +102,7 @@ def describe_rows(rows: Rows, namespace: Namespace) -> StoredPool:
     )
 
 
-def _layout(engine: EngineSettings, offloading: "OffloadingConfig") -> dict[str, Any]:
+def _layout(engine: OffloadingEngine, offloading: "OffloadingConfig") -> dict[str, object]:
     """Return what decides where in a row which byte of KV lies, and which key names it."""
     parallel = offloading.parallel
     groups = [_describe_group(group) for group in engine.kv_cache_config.kv_cache_groups]

@@ -234,7 +234,9 @@ class StagedLane(AsyncLane):
     @property
     def _is_stuck(self) -> bool:
         """Whether the tier moves something that is too late."""
-        return any(part.job.is_reported for part in self._parts.values())
+        now_s = self._clock()
+        jobs = (part.job for part in self._parts.values())
+        return any(job.is_reported and now_s >= job.deadline_s for job in jobs)
 
     def _begin_parts(self) -> None:
         """Give the tier as many parts as there are slots for, the oldest plan's first."""
@@ -301,11 +303,12 @@ class StagedLane(AsyncLane):
         self._report_ended(job)
 
     def _cancel(self, job: _Job) -> None:
+        """Report a plan as it stands: what the tier still does for it stays in the slots."""
         job.stop()
         for part_id, part in self._parts.items():
             if part.job is job:
                 self._far.cancel(part_id)
-        self._report_ended(job)
+        self._report(job)
 
     def _report_late(self) -> None:
         now_s = self._clock()
