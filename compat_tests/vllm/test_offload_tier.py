@@ -1,5 +1,8 @@
 """Our tier below vLLM's own manager: what it keeps, gives back, refuses and survives."""
 
+import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -167,3 +170,85 @@ def flip_all(folder: Path) -> None:
             content[at] ^= 1
         with slab.open("r+b") as file:
             file.write(content)
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """Return a gate that calls of the disk do not pass while it is closed, and which of them."""
+    gates = {"preadv": threading.Event(), "pwritev": threading.Event()}
+    for name, gate in gates.items():
+        gate.set()
+        monkeypatch.setattr(os, name, waiting_for(gate, getattr(os, name)))
+    yield gates
+    for gate in gates.values():
+        gate.set()
+
+
+def waiting_for(gate, call):
+    def wait(*arguments):
+        gate.wait()
+        return call(*arguments)
+
+    return wait
+
+
+def test_a_disk_that_hangs_is_not_waited_for_and_its_late_answer_fills_no_row(
+    hanging, start, keys, offload
+):
+    rig = start(promotion_timeout_s=0.05)
+    rig.begin("first")
+    rig.save("first", {keys[0]: 1})
+    rig.settle()
+    rig.forget_rows()
+    rig.rows[:] = 7
+    hanging["preadv"].clear()
+    rig.begin("second")
+    assert rig.find("second", keys[0]) is MISS
+    hanging["preadv"].set()
+    rig.tier._store._loads._lane._far.drain(30.0)
+    rig.step()
+    assert set(rig.rows.ravel().tolist()) == {7}
+
+
+def test_a_reset_does_not_wait_for_jobs_whose_disk_hangs(hanging, stored, keys):
+    hanging["preadv"].clear()
+    stored.begin("second")
+    stored.lookup("second", keys[0])
+    stored.step()
+    stored.tier._cancel()
+    stored.tier._abandon()
+    assert [job.success for job in stored.tier.get_finished_jobs()] == [False]
+
+
+def test_a_disk_that_does_not_write_gives_vllm_its_rows_back(hanging, start, keys):
+    rig = start()
+    rig.begin("first")
+    hanging["pwritev"].clear()
+    rig.save("first", {keys[0]: 1})
+    rig.tier._store._saves._lane._clock = lambda: float("inf")  # every deadline has passed
+    rig.settle()
+    assert rig.lookup("first", keys[0]) is HIT
+
+
+def test_a_full_disk_costs_what_does_not_fit(monkeypatch, start, keys):
+    rig = start()
+    rig.begin("first")
+    monkeypatch.setattr(os, "pwritev", refusing(errno.ENOSPC))
+    rig.save("first", dict.fromkeys(keys, 1))
+    rig.settle()
+    rig.forget_rows()
+    rig.begin("second")
+    assert rig.find("second", keys[0]) is MISS
+
+
+def test_a_read_that_fails_is_a_miss(monkeypatch, stored, keys):
+    monkeypatch.setattr(os, "preadv", refusing(errno.EIO))
+    stored.begin("second")
+    assert stored.find("second", keys[0]) is MISS
+
+
+def refusing(number):
+    def refuse(*_arguments):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
