@@ -16,7 +16,7 @@ PYTEST := -m pytest --config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR
 	--durations=15 -m "$(TESTS)"
 
 .PHONY: help compat contract installed layout live lint-workflows demo demo-cross test test-all test-sglang \
-	test-gpu check setup setup-engine setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
+	test-gpu check soak mutants setup setup-engine setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,7 @@ test: $(ENGINE) $(SGLANG) ## Run everything, on real vLLM and SGLang (under 60 m
 
 test-all: ## The same, and what else is run at night
 	@$(MAKE) --no-print-directory test TESTS="nightly or not nightly"
+	@$(MAKE) --no-print-directory soak mutants
 
 test-sglang: $(ENGINE) $(SGLANG) ## Of that, what needs SGLang, alone or beside vLLM
 	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(SGLANG_VENV)/bin/python" $(PYTEST) \
@@ -52,7 +53,13 @@ check: $(DEV) ## Lint, types, import rules, unit tests (under 3 minutes, no engi
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -m "not nightly" tests
+
+soak: $(DEV) ## A million operations while every system call fails (3 minutes on 2 cores)
+	$(BIN)/python -m pytest -m nightly tests/soak
+
+mutants: $(DEV) ## Plant known faults in a copy, one at a time: tests must notice (10 minutes)
+	$(BIN)/python scripts/mutants.py
 
 compat: $(DEV) ## Hold the connectors against every engine version; writes compat_tests/MATRIX.md
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix

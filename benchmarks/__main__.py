@@ -23,6 +23,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "trace_replay": ("--requests", "1000"),
     "vllm_end_to_end": ("--quick",),
     "vllm_restart": ("--quick",),
+    "vllm_step": ("--rounds", "2"),
 }
 """All benchmarks, and what makes each of them quick."""
 

@@ -66,7 +66,8 @@ class Cache:
         self.manager.complete(result)
 
     def match(self, keys: Sequence[BlockKey]) -> Lease:
-        """Match a chain that is known to be there."""
+        """Match a chain that is known to be there, for a request that has just come."""
+        self.manager.note_use(keys)
         lease = self.manager.match(REQUEST, keys)
         assert lease is not None
         return lease
@@ -146,10 +147,14 @@ def _time_prompts(
             cache.end(manager.plan_put(outcome, PAGES))
         manager.drop_from(keys[: half + 1], tier="host")
 
+    def miss(keys: list[BlockKey]) -> None:
+        manager.note_use(keys)
+        manager.match(REQUEST, keys)
+
     unknown = [cache.new_keys(half * 2) for _ in prompts]
     half_new = [prompt[:half] + cache.new_keys(half) for prompt in prompts]
     yield "match + plan", measure(rounds, match_and_plan, prompts, end)
-    yield "miss", measure(rounds, lambda keys: manager.match(REQUEST, keys), unknown, _nothing)
+    yield "miss", measure(rounds, miss, unknown, _nothing)
     yield "reserve half new", measure(rounds, reserve, half_new, drop_second_half)
     yield "insert half new", measure(rounds, cache.insert, half_new, drop_second_half)
 

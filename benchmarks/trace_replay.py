@@ -90,6 +90,7 @@ def replay(requests: Sequence[Sequence[BlockKey]], capacity_blocks: int, rule: R
     manager = CacheManager([tier], recorder=Counters())
     num_hits = num_written = 0
     for keys in requests:
+        manager.note_use(keys)
         lease = manager.match(REQUEST, keys, tier="ssd")
         num_held = lease.num_blocks if lease else 0
         num_free = manager.num_free_blocks("ssd")

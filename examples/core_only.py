@@ -56,7 +56,7 @@ def main() -> None:
     manager = CacheManager([TierSpec(HOST, SLOTS)], recorder=Counters())
 
     def carry_out(plan: TransferPlan) -> None:
-        worker.submit(plan)
+        worker.submit([plan])
         for result in worker.poll():
             print(f"  {result.status.name}: {result.num_blocks} blocks, {result.num_bytes} bytes")
             manager.complete(result)
@@ -70,6 +70,7 @@ def main() -> None:
     computed = kv[:, [5, 2]].copy()
     kv[:] = 0
     print("the engine's pages are gone; request B has the same prompt")
+    manager.note_use(chain.keys)
     lease = manager.match(RequestId("B"), chain.keys)
     pages = EnginePages([0, 7])
     carry_out(manager.plan_get(lease, pages, first_block=0, num_blocks=lease.num_blocks))

@@ -1,6 +1,7 @@
 """The table of metrics as Prometheus metrics, with the classes that an engine wants used."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flexkv_core.metrics import METRICS
@@ -21,7 +22,12 @@ class MetricFamilies:
         label_names: Sequence[str],
     ) -> None:
         """Register every row with `counter` or `gauge`, the classes of `prometheus_client`."""
-        kinds = {"counter": counter, "gauge": gauge}
+        # A gauge is the engine's: the last value counts, whichever of several processes was told,
+        # and whether or not that process still lives. Only changes are told.
+        kinds: Mapping[str, Callable[..., Any]] = {
+            "counter": counter,
+            "gauge": partial(gauge, multiprocess_mode="mostrecent"),
+        }
         self._families = {
             metric.name: kinds[metric.kind](
                 name=f"flexkv:{metric.name}",

@@ -23,8 +23,12 @@ class Metric(msgspec.Struct, frozen=True):
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("match_hit_blocks", "counter", "Blocks found ready by a match"),
-        Metric("match_miss", "counter", "Matches that found nothing"),
+        Metric(
+            "match_hit_blocks",
+            "counter",
+            "Blocks given to requests beyond the engine's own prefix hit, in each of their loads",
+        ),
+        Metric("match_miss", "counter", "Requests, or loads by key, that found nothing"),
         Metric("load_tokens", "counter", "Tokens loaded for the engine instead of recomputed"),
         Metric("ssd_load_tokens", "counter", "The part of load_tokens that came from SSD"),
         Metric("load_bytes", "counter", "Bytes copied into engine pages"),
@@ -66,7 +70,17 @@ METRICS: Mapping[str, Metric] = {
         Metric("restored_blocks", "counter", "Blocks of earlier processes that are findable again"),
         Metric("ssd_capacity_blocks", "gauge", "Blocks the SSD tier can hold"),
         Metric("ssd_used_blocks", "gauge", "Blocks in the SSD tier, being written included"),
-        Metric("ssd_off", "gauge", "1 while the SSD tier is off because it fails"),
+        Metric(
+            "ssd_off", "gauge", "1 while reading or writing SSD is off: failed, unheard, closed"
+        ),
+        Metric(
+            "ssd_busy_blocks",
+            "counter",
+            "Blocks that SSD had no time for: those to be stored are offered again",
+        ),
+        Metric("ssd_failed", "counter", "Times SSD went off: errors, again and again"),
+        Metric("ssd_unheard", "counter", "Times SSD went off: no answer, or none in time"),
+        Metric("ssd_closed", "counter", "Times SSD went off for good: its lane has stopped"),
         Metric(
             "switches_refused",
             "counter",
@@ -90,6 +104,11 @@ METRICS: Mapping[str, Metric] = {
         Metric("ssd_verified_blocks", "counter", "Blocks read from SSD whose checksums were right"),
         Metric("ssd_corrupt_blocks", "counter", "Blocks found changed on SSD, and not used"),
         Metric("ssd_io_errors", "counter", "Reads and writes of slabs that failed"),
+        Metric(
+            "ssd_no_room_cells",
+            "counter",
+            "Cells, of which a rank has one or more in a block, that found no room on SSD",
+        ),
         Metric("ssd_recovered_blocks", "counter", "Blocks of earlier processes found on SSD"),
     )
 }

@@ -87,13 +87,25 @@ class TransferPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(enum.IntEnum):
-    """How one rank's share of a plan ended."""
+    """How one rank's share of a plan ended; the larger, the worse."""
 
     OK = 0
-    MISS = 1
-    CORRUPT = 2
-    TIMEOUT = 3
-    ERROR = 4
+    BUSY = 1
+    """Not begun: too much is waiting already. The same plan may succeed later."""
+
+    MISS = 2
+    CORRUPT = 3
+    TIMEOUT = 4
+    """Not done in time, or given up."""
+
+    ERROR = 5
+    CLOSED = 6
+    """Not begun, and nothing will be any more: whoever should have done it has stopped."""
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether what was asked for is not to be had there, now or later."""
+        return self in {Status.MISS, Status.CORRUPT, Status.ERROR}
 
 
 class TransferResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,12 +11,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["SAFE_FLAGS", "hold_lock", "is_own_file", "try_lock", "until"]
+__all__ = ["SAFE_FLAGS", "hold_lock", "is_own_file", "make_folder", "try_lock", "until"]
 
 SAFE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 """For every open: someone else may have put a link, a pipe or a device under the name."""
 
 _POLL_S = 0.01
+
+
+def make_folder(path: Path) -> None:
+    """Make `path`, and what is missing above it, for this user alone.
+
+    Raises:
+        OSError: It cannot be made, or is no folder.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        make_folder(path.parent)  # `mkdir(parents=True)` would let the umask choose their modes
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def is_own_file(fd: int) -> bool:

@@ -54,7 +54,7 @@ HARMLESS = frozenset(
 
 
 def troubles(folder: Path) -> list[str]:
-    """Say what may change weights unheard.
+    """Say what may change weights without notice.
 
     Args:
         folder: Holds the engine's package.

@@ -71,6 +71,18 @@ def test_a_new_process_prefetches_what_the_last_one_backed_up(start, layout):
     assert [rig.page_bytes(page) for page in targets] == expected
 
 
+@pytest.mark.parametrize("block_format", ["cells", "native"])
+def test_without_time_to_read_no_hit_is_claimed_and_pages_are_stored(start, block_format):
+    rig = start(block_format=block_format, promotion_timeout_s=0)
+    tokens = list(range(8 * TOKENS))
+    rig.backup(tokens, range(8))
+    for _ in range(4):
+        assert rig.prefetch(tokens, range(20, 28)) == 0
+    store = rig.storage._stores.opened.get("kv")
+    assert store.take_counts()["ssd_off"] == 0
+    assert start(block_format=block_format).prefetch(tokens, range(8)) == 8 * TOKENS
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_layouts_read_what_other_layouts_have_stored(start, layout):
     rig = start("layer_first")
@@ -120,8 +132,8 @@ def test_an_option_that_cannot_be_used_stops_the_attach_in_one_sentence(start, o
     assert "\n" not in str(caught.value)
 
 
-def test_where_changes_of_weights_are_not_heard_of_nothing_is_stored(start, monkeypatch):
-    monkeypatch.setattr(weight_updates, "_heard", [])
+def test_where_changes_of_weights_are_not_followed_nothing_is_stored(start, monkeypatch):
+    monkeypatch.setattr(weight_updates, "_followed", [])
     monkeypatch.setattr(weight_updates, "register", lambda: None)
     with pytest.raises(ConfigError, match="SGLANG_PLUGINS"):
         start()
@@ -134,7 +146,10 @@ def test_weights_that_changed_while_it_was_detached_have_blocks_of_their_own(sta
     rig.controller.detach_storage_backend()
     with monkeypatch.context() as this_process:
         this_process.setattr(weight_updates, "_changed", threading.Event())
-        weight_updates.updated(None)
+        scheduler = SimpleNamespace(forward_ct=0)
+        weight_updates.begin()
+        weight_updates.flushed(True, scheduler)
+        weight_updates.updated(None, SimpleNamespace(scheduler=scheduler))
         rig.attach()
         assert rig.prefetch(tokens, range(10, 14)) == 0
         rig.backup(tokens, range(4))

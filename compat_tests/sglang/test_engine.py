@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from engine_steps import wait_until_stored, with_other_weights
+from engine_steps import wait_until_restored, wait_until_stored, with_other_weights
 from sglang.srt.mem_cache import hicache_storage
 from sglang_process import PAGE_TOKENS, flexkv
 
@@ -100,6 +100,26 @@ def test_pages_of_former_weights_are_never_found_again(start, model, tmp_path):
     assert again.tokens == former.tokens
 
 
+def test_an_update_of_weights_that_sglang_refuses_forgets_nothing(start, tmp_path):
+    before, after = prompt_of(1), prompt_of(2)
+    engine = start()
+    engine.complete(before)
+    wait_until_stored(engine, before)
+    with pytest.raises(AssertionError, match="refused"):
+        engine.update_weights(tmp_path / "nothing")
+    engine.flush()
+    assert engine.complete(before).num_from_storage == HIT_TOKENS
+    engine.complete(after)
+    wait_until_stored(engine, after)
+
+    engine = start()
+    wait_until_restored(engine)
+    assert [engine.complete(prompt, 1).num_from_storage for prompt in (before, after)] == [
+        HIT_TOKENS,
+        HIT_TOKENS,
+    ]
+
+
 def test_an_operator_empties_detaches_and_attaches_the_storage_while_it_serves(start, tmp_path):
     prompt = prompt_of(1)
     engine = start(arguments={"enable_metrics": True})  # which are registered once in a process
@@ -117,6 +137,27 @@ def test_an_operator_empties_detaches_and_attaches_the_storage_while_it_serves(s
 
     engine.attach(flexkv(tmp_path / "ssd"))
     wait_until_stored(engine, prompt)  # or until what was stored has been found again
+    assert engine.complete(prompt).tokens == tokens
+
+
+def test_what_follows_pages_that_were_never_offered_is_found_again(start, tmp_path):
+    """SGLang offers a page once: not those that it had when the storage was attached."""
+    begin = prompt_of(1)
+    prompt = begin[:HIT_TOKENS] + prompt_of(2)[: PAGE_TOKENS * 8 + 1]
+    engine = start()
+    engine.detach()
+    engine.complete(begin)
+    engine.attach(flexkv(tmp_path / "ssd"))
+    tokens = engine.complete(prompt).tokens
+    engine.detach()  # only when all is stored
+    engine.kill()
+
+    engine = start()
+    wait_until_restored(engine)
+    assert engine.complete(begin).num_from_storage == 0
+    behind = engine.complete(prompt)
+    assert (behind.num_from_storage, behind.tokens) == (PAGE_TOKENS * 8, tokens)
+    wait_until_stored(engine, prompt)  # with what is before it, now that this was offered
     assert engine.complete(prompt).tokens == tokens
 
 

@@ -1,6 +1,7 @@
 """Nobody is given the stored pages of another salt, extra key or adapter; all find their own."""
 
 import random
+import shutil
 
 import pytest
 from engine_steps import wait_until_restored, wait_until_stored
@@ -29,7 +30,7 @@ def adapters(model):
 def start(start_engine, model, tmp_path, adapters):
     """Start engines on one directory, each after the end of the one before."""
 
-    def start(page_tokens):
+    def start(page_tokens, adapters=adapters):
         return start_engine(
             model("oracle"),
             flexkv(tmp_path / "ssd", promotion_timeout_s=60),  # pages of one token are many
@@ -81,3 +82,28 @@ def test_a_name_that_is_loaded_again_finds_nothing_of_what_it_meant_before(start
     engine.load_adapter("three", adapters["one"])
     again = engine.complete(PROMPT, 4, lora_path="three")
     assert (again.num_cached_tokens, again.tokens) == (0, answers[0].tokens)
+
+
+def test_an_adapter_is_found_by_what_it_holds_whichever_others_there_are(start, adapters, tmp_path):
+    changing = tmp_path / "changing"
+    shutil.copytree(adapters["one"], changing)
+    askers = [{}, {"lora_path": "changing"}]
+    engine = start(64, {"changing": changing})
+    tokens = [engine.complete(PROMPT, 4, **asker).tokens for asker in askers]
+    for asker in askers:
+        wait_until_stored(engine, PROMPT, page_tokens=64, **asker)
+
+    engine = start(64, {"changing": changing, "two": adapters["two"]})
+    wait_until_restored(engine)
+    again = [engine.complete(PROMPT, 4, **asker) for asker in askers]
+    assert [answer.num_from_storage for answer in again] == [384, 384]
+    assert [answer.tokens for answer in again] == tokens
+    expected = engine.complete(PROMPT, 4, lora_path="two").tokens
+
+    shutil.copytree(adapters["two"], changing, dirs_exist_ok=True)
+    engine = start(64, {"changing": changing})
+    wait_until_restored(engine)
+    assert engine.complete(PROMPT, 4).num_from_storage == 384
+    other = engine.complete(PROMPT, 4, lora_path="changing")
+    assert (other.num_cached_tokens, other.tokens) == (0, expected)
+    assert expected != tokens[1]

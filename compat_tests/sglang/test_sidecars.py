@@ -270,6 +270,25 @@ def test_parts_of_weights_that_changed_while_it_was_detached_are_not_found(start
     assert all(found(start(PoolName.SWA), PoolName.SWA))
 
 
+@pytest.mark.parametrize("pool", [PoolName.KV, PoolName.SWA])
+def test_while_reads_of_a_pool_are_off_there_is_no_hit_until_one_may_be_tried(
+    start, pool, monkeypatch
+):
+    """The reads of the other pool go on."""
+    rig = start(PoolName.SWA)
+    store(rig, PoolName.SWA)
+    backup(rig)
+    wanted = [rig.transfer(PoolName.SWA, KEYS[6:], [20, 21])]
+    loads = rig.storage._stores.opened.get(str(pool))._loads
+    assert rig.storage.batch_exists_v2(KEYS, wanted, extra_of([])).kv_hit_pages == len(KEYS)
+    loads._health.note_silence(loads._clock())
+    assert rig.storage.batch_exists_v2(KEYS, wanted, extra_of([])).kv_hit_pages == 0
+    later_s = loads._clock() + 31
+    monkeypatch.setattr(loads, "_clock", lambda: later_s)
+    assert rig.prefetch_with(PROMPT, range(30, 38), wanted) == (len(PROMPT), {"swa": 2})
+    assert not loads.is_off
+
+
 def test_no_exception_of_ours_reaches_sglang(start, monkeypatch):
     rig = start(PoolName.SWA)
     monkeypatch.setattr(BlockStore, "lookup", lambda *_: 1 // 0)

@@ -25,6 +25,16 @@ def start(start_engine, model, tmp_path):
     return lambda: start_engine(model("oracle"), flexkv(tmp_path / "ssd"))
 
 
+def test_the_end_of_a_session_that_nobody_opened_forgets_nothing(start):
+    prompt = prompt_of(1)
+    engine = start()
+    engine.complete(prompt)
+    wait_until_stored(engine, prompt)
+    engine.end_weight_update()
+    engine.flush()
+    assert engine.complete(prompt).num_from_storage == HIT_TOKENS
+
+
 def test_what_was_computed_before_or_while_others_write_the_weights_is_not_found_afterwards(start):
     before, meanwhile = prompt_of(1), prompt_of(2)
     engine = start()

@@ -5,6 +5,7 @@ connector. Arguments and results of the added methods are JSON: they travel thro
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -37,22 +38,22 @@ class BreakableLane(CpuLane):
         self._held: list[TransferPlan] = []
 
     @override
-    def submit(self, plan: TransferPlan) -> None:
-        match self._fate_of(plan):
-            case "copy":
-                super().submit(plan)
-            case "fail":
-                self._results.append(self._fail(plan))
-            case "skip":
-                self._results.append(done(plan, self._rank, 0, 0.0))
-            case "hold":
-                self._held.append(plan)
+    def submit_all(self, plans: Iterable[TransferPlan]) -> None:
+        for plan in plans:
+            match self._fate_of(plan):
+                case "copy":
+                    super().submit_all([plan])
+                case "fail":
+                    self._results.append(self._fail(plan))
+                case "skip":
+                    self._results.append(done(plan, self._rank, 0, 0.0))
+                case "hold":
+                    self._held.append(plan)
 
     @override
     def poll(self) -> list[TransferResult]:
         held, self._held = self._held, []
-        for plan in held:
-            self.submit(plan)
+        self.submit_all(held)
         return super().poll()
 
     def _fate_of(self, plan: TransferPlan) -> Fate:
@@ -63,7 +64,7 @@ class BreakableLane(CpuLane):
         num_blocks = min(self.num_good_blocks, plan.num_blocks - 1)
         if isinstance(plan.source, EnginePages) or not num_blocks:
             return failed
-        super().submit(self._head_of(plan, num_blocks))
+        super().submit_all([self._head_of(plan, num_blocks)])
         assert self._results.pop().status is Status.OK
         return msgspec.structs.replace(failed, num_blocks=num_blocks)
 

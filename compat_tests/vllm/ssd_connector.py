@@ -5,6 +5,7 @@ Loaded by vLLM through `kv_connector_module_path`. Requests wait for SSD as long
 busy the machine is.
 """
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -27,12 +28,12 @@ from flexkv_core.identity.hashing import Digests, FileHasher
 Fate = Literal["work", "fail", "hang"]
 
 
-class UnknownSpeed(PrefillSpeed):
-    """Never says how long computing takes."""
+class NoSpeed(PrefillSpeed):
+    """Says that computing takes for ever."""
 
     @override
-    def seconds_for(self, num_tokens: int, now_s: float) -> float | None:
-        return None
+    def seconds_for(self, num_tokens: int, now_s: float) -> float:
+        return 1e9
 
 
 class BreakableFile(SlabFile):
@@ -63,7 +64,7 @@ class BreakableFile(SlabFile):
             raise OSError(5, "a test said so")
 
 
-scheduler.PrefillSpeed = UnknownSpeed  # type: ignore[misc] what the scheduler half makes
+scheduler.PrefillSpeed = NoSpeed  # type: ignore[misc] what the scheduler half makes
 slab.SlabFile = BreakableFile  # type: ignore[misc] what slabs are made of
 
 
@@ -165,13 +166,16 @@ class SlowHasher(FileHasher):
 
 
 class SlowHasherConnector(SsdGlassConnector):
-    """Nobody knows what the model is until a test lets it be read; idle engines do not wait."""
+    """Nobody knows what the model is until a test lets it be read.
+
+    An idle engine that stepped meanwhile would do so until then.
+    """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         identification.FileHasher = SlowHasher  # type: ignore[misc] what files are read by
         super().__init__(vllm_config, role, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler._timeout = ReportTimeout(0.0)
+            self._scheduler._timeout = ReportTimeout(math.inf)
 
     def let_hash(self) -> None:
         """Worker: let the model be read, and wait until it is."""

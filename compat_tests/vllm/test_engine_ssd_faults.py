@@ -108,7 +108,7 @@ def test_reads_that_hang_cost_their_deadline_and_keep_nobody_stepping(engine, tr
     assert served.tokens == truth(waited).tokens
     assert growth("promotion_timeouts") == 1
     assert not engine.state()["busy"]
-    assert engine.connector("audit")["num_in_flight"] == 1
+    assert engine.connector("audit")["num_in_flight"] > 0
 
     served = serve(engine, others[0])
 

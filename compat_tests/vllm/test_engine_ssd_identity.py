@@ -162,7 +162,6 @@ def test_until_the_model_is_known_host_memory_serves_alone_and_ssd_has_it_all_af
     assert not list(directory.rglob("*.slab"))
 
     engine.worker_connectors("let_hash")
-    engine.connector("limit_waits", request_s=60.0, idle_s=30.0)
     serve(engine, random_tokens(2, 200))
     assert set(keys_of(PROMPT)) <= ready_keys(engine)
     engine.kill()

@@ -10,7 +10,9 @@ from flexkv_connectors.below_host.pool import StoredPool
 from flexkv_connectors.below_host.rank import StorageRank
 from flexkv_connectors.below_host.stores import PoolStores
 from flexkv_core.block.namespace import Namespace
-from flexkv_core.data.tiers.ssd.from_config import record_reset, require_directory
+from flexkv_core.data.tiers.ssd.directory import require_folders
+from flexkv_core.data.tiers.ssd.from_config import record_reset
+from flexkv_core.errors import TierError
 from flexkv_core.identity.origin import Origin
 
 __all__ = ["DeferredStores"]
@@ -33,7 +35,7 @@ class DeferredStores:
         """Begin to identify the model; stores are opened once it is known, on another thread.
 
         Raises:
-            ConfigError: None of the directories can be used.
+            ConfigError: None of the directories can be a folder.
             LayoutError: The pool is of a kind that we do not know.
         """
         self.opened: PoolStores | None = None
@@ -46,7 +48,7 @@ class DeferredStores:
         self._resets: list[bool] = []
         self._is_closed = False
         self._changing = threading.Lock()
-        require_directory(rank.ssd_options(rank.quota_bytes, is_replicated=True))
+        require_folders(rank.ssd_options(rank.quota_bytes, is_replicated=True))
         self.add(describe_kv)
         # Last: it calls `_open` at once where the model is known already.
         self._identification = origin.find(rank.cache, self._open)
@@ -55,14 +57,14 @@ class DeferredStores:
         """Store another pool, too.
 
         Raises:
-            ConfigError: None of the directories can be used.
+            ConfigError: It cannot be stored.
             LayoutError: The pool is of a kind that we do not know.
         """
         describe(self._origin.blank)  # what cannot be stored is refused while the engine starts
         with self._changing:
             self._pools.append(describe)
             if self.opened is not None and self._namespace is not None:
-                self.opened.add(describe(self._namespace))
+                self._add_now(self.opened, describe(self._namespace))
 
     def reset(self, *, keeps_name: bool) -> None:
         """Forget everything, also what will be found; see `SsdTier.begin_generation`.
@@ -91,6 +93,15 @@ class DeferredStores:
             if stores is not None:
                 stores.close()
 
+    def _add_now(self, stores: PoolStores, pool: StoredPool) -> None:
+        """Open one more store; if that is not possible now, all are opened together later."""
+        try:
+            stores.add(pool)
+        except TierError as error:
+            self.opened = None
+            stores.close()
+            self._identification.tell_again(error)
+
     def _record_reset(self) -> None:
         """Let a reset outlive this process even if it never opens the files."""
         name = secrets.token_hex(8)
@@ -106,9 +117,8 @@ class DeferredStores:
         """Open all stores, or none.
 
         Raises:
-            ConfigError: None of the directories can be used any more.
             LayoutError: A pool has changed.
-            TierError: There is no memory to stage blocks in.
+            TierError: No directory can be used now, or there is no memory to stage blocks in.
         """
         with self._changing, ExitStack() as undo:
             if self._is_closed:

@@ -15,7 +15,7 @@ from flexkv_core.data.tiers.memory import BlockMemory, PageMemory
 from flexkv_core.data.tiers.ssd.column_tier import BlockShare
 from flexkv_core.data.tiers.ssd.follower import Follower
 from flexkv_core.data.tiers.ssd.format import slot_bytes
-from flexkv_core.data.tiers.ssd.from_config import open_ssd_tier
+from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.data.transfer.direct_lane import DirectLane
 from flexkv_core.data.transfer.lane import AsyncLane
@@ -79,8 +79,7 @@ def open_store(rank: StorageRank, pool: StoredPool, quota_bytes: int) -> BlockSt
     """Open the store of a pool: this rank's own files, or those of the rank that it follows.
 
     Raises:
-        ConfigError: None of the directories can be used.
-        TierError: There is no memory to stage blocks in.
+        TierError: No directory can be used now, or there is no memory to stage blocks in.
     """
     if isinstance(pool.content, PageMemory):
         return _open_direct(rank, pool, quota_bytes, pool.content)
@@ -132,7 +131,7 @@ def _open(
         follower = Follower(memory, share, options.directories)
         lane = make_lane(follower, 0)
         return open_follower(follower, lane, access=pool.access, load_limit_s=load_limit_s)
-    tier = open_ssd_tier(options, share, memory)
+    tier = SsdTier(memory, share, options)
     return open_writer(
         tier,
         make_lane(tier, 0),

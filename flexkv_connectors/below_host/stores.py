@@ -38,8 +38,7 @@ class PoolStores:
         """Open the store of a pool, and give it its part of the room; the others get less.
 
         Raises:
-            ConfigError: None of the directories can be used.
-            TierError: There is no memory to stage blocks in.
+            TierError: No directory can be used now, or there is no memory to stage blocks in.
         """
         self._pools[pool.name] = pool
         store = open_store(self._rank, pool, self._quota_of(pool))

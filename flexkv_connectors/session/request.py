@@ -28,11 +28,13 @@ class RequestState(ABC):
     __slots__ = (
         "_deployment",
         "chain",
+        "is_counted",
         "is_loading",
         "lease",
         "lower",
         "may_load",
         "may_save",
+        "next_save_tokens",
         "num_tried_blocks",
         "offer",
         "page_ids",
@@ -60,15 +62,16 @@ class RequestState(ABC):
         self.offer = range(0)
         """Tokens that were last offered to the engine, or that are being loaded for it."""
 
+        self.is_counted = False
+        """Whether it has been counted as a use of what the tiers hold."""
+
         self.is_loading = False
         """Whether a plan in flight writes to its pages."""
 
         self.page_ids: list[int] = []
         """The engine's page table of the request; an id below 0 is no page."""
 
-        self.num_tried_blocks = 0
-        """Leading blocks whose saving was decided; what did not fit then is tried with the next."""
-
+        self.note_tried(0)
         self.lower: LowerTierRequest | None = None
         """Its dealings with the SSD tier, if there is one."""
 
@@ -96,6 +99,11 @@ class RequestState(ABC):
         return (self.num_tokens - 1) // page_tokens * page_tokens
 
     @property
+    def num_draft_blocks(self) -> int:
+        """Full blocks at the end of what is computed whose KV may still change."""
+        return 0
+
+    @property
     def num_durable_blocks(self) -> int | None:
         """Leading blocks that may outlive the process; None for all."""
         return None
@@ -112,6 +120,16 @@ class RequestState(ABC):
                 self.may_load = self.may_save = False
         return self.chain.keys
 
+    def note_tried(self, num_blocks: int) -> None:
+        """Note that the saving of the first `num_blocks` blocks was decided.
+
+        What did not fit then is tried with the next.
+        """
+        self.num_tried_blocks = num_blocks
+        num_full_blocks = num_blocks + 1 + self.num_draft_blocks
+        self.next_save_tokens = num_full_blocks * self._deployment.block_tokens
+        """Computed tokens below which there is nothing more to save: engines ask in each step."""
+
     def offered_pages(self) -> list[int]:
         """Return the pages of the offer up to the first that is missing: of this request alone."""
         first_page = self.offer.start // self._deployment.page_tokens
@@ -121,20 +139,25 @@ class RequestState(ABC):
         """Return how many leading blocks can be saved once `num_computed` tokens are computed."""
         if not self.may_save:
             return 0
-        num_tokens = min(num_computed, self.num_tokens)
+        num_draft_tokens = self.num_draft_blocks * self._deployment.block_tokens
+        num_tokens = min(num_computed, self.num_tokens) - num_draft_tokens
         num_blocks = num_tokens // self._deployment.block_tokens
         if num_blocks <= self.num_tried_blocks:
-            return max(num_blocks, 0)  # as in most steps of decoding, which are to cost nothing
+            return max(num_blocks, 0)
         # Pages of blocks that were tried are there, so only new ones are looked at.
         pages_per_block = self._deployment.pages_per_block
         num_pages = self._num_pages(num_tokens, self.num_tried_blocks * pages_per_block)
         return num_pages // pages_per_block
 
     def num_ssd_tokens(self, loaded: range) -> int:
-        """Return how many of the tokens that are loaded were on SSD when the request came."""
+        """Return how many of the tokens that are loaded were on SSD when the request came.
+
+        What a preempted request has computed or loaded before comes back from host memory.
+        """
         if self.lower is None:
             return 0
-        num_host_tokens = self.lower.num_host_blocks * self._deployment.block_tokens
+        num_host_blocks = max(self.lower.num_host_blocks, self.num_tried_blocks)
+        num_host_tokens = num_host_blocks * self._deployment.block_tokens
         return max(0, loaded.stop - max(num_host_tokens, loaded.start))
 
     def _num_pages(self, num_tokens: int, num_seen: int = 0) -> int:

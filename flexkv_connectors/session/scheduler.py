@@ -43,8 +43,8 @@ _METRICS: Mapping[JobKind, tuple[str, str, str]] = {
 class SchedulerSession(Generic[S]):
     """Decides what is loaded and saved for the requests that an adapter asks about.
 
-    Thread: the scheduler's. Nothing blocks. A request already asked about costs O(1) a step, a
-    new block O(blocks of its request).
+    Thread: the scheduler's. Nothing blocks. A request costs a comparison a step, see
+    `RequestState.next_save_tokens`; a new block costs O(blocks of its request).
     """
 
     def __init__(
@@ -73,8 +73,9 @@ class SchedulerSession(Generic[S]):
         self._ssd_reports: list[TierReport] = []
         """Reports of owners that the SSD tier has not taken in; it may not be open yet."""
 
-        self._loading: dict[JobId, tuple[S, range]] = {}
-        """The request whose pages a plan in flight fills, and the tokens that it fills in."""
+        self._loading: dict[JobId, tuple[S, int, int]] = {}
+        """The request whose pages a plan in flight fills, with how many tokens, and how many of
+        them came from SSD."""
 
         self._ended: deque[list[S]] = deque([[]], maxlen=_STEPS_IN_FLIGHT)
         """Requests that have ended, by step, the latest first: their loads may still fail."""
@@ -91,11 +92,11 @@ class SchedulerSession(Generic[S]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a report is expected, or the SSD tier has work that needs another step."""
+        """Whether a report is expected, or another step brings the SSD tier's work forward."""
         if self._tiers is None or not self.pools.are_ready:
             return True
         manager, ssd = self._tiers
-        return manager.num_in_flight > 0 or (ssd is not None and ssd.has_work)
+        return manager.num_in_flight > 0 or (ssd is not None and ssd.can_proceed)
 
     def fetch(self, state: S, block_compute_s: float | None = None) -> bool:
         """Start what SSD has of a request on its way to host memory.
@@ -107,6 +108,7 @@ class SchedulerSession(Generic[S]):
         Returns:
             Whether it is worth waiting for. Ask again until it is not.
         """
+        self._note_use(state)
         lower = self._lower(state) if self.pools.are_ready else None
         return lower is not None and lower.fetch(state.keys(), time.monotonic(), block_compute_s)
 
@@ -122,6 +124,7 @@ class SchedulerSession(Generic[S]):
         """
         if self._tiers is None or not self.pools.are_ready:
             return 0
+        self._note_use(state)
         if state.lease is None:
             state.lease = self._tiers.manager.match(state.request_id, state.keys())
         num_blocks = 0 if state.lease is None else state.lease.num_blocks
@@ -153,8 +156,10 @@ class SchedulerSession(Generic[S]):
             return Load(state.request_id, pages, None)
         state.lease = None
         state.is_loading = True
+        self._counters.add("match_hit_blocks", plan.num_blocks)
         end = state.offer.start + len(pages) * self._deployment.page_tokens
-        self._loading[plan.job_id] = state, range(state.offer.start, end)
+        tokens = range(state.offer.start, end)
+        self._loading[plan.job_id] = state, len(tokens), state.num_ssd_tokens(tokens)
         return Load(state.request_id, pages, plan)
 
     def plan_save(self, state: S, num_computed: int) -> TransferPlan | None:
@@ -168,10 +173,11 @@ class SchedulerSession(Generic[S]):
         manager, keys = self._tiers.manager, state.keys()
         if (lower := self._lower(state)) is not None:
             lower.admit(keys)
-        state.num_tried_blocks = self._staging.clip(
+        num_tried = self._staging.clip(
             min(num_blocks, len(keys)), lambda: manager.lookup(keys, tier="host").num_known
         )
-        reservation = manager.reserve(state.request_id, keys[: state.num_tried_blocks])
+        state.note_tried(num_tried)
+        reservation = manager.reserve(state.request_id, keys, end=num_tried)
         if isinstance(reservation, Refusal):
             return None
         per_block = self._deployment.pages_per_block
@@ -251,7 +257,7 @@ class SchedulerSession(Generic[S]):
         The weights may have changed, so requests that have begun are not saved any more: part of
         their KV was computed with the old ones.
         """
-        for state in self.states.values():
+        for state in chain(self.states.values(), *self._ended):
             self.withdraw(state)
             state.may_save = state.may_save and not state.page_ids
         self._is_reset = True
@@ -276,6 +282,17 @@ class SchedulerSession(Generic[S]):
         if self._is_reset and tiers.ssd is not None:
             tiers.ssd.reset()  # what the workers have found was computed with the old weights
         return tiers
+
+    def _note_use(self, state: S) -> None:
+        """Count a request as a use of what it finds: once, however often it is asked about.
+
+        It finds what is there when it comes: what is brought from SSD for it is not used again.
+        """
+        if self._tiers is None or not self.pools.are_ready or state.is_counted:
+            return
+        state.is_counted = True
+        if not self._tiers.manager.note_use(state.keys()):
+            self._counters.add("match_miss")
 
     def _lower(self, state: S) -> LowerTierRequest | None:
         """Return a request's dealings with the SSD tier, if there is one; they begin here."""
@@ -302,7 +319,7 @@ class SchedulerSession(Generic[S]):
         )
 
     def _drop_from(self, state: S, bad_block: int) -> None:
-        state.num_tried_blocks = min(state.num_tried_blocks, bad_block)
+        state.note_tried(min(state.num_tried_blocks, bad_block))
         keys = state.keys()[: bad_block + 1]
         if self._tiers is not None and len(keys) > bad_block:
             self._tiers.manager.drop_from(keys, tier="host")
@@ -319,21 +336,25 @@ class SchedulerSession(Generic[S]):
     def _conclude_load(self, completion: Completion) -> None:
         """Count what was loaded; a request whose load failed loads no more."""
         self._record(completion)
-        state, tokens = self._loading.pop(completion.job_id)
+        state, num_tokens, num_ssd_tokens = self._loading.pop(completion.job_id)
         state.is_loading = False
         if completion.status is not Status.OK:
             state.may_load = False
-        elif self.states.get(state.request_id) is state:  # else the request ended first
-            self._counters.add("load_tokens", len(tokens))
-            self._counters.add("ssd_load_tokens", state.num_ssd_tokens(tokens))
+        elif not self._deployment.cache.load_async or self.states.get(state.request_id) is state:
+            # Else the request ended first. One that loads and computes in a step may end with it.
+            self._counters.add("load_tokens", num_tokens)
+            self._counters.add("ssd_load_tokens", num_ssd_tokens)
 
     def _conclude_save(self, completion: Completion) -> None:
-        """Count what was saved and let SSD have it; a request whose save failed saves no more."""
+        """Count what was saved and let SSD have it; a request whose save failed saves no more.
+
+        One that found a busy lane tries again with its next block.
+        """
         self._record(completion)
         self._counters.add("save_tokens", completion.num_published * self._deployment.block_tokens)
         self._staging.give_back(completion.job_id)
         state = self.saving.pop(completion.job_id)
-        state.may_save = state.may_save and completion.status is Status.OK
+        state.may_save = state.may_save and completion.status in {Status.OK, Status.BUSY}
         if state.lower is not None:
             state.lower.demote(state.keys())
 

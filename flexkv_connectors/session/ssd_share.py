@@ -9,11 +9,10 @@ from flexkv_connectors.session.deployment import Deployment
 from flexkv_core.block.namespace import Namespace
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.tiers.ssd.column_tier import BlockShare
+from flexkv_core.data.tiers.ssd.directory import require_folders
 from flexkv_core.data.tiers.ssd.from_config import (
     nominal_blocks,
-    open_ssd_tier,
     record_reset,
-    require_directory,
     ssd_options,
 )
 from flexkv_core.data.tiers.ssd.tier import SsdTier
@@ -34,8 +33,8 @@ _MAX_RECOVERED_PER_REPORT = 2048
 class SsdShare:
     """The part of the SSD tier that one owner keeps.
 
-    The files are opened once the model is identified. Until then the share reports how much it
-    will hold, and the scheduler's side orders nothing.
+    The files are opened once the model is identified and a directory can be used. Until then the
+    share reports how much it will hold, and the scheduler's side orders nothing.
 
     Thread: the worker's. Files are opened by the thread that identifies the model, and read and
     written by the threads of two lanes, so that loads never queue behind saves.
@@ -47,13 +46,13 @@ class SsdShare:
         """Begin to identify the model; its files are opened once it is known, on another thread.
 
         Raises:
-            ConfigError: None of the directories can be used.
+            ConfigError: None of the directories can be a folder.
         """
         self._deployment = deployment
         self._pool = pool
         self._origin = origin
         self._options = ssd_options(deployment.cache, quota_bytes)
-        require_directory(self._options)
+        require_folders(self._options)
         self._generation = ""
         """The last that the scheduler's side has ordered."""
 
@@ -126,7 +125,7 @@ class SsdShare:
         """Open the files of `namespace`, and begin to recover what earlier processes left.
 
         Raises:
-            ConfigError: None of the directories can be used any more.
+            TierError: None of the directories can be used now.
         """
         deployment, memory = self._deployment, self._pool.memory
         with self._lock, ExitStack() as undo:
@@ -138,7 +137,7 @@ class SsdShare:
                 deployment.block_format.cell_bytes,
                 deployment.engine_id,
             )
-            tier = open_ssd_tier(self._options, share, memory)
+            tier = SsdTier(memory, share, self._options)
             undo.callback(tier.close)
             load_lane = TierLane(deployment.rank, tier, memory)
             undo.callback(load_lane.close)

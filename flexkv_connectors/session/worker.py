@@ -112,17 +112,18 @@ class WorkerSession:
 
     def load(self, loads: Iterable[Load]) -> None:
         """Start loads; those without a plan end at once, with nothing filled."""
+        plans: list[TransferPlan] = []
         for load in loads:
             if load.plan is None:
                 self._ended_loads.append(EndedLoad(load, 0, ""))
             else:
                 self._loads[load.plan.job_id] = load
-                self.worker.submit(self._in_rows(load.plan))
+                plans.append(self._in_rows(load.plan))
+        self.worker.submit(plans)
 
     def submit(self, plans: Iterable[TransferPlan]) -> None:
         """Start copies that are no loads."""
-        for plan in plans:
-            self.worker.submit(self._in_rows(plan))
+        self.worker.submit([self._in_rows(plan) for plan in plans])
 
     def move(self, orders: TierOrders | None) -> None:
         """Start copies between host memory and SSD; they go on beside the forward passes."""

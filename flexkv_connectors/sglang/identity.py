@@ -5,22 +5,18 @@ gets a name of its own, so that it keeps engines apart.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from flexkv_connectors.sglang.deployment import HostPoolDeployment
-from flexkv_connectors.sglang.settings import EngineSettings
+from flexkv_connectors.sglang.settings import EngineSettings, hub_cache_of
 from flexkv_core.block.cells import BLOCK_FORMAT_VERSION
 from flexkv_core.block.namespace import Namespace, canonical_dtype, settings_digest
 from flexkv_core.config import CacheConfig
-from flexkv_core.env import hub_cache_folder
 from flexkv_core.identity.checkpoint import Checkpoint
 from flexkv_core.identity.origin import Origin, source_of, why_not_read
 
 __all__ = ["namespace_of", "origin_of", "why_no_identity"]
 
 _OWN_CODE = frozenset({"auto", "sglang"})
-_ADAPTER = "adapter:"
-"""Begins the role of an adapter among the sources; its name follows."""
 
 
 def why_no_identity(settings: EngineSettings, weight_version: str) -> str | None:
@@ -73,7 +69,7 @@ def namespace_of(
 
 def _sources(settings: EngineSettings, cache: CacheConfig) -> dict[str, Checkpoint]:
     """Return where everything is read from that decides what KV is, by its role."""
-    hub_cache = _hub_cache(settings)
+    hub_cache = hub_cache_of(settings)
     load_format = settings.load_format
 
     def weights_of(model: str, revision: str | None) -> Checkpoint:
@@ -91,8 +87,8 @@ def _sources(settings: EngineSettings, cache: CacheConfig) -> dict[str, Checkpoi
         sources["draft"] = weights_of(settings.draft_model, settings.draft_revision)
     if settings.kv_scales_path is not None:
         sources["kv_scales"] = Checkpoint(model=settings.kv_scales_path, hub_cache=hub_cache)
-    for name, path in settings.adapters.items():
-        sources[_ADAPTER + name] = Checkpoint(model=path, hub_cache=hub_cache)
+    if settings.draft_adapter:
+        sources["draft_adapter"] = Checkpoint(model=settings.draft_adapter, hub_cache=hub_cache)
     return sources
 
 
@@ -102,12 +98,9 @@ def _overrides(
     """Collect what differs from the model as its checkpoint describes it; empty for nothing."""
     dtype = canonical_dtype(settings.dtype)
     is_own = settings.implementation in _OWN_CODE
+    draft_adapter = identities.get("draft_adapter")
     found = {
-        "adapters": {
-            role.removeprefix(_ADAPTER): identity
-            for role, identity in identities.items()
-            if role.startswith(_ADAPTER)
-        },
+        "adapters": {f"\0{settings.draft_adapter}": draft_adapter} if draft_adapter else {},
         "code": {} if is_own else {"implementation": settings.implementation},
         "compute_dtype": "" if dtype == kv_dtype else dtype,
         "draft": settings.speculative_algorithm and [settings.speculative_algorithm, ""],
@@ -118,7 +111,3 @@ def _overrides(
         "quantised_by": "sglang" if kv_dtype.startswith("fp8") else "",
     }
     return {name: value for name, value in found.items() if value}
-
-
-def _hub_cache(settings: EngineSettings) -> Path:
-    return hub_cache_folder() if settings.hub_cache is None else Path(settings.hub_cache)

@@ -3,12 +3,21 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flexkv_core.env import hub_cache_folder
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
 
-__all__ = ["EngineSettings", "keeps_released_weights", "read_settings"]
+__all__ = [
+    "EngineSettings",
+    "hub_cache_of",
+    "is_one_rank",
+    "keeps_released_weights",
+    "read_settings",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +67,14 @@ class EngineSettings:
     speculative_algorithm: str
     draft_model: str | None
     draft_revision: str | None
-    adapters: Mapping[str, str]
-    """Folders of the LoRA adapters that were named at start, by what SGLang makes their id of.
+    draft_adapter: str | None
+    """Folder of an adapter that only drafts are made with; no request is keyed by it."""
 
-    An adapter that is loaded later, or again after it was unloaded, gets a random id, which is a
-    part of its keys: what is stored of it is never found again.
+    adapters: Mapping[str, str]
+    """Folders of the LoRA adapters that were named at the start, by the ids that SGLang gives them.
+
+    An adapter that is loaded later, or again after it was unloaded, gets a random id: what is
+    stored of it is never found again.
     """
 
 
@@ -100,8 +112,14 @@ def read_settings() -> EngineSettings:
         speculative_algorithm=arguments("speculative_algorithm") or "",
         draft_model=arguments("speculative_draft_model_path"),
         draft_revision=arguments("speculative_draft_model_revision"),
-        adapters=_adapters(arguments),
+        draft_adapter=arguments("uno_lora_path"),
+        adapters={named.lora_id: named.lora_path for named in arguments("lora_paths") or ()},
     )
+
+
+def hub_cache_of(settings: EngineSettings) -> Path:
+    """Return where SGLang downloads models and adapters to."""
+    return hub_cache_folder() if settings.hub_cache is None else Path(settings.hub_cache)
 
 
 def keeps_released_weights() -> bool:
@@ -110,17 +128,15 @@ def keeps_released_weights() -> bool:
     return not arguments("enable_memory_saver") or bool(arguments("enable_weights_cpu_backup"))
 
 
+def is_one_rank() -> bool:
+    """Tell whether this process alone computes what its engine, or its replica of one, serves."""
+    arguments = _resolved_arguments()
+    return (arguments("tp_size"), arguments("pp_size")) == (1, 1)
+
+
 def _load_format(arguments: Callable[[str], Any]) -> str:
     is_cached = arguments("weight_cache_mode") != "off"
     return "weight_cache" if is_cached else str(arguments("load_format"))
-
-
-def _adapters(arguments: Callable[[str], Any]) -> dict[str, str]:
-    """Name the folders that SGLang has read adapters from; it reads them once, at its start."""
-    named = arguments("lora_paths") or ()
-    found = {f"{adapter.lora_name}\0{adapter.lora_path}": adapter.lora_path for adapter in named}
-    draft = arguments("uno_lora_path")
-    return found | ({f"\0{draft}": draft} if draft else {})
 
 
 def _needs_every_token(arguments: Callable[[str], Any], *, is_generation: bool) -> str:

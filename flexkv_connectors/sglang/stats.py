@@ -1,7 +1,7 @@
 """Counts of one rank's storage as SGLang's own statistics and in its `/metrics`."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge
@@ -57,9 +57,7 @@ def _add(copies: Copies, summary: StorageMetrics) -> None:
 @cache
 def _families() -> MetricFamilies:
     """Register the metrics, once in a process: a storage may be attached again."""
-    return MetricFamilies(
-        Counter, partial(Gauge, multiprocess_mode="livemostrecent"), label_names=[*_LABELS, _POOL]
-    )
+    return MetricFamilies(Counter, Gauge, label_names=[*_LABELS, _POOL])
 
 
 def _speeds(copies: Sequence[Copy]) -> list[float]:

@@ -13,6 +13,7 @@ from typing_extensions import override
 from flexkv_connectors.below_host.deferred_stores import DeferredStores
 from flexkv_connectors.below_host.stores import PoolActivity, PoolStores
 from flexkv_connectors.fault_barrier import FaultBarrier, nothing
+from flexkv_connectors.sglang.adapter_keys import identify_adapters
 from flexkv_connectors.sglang.arguments import keys_of, page_ids_of
 from flexkv_connectors.sglang.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.sglang.identity import origin_of, why_no_identity
@@ -20,12 +21,13 @@ from flexkv_connectors.sglang.pools import KV, describe_kv, describe_sidecar, wh
 from flexkv_connectors.sglang.settings import read_settings
 from flexkv_connectors.sglang.sidecar_hits import Part, find_hit
 from flexkv_connectors.sglang.stats import StorageStats
-from flexkv_connectors.sglang.weight_updates import is_settled, listen, why_unheard
+from flexkv_connectors.sglang.weight_updates import is_settled, listen, why_not_followed
 from flexkv_connectors.versions import require_supported
 from flexkv_core.block.types import JobId
 from flexkv_core.block_store.block_store import BlockStore
 from flexkv_core.block_store.blocks import Blocks
 from flexkv_core.errors import ConfigError
+from flexkv_core.identity.identification import Identification
 from flexkv_core.plan import Status
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         self._barrier = FaultBarrier()
         self._stats_barrier = FaultBarrier(without="FlexKV's metrics")
         self._stores: DeferredStores | None = None
+        self._adapters: list[Identification] = []
         self._page_tokens: dict[str, int] = {}
         """By pool."""
 
@@ -93,13 +96,14 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         reason = (
             why_not(self._config, settings)
             or why_no_identity(settings, self._cache.weight_version)
-            or why_unheard()
+            or why_not_followed()
         )
         if reason is not None:
             msg = f"FlexKV cannot store the pages of this engine: {reason}"
             raise ConfigError(msg)
         deployment = translate(self._cache, self._config, mem_pool_host, settings)
         self._page_tokens[KV] = mem_pool_host.page_size
+        self._adapters = identify_adapters(settings, self._cache)  # first: it has less to read
         self._stores = DeferredStores(
             deployment.rank, origin_of(settings, deployment), partial(describe_kv, deployment)
         )
@@ -213,6 +217,8 @@ class FlexKVHiCacheStorage(HiCacheStorage):
         stores, self._stores = self._stores, None
         if stores is not None:
             FaultBarrier().run(stores.close, nothing)
+        for adapter in self._adapters:
+            adapter.close()
 
     @override
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:

@@ -7,7 +7,7 @@ empties SGLang's own caches. A version whose class has a method that is not name
 served: it might change weights.
 
 Experts that are moved between ranks keep their values, so KV stays what it was; adapters have keys
-of their own, a new one for each time that one is loaded while SGLang serves.
+of their own (`adapter_keys`).
 """
 
 import inspect
@@ -18,8 +18,9 @@ from threading import Event
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
+from flexkv_connectors.sglang.adapter_keys import name_adapter
 from flexkv_connectors.sglang.own_embeddings import REQUEST, keep_apart
-from flexkv_connectors.sglang.settings import keeps_released_weights
+from flexkv_connectors.sglang.settings import is_one_rank, keeps_released_weights
 from flexkv_core.env import mark_engine_start
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ __all__ = [
     "release",
     "unknown_in",
     "updated",
-    "why_unheard",
+    "why_not_followed",
 ]
 
 OWNER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
@@ -62,7 +63,7 @@ UPDATES = frozenset(
 """Calls that change weights before they return."""
 
 SESSION = frozenset({"begin_weight_update", "end_weight_update"})
-"""Between the two, others write into the weights unheard; from 0.5.21."""
+"""Between the two, others write into the weights without notice; from 0.5.21."""
 
 _CHECK, _RELEASE = "check_weights", "release_memory_occupation"
 HARMLESS = frozenset(
@@ -80,6 +81,23 @@ HARMLESS = frozenset(
 """Calls of the same class that leave weights as they are."""
 
 _FLUSH = "sglang.srt.managers.scheduler.Scheduler.flush_cache"
+_REFUSALS = frozenset(
+    {
+        "a weight-update session is already open; call end_weight_update() first",
+        "no weight-update session is open; call begin_weight_update() first",
+        *(
+            f"update_weights_from_{sender} must run between "
+            "begin_weight_update() and end_weight_update()"
+            for sender in ("distributed", "tensor")
+        ),
+    }
+)
+"""All ranks answer so, before they touch a weight (0.5.21 to 0.5.23)."""
+
+_NOT_READ = ("Failed to get model loader: ", "Failed to get weights iterator: ")
+"""Begin what a model answers whose new weights are not there to be read (0.5.20 to 0.5.23); another
+rank, or another model, may have read them."""
+
 _READING = frozenset({"checksum", "compare", "snapshot"})
 """Actions of `check_weights` that write nothing; the other one fills weights with noise."""
 
@@ -103,20 +121,22 @@ _mixed = Event()
 """Set while SGLang's own caches may hold what former weights have computed: it may be
 asked not to empty them, or refuse to while requests run. Nothing is stored or found until then."""
 
+_CALL = "call"
 _open: set[str] = set()
-"""Changes that last longer than one call: "session", and "release" until weights are written."""
+"""Changes under way: a `_CALL`, a "session", and a "release" until weights are written."""
 
 _emptied_at: list[int] = []
 """The scheduler's `forward_ct` at the last flush since a change began, if there was one: if it is
 the same when the change ends, nothing was computed in between."""
 
-_heard: list[str] = []
+_followed: list[str] = []
+"""The calls that we are told of."""
 
 
 def register() -> None:
     """Ask SGLang to call us around each change of weights and behind each flush; it calls this.
 
-    Also behind each request that it makes: see `own_embeddings`.
+    Also behind each request that it makes: see `own_embeddings` and `adapter_keys`.
     """
     from sglang.srt.plugins.hook_registry import (  # noqa: PLC0415 only in an engine
         HookRegistry,
@@ -134,20 +154,24 @@ def register() -> None:
             if hasattr(owner, name):
                 HookRegistry.register(f"{OWNER}.{name}", hook, kind)
     HookRegistry.register(_FLUSH, flushed, HookType.AFTER)
-    HookRegistry.register(f"{REQUEST}.__init__", keep_apart, HookType.AFTER)
-    _heard[:] = [*before, *after]
+    for hook in (keep_apart, name_adapter):
+        HookRegistry.register(f"{REQUEST}.__init__", hook, HookType.AFTER)
+    _followed[:] = [*before, *after]
 
 
 def unknown_in(methods: Collection[str]) -> list[str]:
-    """Return those of the public methods of SGLang's class that may change weights unheard."""
+    """Return those of the public methods of SGLang's class that may change weights."""
     public = {name for name in methods if not name.startswith("_")}
     return sorted(public - UPDATES - SESSION - HARMLESS - {_CHECK, _RELEASE})
 
 
-def why_unheard() -> str | None:
-    """Say why changes of weights are not heard of in this process, if they are not."""
-    if not _heard:
-        return "its weights could change unheard: let SGLANG_PLUGINS name flexkv, or leave it unset"
+def why_not_followed() -> str | None:
+    """Say why this process is not told of all changes of its weights, if it is not."""
+    if not _followed:
+        return (
+            "its weights could change without notice: let SGLANG_PLUGINS name flexkv, or leave it "
+            "unset"
+        )
     methods = dict(inspect.getmembers(pkgutil.resolve_name(OWNER), inspect.isfunction))
     if unknown := unknown_in(methods):
         return f"this SGLang may change weights by {', '.join(unknown)}, which is not known here"
@@ -166,12 +190,12 @@ def is_settled() -> bool:
 
     Thread: any.
     """
-    return not _mixed.is_set()
+    return not (_open or _mixed.is_set())
 
 
 def begin(*_: object, **__: object) -> None:
     """Note that the weights are about to change; a flush comes within the change, or later."""
-    _mixed.set()
+    _open.add(_CALL)
     _emptied_at.clear()
 
 
@@ -183,8 +207,9 @@ def open_session(*_: object, **__: object) -> None:
 def end_session(
     result: object, manager: "SchedulerWeightUpdaterManager", *_: object, **__: object
 ) -> None:
-    """Note that the others have finished writing; also where SGLang says there was no session."""
-    _open.discard("session")
+    """Note that the others have finished writing, if they had begun."""
+    if not _was_refused(result, manager):
+        _open.discard("session")
     updated(result, manager)
 
 
@@ -210,27 +235,27 @@ def checked(
 
 def flushed(result: object, scheduler: "Scheduler", *_: object, **__: object) -> None:
     """Inform all listeners again if the caches that SGLang emptied held KV of former weights."""
-    if not result or not _mixed.is_set():
+    if not result or is_settled():
         return
     _emptied_at[:] = [scheduler.forward_ct]
     if not _open:
-        _mixed.clear()
         _forget()
+        _mixed.clear()
 
 
 def updated(
-    result: object,
-    manager: "SchedulerWeightUpdaterManager | None" = None,
-    *_: object,
-    **__: object,
+    result: object, manager: "SchedulerWeightUpdaterManager", *_: object, **__: object
 ) -> None:
     """Inform all listeners of changed weights; a change that failed may have been made in part."""
-    del result
-    _open.discard("release")
-    scheduler = None if manager is None else manager.scheduler
+    if _was_refused(result, manager):
+        _open.discard(_CALL)
+        return
+    _mixed.set()
+    _open.difference_update({_CALL, "release"})
+    _forget()
+    scheduler = manager.scheduler
     if not _open and scheduler is not None and _emptied_at == [scheduler.forward_ct]:
         _mixed.clear()
-    _forget()
     if _mixed.is_set() and not _open:
         logger.warning(
             "connector.weights_changed: nothing is stored or found until SGLang's own caches are "
@@ -238,9 +263,18 @@ def updated(
         )
 
 
+def _was_refused(result: object, manager: "SchedulerWeightUpdaterManager") -> bool:
+    """Tell whether SGLang answers that it has left the weights of every rank alone."""
+    if getattr(result, "success", True):
+        return False
+    message = str(getattr(result, "message", ""))
+    is_only_model = manager.draft_worker is None and is_one_rank()
+    return message in _REFUSALS or (message.startswith(_NOT_READ) and is_only_model)
+
+
 def _open_change(name: str) -> None:
-    begin()
     _open.add(name)
+    _emptied_at.clear()
     _forget()
 
 

@@ -157,7 +157,7 @@ class SchedulerHalf:
         return load
 
     def _computed_by(self, output: Any) -> Iterator[tuple[TrtllmRequest, int]]:  # noqa: ANN401 SchedulerOutput
-        """Yield requests and the tokens that are computed once this step is done.
+        """Yield requests that may have blocks to save, and their tokens computed after this step.
 
         The engine takes an offer off the position of a new request, so that position may be too
         low, and below 0 where the offer was not used: what it leaves out is saved with the next
@@ -177,7 +177,9 @@ class SchedulerHalf:
                 state.tokens += data.new_tokens
                 state.page_ids += _pages_of(data)
                 self._named.add(state.request_id)
-                yield state, data.computed_position + data.num_scheduled_tokens
+                num_tokens = data.computed_position + data.num_scheduled_tokens
+                if num_tokens >= state.next_save_tokens and state.may_save:
+                    yield state, num_tokens
 
 
 def _id_of(number: int) -> RequestId:

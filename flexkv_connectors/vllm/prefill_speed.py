@@ -1,5 +1,6 @@
 """How long this engine takes to compute a block: what loading it has to beat."""
 
+import math
 from collections import deque
 
 from flexkv_core.control.hierarchy.rate import Rate
@@ -14,13 +15,14 @@ class PrefillSpeed:
     """Tokens a second over the engine's last prefill steps.
 
     That attention takes longer at the end of a long prompt is left out, so the speed is too high
-    there: waiting for a tier then ends too early, not too late.
+    there: waiting for a tier then ends too early, not too late. It is never forgotten: an engine
+    that was idle computes as fast as before.
 
     Thread: the scheduler's.
     """
 
     def __init__(self) -> None:
-        self._rate = Rate(memory_s=600.0)
+        self._rate = Rate(memory_s=math.inf)
         self._steps: deque[tuple[int, float]] = deque()
         """Tokens and start times of the steps that have not ended; steps may overlap."""
 
@@ -41,5 +43,5 @@ class PrefillSpeed:
         self._ended_s = now_s
 
     def seconds_for(self, num_tokens: int, now_s: float) -> float | None:
-        """Return how long computing `num_tokens` takes, None if that is unknown."""
+        """Return how long computing `num_tokens` takes, None before the first prefill."""
         return self._rate.seconds_for(num_tokens, now_s)

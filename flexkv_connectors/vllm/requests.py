@@ -63,6 +63,11 @@ class VllmRequest(RequestState):
 
     @property
     @override
+    def num_draft_blocks(self) -> int:
+        return self._deployment.draft_blocks
+
+    @property
+    @override
     def num_durable_blocks(self) -> int | None:
         """Leading blocks that may outlive the process: those before the first multimodal item.
 
@@ -101,7 +106,7 @@ class VllmRequest(RequestState):
 
     @override
     def num_savable_blocks(self, num_computed: int) -> int:
-        num_blocks = super().num_savable_blocks(num_computed) - self._deployment.draft_blocks
+        num_blocks = super().num_savable_blocks(num_computed)
         if num_blocks <= self.num_tried_blocks:
             return num_blocks
         # The files of an adapter are compared only if there is something new to save.
@@ -138,7 +143,7 @@ class VllmRequest(RequestState):
         self.check_adapter(num_computed - self.num_promised_tokens)
         self.page_ids = list(page_ids)
         self.num_promised_tokens = 0
-        self.num_tried_blocks = 0
+        self.note_tried(0)
 
     def release_adapter(self) -> None:
         """Note that the request has ended, and with it its use of an adapter."""
@@ -153,7 +158,8 @@ def computed_by(
     """Take over the page tables of a step, and yield what it computes.
 
     Yields:
-        Each scheduled request of `states`, and its tokens computed once the step is done.
+        Each request of `states` that may have blocks to save, and its tokens computed once the
+        step is done.
     """
     for new in output.scheduled_new_reqs:
         if state := states.get(new.req_id):
@@ -161,11 +167,15 @@ def computed_by(
             yield state, new.num_computed_tokens + output.num_scheduled_tokens[new.req_id]
     cached = output.scheduled_cached_reqs
     rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
-    for request_id, new_block_ids, num_computed in rows:
-        if state := states.get(request_id):
-            added = new_block_ids[0] if new_block_ids else ()
-            if request_id in cached.resumed_req_ids:
-                state.begin_run(added, num_computed)
-            else:
-                state.page_ids.extend(added)
-            yield state, num_computed + output.num_scheduled_tokens[request_id]
+    num_scheduled, state_of = output.num_scheduled_tokens, states.get
+    for request_id, new_block_ids, num_computed in rows:  # often thousands, and nothing to do
+        state = state_of(request_id)
+        if state is None:
+            continue
+        if new_block_ids and request_id in cached.resumed_req_ids:
+            state.begin_run(new_block_ids[0], num_computed)
+        elif new_block_ids:
+            state.page_ids.extend(new_block_ids[0])
+        num_tokens = num_computed + num_scheduled[request_id]
+        if num_tokens >= state.next_save_tokens and state.may_save:
+            yield state, num_tokens

@@ -43,6 +43,10 @@ class SchedulerHalf:
         self._late_saves: list[TransferPlan] = []
         """Of requests that have ended since the last orders."""
 
+        self._unsaved: list[tuple[VllmRequest, int]] = []
+        """Requests that have ended since then, with their computed tokens, while there was no pool:
+        the ranks' first report, which opens it, comes after the requests that end in its step."""
+
         self._timeout = ReportTimeout(limit_s=30.0)
         self._speed = PrefillSpeed()
 
@@ -85,6 +89,7 @@ class SchedulerHalf:
         """Plan this step's saves, and return them with all that the workers have to do."""
         self._adapters.look_again()
         self.session.begin_orders()
+        self._unsaved.clear()  # from this step on their pages are used again
         late_saves, self._late_saves = self._late_saves, []
         self._speed.begin_step(scheduler_output.total_num_scheduled_tokens, time.monotonic())
         computed = computed_by(scheduler_output, self.session.states)
@@ -102,16 +107,14 @@ class SchedulerHalf:
         if state is None:
             return
         state.release_adapter()
+        self._events.end(request)
         self.session.end(state)
-        if self.session.manager is None or state.num_promised_tokens:
+        if state.num_promised_tokens:
             return  # pages that wait for a load hold nothing to save
         # The token sampled last was never fed back: it has no KV.
         num_known = max(request.num_prompt_tokens, request.num_tokens - 1)
-        num_computed = min(request.num_computed_tokens, num_known)
-        if plan := self._plan_save(state, num_computed):
-            self._late_saves.append(plan)
-        num_lost = state.num_savable_blocks(num_computed) - state.num_tried_blocks
-        self._counters.add("save_no_room_blocks", max(0, num_lost))
+        self._unsaved.append((state, min(request.num_computed_tokens, num_known)))
+        self._save_ended()
 
     def handle_reports(self, reports: VllmReports) -> None:
         """Take in what the workers report."""
@@ -120,6 +123,7 @@ class SchedulerHalf:
         for report in reports.reports:
             report.results = [self._reviewed(result) for result in report.results]
         self.session.handle_reports(reports.reports)
+        self._save_ended()
 
     def end_step(self) -> None:
         """Note that a step has ended."""
@@ -157,6 +161,17 @@ class SchedulerHalf:
         if plan is not None:
             self._events.expect(plan.job_id, state.request_id)
         return plan
+
+    def _save_ended(self) -> None:
+        """Plan the last saves of requests that have ended, if there is a pool by now."""
+        if self.session.manager is None:
+            return
+        ended, self._unsaved = self._unsaved, []
+        for state, num_computed in ended:
+            if plan := self._plan_save(state, num_computed):
+                self._late_saves.append(plan)
+            num_lost = state.num_savable_blocks(num_computed) - state.num_tried_blocks
+            self._counters.add("save_no_room_blocks", max(0, num_lost))
 
     def _take_ssd_orders(self) -> TierOrders | None:
         orders = self.session.take_ssd_orders()

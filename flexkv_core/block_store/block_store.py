@@ -31,7 +31,8 @@ class BlockStore:
 
     Locking: loads have a lock, saves have one (`JobQueue._changed`), and so does the catalog. They
     are taken in this order. A job takes its queue's lock and, inside it, the catalog's to plan and
-    to end; `lookup` takes the catalog's alone. Neither queue's lock is held while a thread waits
+    to end; `lookup` takes the catalog's alone, and so does `submit_load` before its queue's: what
+    leaves in between is a miss. Neither queue's lock is held while a thread waits
     for the disk, so a load that hangs keeps nobody from a save, a `lookup` or another load. Only
     `reset` and `close` hold both while jobs end, and they give up on a disk that hangs.
     """
@@ -57,19 +58,20 @@ class BlockStore:
     def lookup(self, keys: Sequence[BlockKey], before: Sequence[BlockKey] = ()) -> list[bool]:
         """Tell for each key whether its block can be loaded; `before` as in `Blocks`.
 
-        Of a chain, only leading blocks can. While reading is switched off, none can.
+        Of a chain, those can that are there without a gap behind `before`, which need not be there
+        itself: the engine has it. While reading is switched off, none can.
         """
         if not self._loads.may_try:
             return [False] * len(keys)
         if self._access is Access.SINGLE:
-            return [count == 1 for count in self._catalog.count_leading([[key] for key in keys])]
-        (num_found,) = self._catalog.count_leading([[*before, *keys]])
-        return [position < num_found for position in range(len(before), len(before) + len(keys))]
+            return [count == 1 for count in self._catalog.count_found([[key] for key in keys], 0)]
+        (num_found,) = self._catalog.count_found([[*before, *keys]], len(before))
+        return [position < num_found for position in range(len(keys))]
 
     def submit_load(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:
         """Begin to fill pages with what there is of `blocks`.
 
-        If too much is in flight, the job is refused: all its keys end with TIMEOUT.
+        If too much is in flight, the job is refused: all its keys end with BUSY.
 
         Args:
             blocks: What goes where.
@@ -77,7 +79,8 @@ class BlockStore:
                 None for the store's own limit.
         """
         job_id = next(self._load_ids)
-        self._loads.submit(job_id, self._access.chains_of(blocks), deadline_s)
+        chains = self._catalog.cut(self._access.chains_of(blocks))
+        self._loads.submit(job_id, chains, deadline_s)
         return job_id
 
     def submit_save(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:

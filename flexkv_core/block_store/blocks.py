@@ -23,6 +23,12 @@ class Chain(NamedTuple):
         """The block that the first page is for."""
         return len(self.keys) - len(self.page_ids)
 
+    def part(self, start: int, end: int) -> "Chain":
+        """Return blocks `start` to `end` as a chain of their own, with the pages for them."""
+        first = self.first_block
+        page_ids = self.page_ids[max(0, start - first) : max(0, end - first)]
+        return Chain(self.keys[start:end], page_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
@@ -47,7 +53,8 @@ class Access(enum.Enum):
     """Which other blocks a block needs to be of use."""
 
     CHAIN = "chain"
-    """All before it: attention over the whole sequence."""
+    """All before it: attention over the whole sequence. Those that the engine still has need not
+    be stored."""
 
     SINGLE = "single"
     """None: a sliding window or a state is kept where sequences ended. Its key, in the engine's
@@ -67,9 +74,10 @@ class JobResult(NamedTuple):
     job_id: JobId
     statuses: list[Status]
     """One for each of its keys. OK: the page was filled; or the block is stored now, or being
-    stored by another job. MISS: it was not there; or there is no room for it, or nothing that it
-    could follow. TIMEOUT: too late, cancelled, or refused. Behind a block of a chain that failed,
-    all share its status."""
+    stored by another job. MISS: it was not there; or there is no room for it, or it follows what
+    another chain already holds behind the blocks that this job stores. BUSY: refused, because too
+    much was in flight. TIMEOUT: too late, or cancelled. CLOSED: the store was closed. Behind a
+    block of a chain that failed, what was stored with it shares its status."""
 
 
 class Copy(NamedTuple):

@@ -21,8 +21,12 @@ class Catalog(ABC):
     """
 
     @abstractmethod
-    def count_leading(self, chains: Sequence[Sequence[BlockKey]]) -> list[int]:
-        """Return how many leading blocks of each chain are there."""
+    def count_found(self, chains: Sequence[Sequence[BlockKey]], first_block: int) -> list[int]:
+        """Return how many blocks of each chain are there from `first_block` on, without a gap."""
+
+    def cut(self, chains: Sequence[Chain]) -> Sequence[Chain]:
+        """Cut chains that are held in parts, so that each can be loaded; by default none is."""
+        return chains
 
     @abstractmethod
     def plan_loads(
@@ -71,18 +75,14 @@ class FollowerCatalog(Catalog):
         self._job_ids = map(JobId, itertools.count(1))
 
     @override
-    def count_leading(self, chains: Sequence[Sequence[BlockKey]]) -> list[int]:
-        return list(map(self._tier.count_leading, chains))
+    def count_found(self, chains: Sequence[Sequence[BlockKey]], first_block: int) -> list[int]:
+        return [self._tier.count_leading(keys[first_block:]) for keys in chains]
 
     @override
     def plan_loads(
         self, chains: Sequence[Chain], deadline_s: float
     ) -> Sequence[TransferPlan | None]:
-        found = self.count_leading([chain.keys for chain in chains])
-        return [
-            self._plan(chain, num_found - chain.first_block, deadline_s)
-            for chain, num_found in zip(chains, found, strict=True)
-        ]
+        return [self._plan(chain, deadline_s) for chain in chains]
 
     @override
     def end_loads(
@@ -111,10 +111,11 @@ class FollowerCatalog(Catalog):
     def close(self) -> None:
         self._tier.close()
 
-    def _plan(self, chain: Chain, num_blocks: int, deadline_s: float) -> TransferPlan | None:
-        if num_blocks <= 0:
-            return None
+    def _plan(self, chain: Chain, deadline_s: float) -> TransferPlan | None:
         first = chain.first_block
+        (num_blocks,) = self.count_found([chain.keys], first)
+        if not num_blocks:
+            return None
         parent = chain.keys[first - 1] if first else None
         return TransferPlan(
             job_id=next(self._job_ids),

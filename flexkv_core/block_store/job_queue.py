@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -29,9 +30,8 @@ from flexkv_core.plan import (
 
 __all__ = ["JobHooks", "JobQueue"]
 
-_FAILURES = frozenset({Status.ERROR, Status.TIMEOUT})
 _GRACE_S = 10.0
-"""How long after its limit a job may end before its disk counts as hanging."""
+"""How long after its deadline a job may end before its disk counts as hanging."""
 
 _REPOLL_S = 0.1
 """A thread that waits polls again this often: others may have submitted or polled meanwhile."""
@@ -61,7 +61,10 @@ class _Job:
     job_id: JobId
     chains: Sequence[Chain]
     plans: Sequence[TransferPlan | None]
+    deadline_s: float
     is_cancelled: bool = False
+    is_unheard: bool = False
+    """It should have ended long ago, which was noted."""
 
     @property
     def num_planned(self) -> int:
@@ -72,8 +75,8 @@ class _Job:
 class JobQueue:
     """Loads, or saves, over a lane of their own.
 
-    The plans of a job go to the lane as one. While a tier fails again and again nothing is given
-    to it, but for a trial now and then.
+    The plans of a job go to the lane as one. While a tier fails again and again, or does not
+    answer, nothing is given to it, but for a trial now and then.
 
     Thread: any. `_changed` guards the lane, the jobs and their results. It is held while a lane
     copies to or from an engine's pages, and not while a job waits for the disk: of all threads in
@@ -99,14 +102,13 @@ class JobQueue:
             name: "load" or "save", as metrics have it.
             lane: Serves this queue alone.
             hooks: The catalog's, for loads or for saves.
-            limit_s: What a job without a deadline may take.
+            limit_s: What a job without a deadline may take; 0 for a queue that begins none.
             max_blocks: Of all jobs in flight; a job beyond that is refused, unless it is alone.
             clock: What deadlines are compared with.
         """
         self._name = name
         self._lane = lane
         self._hooks = hooks
-        self._health = Health("reading from tier ssd" if name == "load" else "writing to tier ssd")
         self._limit_s = limit_s
         self._max_blocks = max_blocks
         self._clock = clock
@@ -123,6 +125,9 @@ class JobQueue:
         """Guards what is counted, so that to ask for it waits for nothing; taken last."""
 
         self._counters = Counters()
+        self._add = partial(_add, self._counting, self._counters)
+        subject = "reading from tier ssd" if name == "load" else "writing to tier ssd"
+        self._health = Health(subject, self._add)
         self._copies: deque[Copy] = deque(maxlen=_COPIES_KEPT)
 
     @property
@@ -133,20 +138,21 @@ class JobQueue:
     @property
     def may_try(self) -> bool:
         """Whether a job that is submitted now would be given to the tier."""
-        return self._health.allows(self._clock())
+        return self._limit_s > 0 and self._health.allows(self._clock())
 
     def submit(self, job_id: JobId, chains: Sequence[Chain], deadline_s: float | None) -> None:
         """Begin a job; one that has nothing to move ends at once."""
         with self._changed:
             now_s = self._clock()
             if self._is_full(chains):
-                self.report(job_id, [Status.TIMEOUT] * _num_pages(chains))
+                self._add("ssd_busy_blocks", _num_pages(chains))
+                self.report(job_id, [Status.BUSY] * _num_pages(chains))
                 return
+            deadline_s = now_s + self._limit_s if deadline_s is None else deadline_s
             plans: Sequence[TransferPlan | None] = [None] * len(chains)
-            if self._health.allows(now_s):
-                deadline_s = now_s + self._limit_s if deadline_s is None else deadline_s
+            if self.may_try:
                 plans = self._hooks.plan(chains, deadline_s)
-            job = _Job(job_id, chains, plans)
+            job = _Job(job_id, chains, plans, deadline_s)
             plan = _join(job_id, plans)
             if plan is None:
                 self._end(job, [None] * len(chains))
@@ -261,8 +267,17 @@ class JobQueue:
         num_open = sum(_num_pages(job.chains) for job in self._jobs.values())
         return num_open + _num_pages(chains) > self._max_blocks
 
+    def _note_silence(self) -> None:
+        """Note jobs that should have ended: all that there was to hear has been taken in."""
+        now_s = self._clock()
+        for job in self._jobs.values():
+            if now_s > job.deadline_s + _GRACE_S and not job.is_unheard:
+                job.is_unheard = True
+                self._health.note_silence(now_s)
+
     def _take_in(self, results: Sequence[TransferResult]) -> None:
         with ExitStack() as all_of_them:  # though one should raise: other threads wait for the rest
+            all_of_them.callback(self._note_silence)
             for result in reversed(results):  # run in their order: the last one first
                 all_of_them.callback(self._take_in_one, result)
 
@@ -270,7 +285,7 @@ class JobQueue:
         job = self._jobs.pop(result.job_id)
         self.report(job.job_id, [Status.ERROR] * _num_pages(job.chains))  # if what follows raises
         if not (job.is_cancelled and result.status is Status.TIMEOUT):
-            self._health.note(ok=result.status not in _FAILURES, now_s=self._clock())
+            self._health.note(result.status, self._clock())
         self._count(job, result)
         self._end(job, _split(job, result))
 
@@ -290,9 +305,17 @@ class JobQueue:
         with self._counting:
             self._counters.add(f"{self._name}_bytes", result.num_bytes)
             self._counters.add(f"{self._name}_seconds", result.seconds)
-            self._counters.add(f"{self._name}_failed_blocks", num_lost)
+            is_busy = result.status is Status.BUSY
+            lost = "ssd_busy_blocks" if is_busy else f"{self._name}_failed_blocks"
+            self._counters.add(lost, num_lost)
             if result.num_blocks:
                 self._copies.append(Copy(result.num_blocks, result.num_bytes, result.seconds))
+
+
+def _add(lock: threading.Lock, counters: Counters, name: str, value: float = 1) -> None:
+    """Count. No method: a queue that refers to itself keeps its lane's memory after its end."""
+    with lock:
+        counters.add(name, value)
 
 
 def _num_pages(chains: Sequence[Chain]) -> int:
@@ -302,10 +325,10 @@ def _num_pages(chains: Sequence[Chain]) -> int:
 def _join(job_id: JobId, plans: Sequence[TransferPlan | None]) -> TransferPlan | None:
     """Return one plan for all, under the job's id; `_split` finds the way back to each.
 
-    Several chains have one block each: these stand alone in it, without parents.
+    The blocks of several plans stand alone in it, without parents: chains are saved one by one.
     """
     given = list(filter(None, plans))
-    assert len(given) <= 1 or all(plan.num_blocks == 1 for plan in given)
+    assert len(given) <= 1 or all(_may_stand_alone(plan) for plan in given)
     if not given:
         return None
     first, *others = given
@@ -318,6 +341,10 @@ def _join(job_id: JobId, plans: Sequence[TransferPlan | None]) -> TransferPlan |
         target=_together([plan.target for plan in given]),
         num_blocks=sum(plan.num_blocks for plan in given),
     )
+
+
+def _may_stand_alone(plan: TransferPlan) -> bool:
+    return plan.num_blocks == 1 or isinstance(plan.source, StoredBlocks)
 
 
 def _together(places: Sequence[Endpoint]) -> Endpoint:

@@ -3,8 +3,10 @@
 import logging
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import msgspec
 from typing_extensions import override
 
 from flexkv_core.block.types import BlockKey, RequestId
@@ -15,7 +17,7 @@ from flexkv_core.control.index.radix import Refusal
 from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, Status, TierReport, TransferPlan, TransferResult
+from flexkv_core.plan import EnginePages, TierReport, TransferPlan, TransferResult
 
 __all__ = ["WriterCatalog"]
 
@@ -30,8 +32,23 @@ _RANK = 0
 _RECOVERED_A_STEP = 4096
 
 
+class _Fragment(NamedTuple):
+    """Consecutive blocks of a chain that the index holds as a chain of their own."""
+
+    start: int
+    ready_end: int
+    end: int
+    """One past the last block that is ready or being written."""
+
+
 class WriterCatalog(Catalog):
     """A cache manager over one tier, which takes in what earlier processes left.
+
+    An engine offers a page once, so what comes before it may be missing for good: it was stored by
+    nobody, or has been evicted. A key stands for all before it, so such blocks are kept as a
+    fragment: in the index a chain of their own, on the disk under the parent that is missing. They
+    are found behind what the engine has itself, and behind the missing blocks once these are
+    stored; the next process restores both as one chain. No block is in two fragments.
 
     Thread: any. `_lock` guards the manager, is held for microseconds and never during I/O.
     """
@@ -45,15 +62,22 @@ class WriterCatalog(Catalog):
             [TierSpec(_TIER, capacity_blocks, eviction_policy, addressed_by="key")],
             recorder=self._counters,
         )
-        self._restorer = Restorer(self._manager, _TIER, (_RANK,), self._counters)
+        self._restorer = Restorer(
+            self._manager, _TIER, (_RANK,), self._counters, keeps_fragments=True
+        )
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._restore, name="flexkv-restore", daemon=True)
         self._thread.start()
 
     @override
-    def count_leading(self, chains: Sequence[Sequence[BlockKey]]) -> list[int]:
+    def count_found(self, chains: Sequence[Sequence[BlockKey]], first_block: int) -> list[int]:
         with self._lock:
-            return list(map(self._count, chains))
+            return [self._count(keys, first_block) for keys in chains]
+
+    @override
+    def cut(self, chains: Sequence[Chain]) -> Sequence[Chain]:
+        with self._lock:
+            return [part for chain in chains for part in self._parts(chain)]
 
     @override
     def plan_loads(
@@ -88,14 +112,15 @@ class WriterCatalog(Catalog):
         """End plans.
 
         Returns:
-            How many leading pages of each chain are stored now, or being stored by another job; 0
-            if a block before them is not.
+            How many leading pages of each chain are stored now, or being stored by another job.
         """
         with self._lock:
             for result in filter(None, results):
                 self._manager.complete(result)
-            known = [self._manager.lookup(chain.keys, tier=_TIER).num_known for chain in chains]
-            return [max(0, n - chain.first_block) for n, chain in zip(known, chains, strict=True)]
+            return [
+                self._last_fragment(chain.keys, chain.first_block).end - chain.first_block
+                for chain in chains
+            ]
 
     @override
     def reset(self, *, keeps_name: bool) -> None:
@@ -146,17 +171,52 @@ class WriterCatalog(Catalog):
         self._tier.delete(self._restorer.step())
         return self._restorer.is_over
 
-    def _count(self, keys: Sequence[BlockKey]) -> int:
-        return self._manager.lookup(keys, tier=_TIER).num_ready
+    def _fragments(self, keys: Sequence[BlockKey], first_block: int) -> Iterator[_Fragment]:
+        """Yield the fragments that reach `first_block` and, without a gap, those behind it."""
+        start: int | None = 0
+        while start is not None:
+            found = self._manager.lookup(keys[start:], tier=_TIER)
+            end = start + found.num_known
+            if found.num_known and end >= first_block:
+                yield _Fragment(start, start + found.num_ready, end)
+            start = self._next_start(keys, end, max(end, first_block))
+
+    def _next_start(self, keys: Sequence[BlockKey], first: int, last: int) -> int | None:
+        """Return the first of the blocks `first` to `last` that a fragment begins with."""
+        begins = self._manager.begins_chain
+        return next(
+            (at for at, key in enumerate(keys[first : last + 1], first) if begins(key)), None
+        )
+
+    def _last_fragment(self, keys: Sequence[BlockKey], first_block: int) -> _Fragment:
+        """Return the last of `_fragments`, or an empty one at `first_block`."""
+        none = _Fragment(first_block, first_block, first_block)
+        return [none, *self._fragments(keys, first_block)][-1]
+
+    def _count(self, keys: Sequence[BlockKey], first_block: int) -> int:
+        found_end = first_block
+        for fragment in self._fragments(keys, first_block):
+            found_end = max(found_end, fragment.ready_end)
+            if fragment.ready_end < fragment.end:
+                break
+        return found_end - first_block
+
+    def _parts(self, chain: Chain) -> Iterator[Chain]:
+        """Yield a chain in parts, each of which but for its end lies in one fragment."""
+        starts = [fragment.start for fragment in self._fragments(chain.keys, chain.first_block)]
+        ends = [*starts[1:], len(chain.keys)]
+        for start, end in zip(starts or [0], ends, strict=False):
+            yield chain.part(start, end)
 
     def _plan_load(self, chain: Chain, deadline_s: float) -> TransferPlan | None:
+        self._manager.note_use(chain.keys)
         lease = self._manager.match(_REQUEST, chain.keys, tier=_TIER)
-        if lease is None:
+        if lease is None or lease.num_blocks <= chain.first_block:
+            self._counters.add("match_miss")
+            self._manager.cancel(_REQUEST)
             return None
         num_blocks = lease.num_blocks - chain.first_block
-        if num_blocks <= 0:
-            self._manager.release(lease)
-            return None
+        self._counters.add("match_hit_blocks", num_blocks)
         pages = EnginePages(chain.page_ids[:num_blocks])
         return self._manager.plan_get(
             lease,
@@ -167,24 +227,29 @@ class WriterCatalog(Catalog):
         )
 
     def _plan_save(self, chain: Chain, deadline_s: float) -> TransferPlan | None:
-        before = chain.keys[: chain.first_block]
-        if self._manager.lookup(before, tier=_TIER).num_known < len(before):
-            return None  # nothing can follow, and room for it would cost other blocks
-        reservation = self._manager.reserve(_REQUEST, chain.keys, tier=_TIER)
+        """Plan to store what is missing up to the next fragment, behind the one before it."""
+        start, _, missing = self._last_fragment(chain.keys, chain.first_block)
+        end = self._next_start(chain.keys, missing + 1, len(chain.keys))
+        part = chain.part(start, len(chain.keys) if end is None else end)
+        reservation = self._manager.reserve(_REQUEST, part.keys, tier=_TIER)
         self._forget_gone()
         if isinstance(reservation, Refusal):
             return None
-        first_page = reservation.first_block - chain.first_block
-        assert first_page >= 0, "what is before the pages was there"
-        pages = EnginePages(chain.page_ids[first_page:][: reservation.num_blocks])
-        return self._manager.plan_put(reservation, pages, deadline_s=deadline_s)
+        first_page = reservation.first_block - part.first_block
+        assert first_page >= 0, "what is before the pages is there, or not in this part"
+        pages = EnginePages(part.page_ids[first_page:][: reservation.num_blocks])
+        plan = self._manager.plan_put(reservation, pages, deadline_s=deadline_s)
+        if plan is None or reservation.first_block or not start:
+            return plan
+        target = msgspec.structs.replace(plan.target, parent=chain.keys[start - 1])
+        return msgspec.structs.replace(plan, target=target)
 
     def _end_load(self, chain: Chain, result: TransferResult | None) -> int:
         """Forget what could not be read; return how many leading pages were filled."""
         completion = None if result is None else self._manager.complete(result)
         if completion is None:
             return 0
-        if completion.num_lost and completion.status is not Status.TIMEOUT:
+        if completion.status.is_loss:
             bad_block = chain.first_block + completion.num_blocks
             self._manager.drop_from(chain.keys[: bad_block + 1], tier=_TIER)
         return completion.num_blocks

@@ -11,7 +11,7 @@ from flexkv_core.control import planner
 from flexkv_core.control.eviction.base import EvictionPolicy
 from flexkv_core.control.eviction.policies import create_policy
 from flexkv_core.control.index.integrity import check_index
-from flexkv_core.control.index.node import Entry, TierState, Write
+from flexkv_core.control.index.node import ChainEnd, Entry, TierState
 from flexkv_core.control.index.radix import PrefixIndex, Presence, Refusal
 from flexkv_core.control.index.slot_pool import SlotPool
 from flexkv_core.control.job import Completion, Job, JobKind
@@ -56,7 +56,8 @@ class CacheManager:
     Four verbs, forward only. To load: `match`, `plan_get`, `complete`. To save: `reserve`,
     `plan_put`, `complete`. Between two tiers: `match` and `reserve`, `plan_copy`, `complete`.
     Ranks report on a plan in any order and in different steps; a get ends with the report of
-    every rank, a put or copy with that of every owner.
+    every rank, a put or copy with that of every owner. What is evicted depends on what was used,
+    and only `note_use` says so.
 
     `control.index.integrity` lists and checks the invariants that hold between any two calls.
 
@@ -84,6 +85,18 @@ class CacheManager:
         self._job_ids = itertools.count(1)
         self._epoch = 0
 
+    def note_use(self, keys: Sequence[BlockKey]) -> bool:
+        """Count a use of `keys` in every tier that holds some of them.
+
+        Call it once for each request, when it comes. A block that one tier serves is used in all,
+        or the most popular ones would leave the tiers that nobody has to read them from. What is
+        read or written on behalf of the request is no further use.
+
+        Returns:
+            Whether any of `keys` is in a tier, or being written there.
+        """
+        return self._index.note_use(keys)
+
     def match(
         self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str = "host"
     ) -> Lease | None:
@@ -93,15 +106,6 @@ class CacheManager:
             A lease, to be ended exactly once by `release`, `cancel` or the completion of its
             plan; None on a miss.
         """
-        lease = self.hold(request_id, keys, tier=tier)
-        if lease is None:
-            self._recorder.add("match_miss")
-        else:
-            self._recorder.add("match_hit_blocks", lease.num_blocks)
-        return lease
-
-    def hold(self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str) -> Lease | None:
-        """Pin like `match`, but without counting a hit or a miss: for copies between tiers."""
         match = self._index.match(self._tiers[tier], keys)
         if match is None:
             return None
@@ -110,9 +114,16 @@ class CacheManager:
         return lease
 
     def reserve(
-        self, request_id: RequestId, keys: Sequence[BlockKey], *, tier: str = "host"
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        *,
+        tier: str = "host",
+        end: int | None = None,
     ) -> Reservation | Refusal:
         """Make room in `tier` for the blocks of `keys` it lacks, or for the leading ones that fit.
+
+        With `end`, only for those among the first `end` blocks.
 
         Blocks that are present, or being written for any request, are skipped. `keys` is copied:
         the caller may go on appending to it.
@@ -121,7 +132,7 @@ class CacheManager:
             A reservation, to be ended exactly once by `abort`, `cancel` or the completion of its
             plan; or why there is none.
         """
-        write = self._index.reserve(self._tiers[tier], keys)
+        write = self._index.reserve(self._tiers[tier], keys, end=end)
         if isinstance(write, Refusal):
             return write
         num_blocks = write.end_block - write.first_block
@@ -203,17 +214,30 @@ class CacheManager:
         """Return how much of `keys` is in `tier`, without counting a use or pinning anything."""
         return self._index.lookup(self._tiers[tier], keys)
 
-    def restore(self, keys: Sequence[BlockKey], *, tier: str) -> int:
-        """Add a chain that every owner has found in its part of `tier`, as far as it fits.
+    def begins_chain(self, key: BlockKey) -> bool:
+        """Tell whether any tier holds a chain that begins with `key`."""
+        return self._index.begins_chain(key)
+
+    def restore(
+        self,
+        keys: Sequence[BlockKey],
+        *,
+        tier: str,
+        first_block: int = 0,
+        near: ChainEnd | None = None,
+    ) -> ChainEnd:
+        """Add blocks that every owner has found in its part of `tier`, as far as they fit.
+
+        Args:
+            keys: A chain.
+            tier: The tier.
+            first_block: Where they begin; nothing is added if blocks before them have left.
+            near: Where an earlier part of the chain was found to end: the walk to it is saved.
 
         Returns:
-            How many of its leading blocks are now in the tier or being written.
+            How much of the chain is there now.
         """
-        state = self._tiers[tier]
-        write = self._index.reserve(state, keys)
-        if isinstance(write, Write):
-            self._index.finish(write, write.end_block - write.first_block, None)
-        return self._index.lookup(state, keys).num_known
+        return self._index.restore(self._tiers[tier], keys, first_block, near)
 
     def resize(self, capacity_blocks: int, *, tier: str) -> None:
         """Grow to `capacity_blocks`, or evict and shrink as far as blocks in use allow.

@@ -1,7 +1,7 @@
 """The data plane of one rank: takes plans, gives them to lanes, and reports how they ended."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from flexkv_core.data.transfer.lane import Lane
@@ -57,17 +57,21 @@ class CacheWorker:
         self._by_route |= lanes
         self._lanes = tuple(dict.fromkeys(self._by_route.values()))
 
-    def submit(self, plan: TransferPlan) -> None:
-        """Start `plan`; `poll` reports its result, exactly once."""
-        if not (self._is_owner or isinstance(plan.target, EnginePages)):
-            return
-        route = Route(_end_of(plan.source), _end_of(plan.target))
-        lane = self._by_route.get(route)
-        if lane is None:
-            error = f"rank {self._rank} has no lane from {route.source} to {route.target}"
-            self._refused.append(refused(plan, self._rank, Status.ERROR, error))
-        else:
-            lane.submit(plan)
+    def submit(self, plans: Iterable[TransferPlan]) -> None:
+        """Start the plans of one step; `poll` reports the result of each, exactly once."""
+        by_lane: dict[Lane, list[TransferPlan]] = {}
+        for plan in plans:
+            if not (self._is_owner or isinstance(plan.target, EnginePages)):
+                continue
+            route = Route(_end_of(plan.source), _end_of(plan.target))
+            lane = self._by_route.get(route)
+            if lane is None:
+                error = f"rank {self._rank} has no lane from {route.source} to {route.target}"
+                self._refused.append(refused(plan, self._rank, Status.ERROR, error))
+            else:
+                by_lane.setdefault(lane, []).append(plan)
+        for lane, plans_of_lane in by_lane.items():
+            lane.submit_all(plans_of_lane)
 
     def poll(self) -> list[TransferResult]:
         """Return what has ended since the last call, in any order. Never blocks."""

@@ -7,9 +7,11 @@
 A file that we would not have written counts as empty, and costs hashing again.
 """
 
+import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,7 +21,7 @@ import msgspec
 from flexkv_core.checked_text import pack_text, unpack_text
 from flexkv_core.identity.hashing import Digests
 from flexkv_core.identity.stamps import Stamp
-from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, until
+from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, make_folder, until
 
 __all__ = ["DigestCache"]
 
@@ -36,6 +38,8 @@ _LOCK_WAIT_S = 10.0
 """The lock is normally held for milliseconds."""
 
 _HASHING_POLL_S = 0.5
+_HASHING_WAIT_S = 600.0
+"""Two processes that hash the same take longer each; one that was stopped never ends."""
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,33 +85,43 @@ class DigestCache:
             return
         path = self._folder / _NAME
         try:
-            with hold_lock(path.with_name(path.name + ".lock"), until(_LOCK_WAIT_S)) as is_held:
-                if is_held:
-                    self._digests = _merge(path, used)
+            self._digests = _merge_locked(path, used)
         except OSError as error:
             logger.warning("identity.not_remembered path=%s: %s", path, error.strerror)
+            self._folder = None  # or each of many files would wait for the lock
 
     def hashing(self, stop: threading.Event) -> AbstractContextManager[bool]:
-        """Hold the right to hash, among the processes that share the directory.
+        """Wait for the right to hash, among the processes that share the directory.
 
         Returns:
-            A context with whether it is held: False if `stop` was set first.
+            A context with whether it is held: False if `stop` was set first, or it took too long.
 
         Raises:
             OSError: The directory is gone.
         """
         if self._folder is None:
             return nullcontext(enter_result=True)
-        return hold_lock(self._folder / _HASHING, lambda: stop.wait(_HASHING_POLL_S))
+        end_s = time.monotonic() + _HASHING_WAIT_S
+        return hold_lock(
+            self._folder / _HASHING,
+            lambda: stop.wait(_HASHING_POLL_S) or time.monotonic() > end_s,
+        )
 
 
 def _is_usable(folder: Path) -> bool:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         with hold_lock(folder / _HASHING, gives_up=lambda: True):
             return True
     except OSError:
         return False
+
+
+def _merge_locked(path: Path, used: Mapping[Stamp, Digests]) -> dict[Stamp, Digests]:
+    with hold_lock(path.with_name(path.name + ".lock"), until(_LOCK_WAIT_S)) as is_held:
+        if not is_held:
+            raise OSError(errno.ETIMEDOUT, "its lock is held by another process")
+        return _merge(path, used)
 
 
 def _merge(path: Path, used: Mapping[Stamp, Digests]) -> dict[Stamp, Digests]:

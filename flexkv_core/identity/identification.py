@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from flexkv_core.errors import FlexKVError
+from flexkv_core.errors import FlexKVError, TierError
 from flexkv_core.identity.as_read import FoundFile, Judge, Mounts, Survey, survey, why_changed
 from flexkv_core.identity.checkpoint import Checkpoint
 from flexkv_core.identity.digest_cache import DigestCache
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 _SETTLED_S = 2.0
 """A file that was changed less than this before it is read may change again within one tick of its
 file system's clock and keep its stamp, so its digest is not remembered."""
+
+_RETRY_S = 30.0
+"""How often a tier that cannot be used is tried again."""
 
 _Surveys = dict[str, Survey]
 
@@ -49,8 +52,9 @@ class Identification:
             checkpoints: By their role for the engine, such as "model".
             directories: Digests are remembered in the first that can be written to.
             started_s: When the engine started, in wall-clock time (`env.engine_start_s`).
-            then: Called with the identities by role, at most once: before this returns if
-                everything is remembered, else on the thread. A `FlexKVError` from it is logged.
+            then: Called with the identities by role: before this returns if everything is
+                remembered, else on the thread. After a `TierError` it is called again later, on a
+                thread, until it returns; any other `FlexKVError` is logged, and ends it.
 
         Cost: one stat per file.
         """
@@ -59,6 +63,10 @@ class Identification:
         self._then = then
         self._digest_cache = DigestCache(directories)
         self._digests: dict[Stamp, Digests] = {}
+        self._identities: Mapping[str, str] = {}
+        self._off = ""
+        """The tier that `then` could not use when it was called last."""
+
         self.is_unknown = False
         """Whether there will be no identity: it could not be found, or `then` failed."""
 
@@ -67,12 +75,14 @@ class Identification:
         self._thread: threading.Thread | None = None
         found = self._attempt(self._survey)
         if found is not None and self._not_remembered(found):
-            self._thread = threading.Thread(
-                target=self._run, args=(found,), name="flexkv-identity", daemon=True
-            )
-            self._thread.start()
-        elif found is not None:
-            self._finish(found)
+            self._start(lambda: self._run(found))
+        elif found is not None and not self._finish(found):
+            self._start(self._retry)
+
+    def tell_again(self, error: TierError) -> None:
+        """Call `then` once more, as if it had raised `error` just now."""
+        self._note_off(error)
+        self._start(self._retry)
 
     def close(self) -> None:
         """Ask the thread to end. `then` is not called afterwards; if it is running, wait for it."""
@@ -84,6 +94,10 @@ class Identification:
         """Wait until the thread has ended, if there is one."""
         if self._thread is not None:
             self._thread.join()
+
+    def _start(self, target: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=target, name="flexkv-identity", daemon=True)
+        self._thread.start()
 
     def _run(self, before: _Surveys) -> None:
         """Have the files read, then call `then`.
@@ -102,7 +116,8 @@ class Identification:
         if not found:
             self.is_unknown = True  # the reader died; Python has printed its traceback
         for seen in filter(None, found):
-            self._finish(seen)
+            if not self._finish(seen):
+                self._retry()
 
     def _attempt(self, step: Callable[[], _Surveys | str]) -> _Surveys | None:
         """Run a step; log its reason if it fails."""
@@ -114,7 +129,11 @@ class Identification:
             return found
         if not self._stop.is_set():
             self.is_unknown = True
-            logger.warning("identity.unknown: nothing outlives this process, because %s", found)
+            logger.warning(
+                "identity.unknown of=%s: nothing of it outlives this process, because %s",
+                ",".join(self._checkpoints),
+                found,
+            )
         return None
 
     def _survey(self) -> _Surveys | str:
@@ -143,7 +162,9 @@ class Identification:
     def _read(self, before: _Surveys) -> _Surveys | str:
         """Read all that is not remembered, and check that it did not change meanwhile."""
         with self._digest_cache.hashing(self._stop) as is_alone:
-            if is_alone:
+            if not (is_alone or self._stop.is_set()):
+                logger.warning("identity.hashed_twice: another process has not ended for long")
+            if not self._stop.is_set():
                 # Another process may have done it while this one waited.
                 self._digest_cache.reload()
                 self._hash(self._not_remembered(before))
@@ -178,26 +199,57 @@ class Identification:
                 self._digest_cache.remember({stamp: digests})
         progress.end()
 
-    def _finish(self, found: _Surveys) -> None:
-        """Report the identities, unless a file's content does not match its name."""
+    def _finish(self, found: _Surveys) -> bool:
+        """Report the identities, unless a file's content does not match its name.
+
+        Returns:
+            False if that has to be tried again.
+        """
         if self._attempt(lambda: self._why_not(found) or found) is None:
-            return
+            return True
         self._digest_cache.use(self._digests)
-        identities = {
+        self._identities = {
             role: self._identity(checkpoint, found[role])
             for role, checkpoint in self._checkpoints.items()
         }
+        return self._tell()
+
+    def _retry(self) -> None:
+        while not self._stop.wait(_RETRY_S):
+            if self._tell():
+                return
+
+    def _tell(self) -> bool:
+        """Call `then`; return False if the tier that it opens cannot be used now."""
         with self._calling:
             if self._stop.is_set():
-                return
-            is_used = False
+                return True
+            is_useless = True
             try:
-                self._then(identities)
-                is_used = True
+                self._then(self._identities)
+                is_useless = False
+            except TierError as error:
+                is_useless = False
+                self._note_off(error)
+                return False
             except FlexKVError as error:
                 logger.warning("identity.of_no_use: %s", error)
             finally:
-                self.is_unknown = not is_used
+                self.is_unknown = is_useless
+            if self._off:
+                logger.warning("tier.on tier=%s: it is used from now on", self._off)
+            return True
+
+    def _note_off(self, error: TierError) -> None:
+        if not self._off:
+            logger.warning(
+                "tier.off tier=%s: %s; requests are served without it, and it is tried again every"
+                " %.0f s",
+                error.tier,
+                error.reason,
+                _RETRY_S,
+            )
+        self._off = error.tier
 
     def _identity(self, checkpoint: Checkpoint, found: Survey) -> str:
         if not found.files:

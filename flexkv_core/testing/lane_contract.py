@@ -127,7 +127,7 @@ class LaneContract(ABC):
         before = case.target()
         case.lane.close()
         (result,) = case.run(case.plan(1, 2))
-        assert (result.status, result.num_blocks) == (Status.TIMEOUT, 0)
+        assert (result.status, result.num_blocks) == (Status.CLOSED, 0)
         assert before == case.target()
 
     def test_closing_twice_is_closing_once(self, case: LaneCase) -> None:

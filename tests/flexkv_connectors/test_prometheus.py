@@ -1,11 +1,32 @@
+"""The metrics as an engine's processes show them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
 from flexkv_connectors.prometheus import MetricFamilies
 from flexkv_core.metrics import METRICS
+
+PROCESS = """
+import json, sys
+from prometheus_client import Counter, Gauge
+from flexkv_connectors.prometheus import MetricFamilies
+families = MetricFamilies(Counter, Gauge, ["engine"])
+families.begin([0])
+families.note(json.loads(sys.argv[1]), [0])
+"""
+"""One of several API servers of an engine, which has been told some changes."""
 
 
 class Family:
     """A metric of `prometheus_client`, and its series by their labels."""
 
-    def __init__(self, name, documentation, labelnames):
+    def __init__(self, name, documentation, labelnames, **_):
         self.name, self.documentation, self.labelnames = name, documentation, labelnames
         self.series = {}
 
@@ -62,3 +83,37 @@ def test_series_are_apart_and_can_be_shown_before_anything_happens():
         labels: s.value for labels, s in registry.counters["flexkv:load_bytes"].series.items()
     }
     assert values == {(0,): 0, (1,): 5}
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """Return a function that lets processes note changes, and returns what `/metrics` shows."""
+
+    def run(*changes_of_processes):
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        for changes in changes_of_processes:
+            command = [sys.executable, "-c", PROCESS, json.dumps(changes)]
+            subprocess.run(command, env=environment, check=True)
+        collector = MultiProcessCollector(CollectorRegistry(), path=str(tmp_path))
+        return {
+            (sample.name, *sample.labels.items()): sample.value
+            for metric in collector.collect()
+            for sample in metric.samples
+        }
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("told", "value"),
+    [([{"ssd_used_blocks": 7}, {"ssd_used_blocks": 3}], 3), ([{"ssd_used_blocks": 7}, {}], 7)],
+)
+def test_of_several_processes_a_gauge_shows_what_any_was_told_last(shown, told, value):
+    samples = shown(*told)
+    gauges = {key: value for key, value in samples.items() if key[0] == "flexkv:ssd_used_blocks"}
+    assert gauges == {("flexkv:ssd_used_blocks", ("engine", "0")): value}
+
+
+def test_of_several_processes_a_counter_shows_the_sum(shown):
+    samples = shown({"load_bytes": 5}, {"load_bytes": 2})
+    assert samples["flexkv:load_bytes_total", ("engine", "0")] == 7

@@ -4,7 +4,14 @@ from contextlib import suppress
 
 import pytest
 
-from flexkv_core.shared_files import SAFE_FLAGS, hold_lock, is_own_file, try_lock, until
+from flexkv_core.shared_files import (
+    SAFE_FLAGS,
+    hold_lock,
+    is_own_file,
+    make_folder,
+    try_lock,
+    until,
+)
 
 
 @pytest.fixture
@@ -71,3 +78,28 @@ def test_links_are_not_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"), hold_lock(tmp_path / "link", until(0)):
         pass
+
+
+def test_folders_are_for_this_user_alone_with_all_that_are_made_above_them(tmp_path):
+    former = os.umask(0)
+    try:
+        for _ in range(2):
+            make_folder(tmp_path / "a" / "b" / "c")
+    finally:
+        os.umask(former)
+    modes = [(tmp_path / made).stat().st_mode & 0o777 for made in ("a", "a/b", "a/b/c")]
+    assert modes == [0o700] * 3
+
+
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
+    tmp_path.chmod(0o755)
+    make_folder(tmp_path)
+    make_folder(tmp_path / "a")
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_is_no_folder(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        make_folder(tmp_path / name)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flexkv_core.block.types import BlockKey, RequestId
 from flexkv_core.control.hierarchy.admission import Admission
 from flexkv_core.control.hierarchy.health import Health
-from flexkv_core.control.hierarchy.in_flight import CopiesInFlight
+from flexkv_core.control.hierarchy.in_flight import CopiesInFlight, CopyInFlight
 from flexkv_core.control.job import Completion
 from flexkv_core.control.manager import CacheManager
 from flexkv_core.metrics import Recorder
@@ -16,8 +16,8 @@ __all__ = ["Demoter"]
 _MAX_WAITING = 1024
 
 _SILENCE_S = 60.0
-"""A tier that has not answered for this long is stuck: the slowest usable disk writes a plan in
-half the time."""
+"""A tier that an engine has not heard of for this long is stuck: the slowest usable disk writes a
+plan in half the time."""
 
 
 class Demoter:
@@ -25,7 +25,8 @@ class Demoter:
 
     Blocks in flight are pinned in host memory, so they take at most a quarter of it; the rest
     waits, and is copied if it is still there by then. When too many chains wait, the oldest is
-    given up. A tier that fails, or does not answer for a minute, gets only trial copies.
+    given up. What a busy tier refuses waits again, and no more is given to it than it has taken. A
+    tier that fails, or does not answer for a minute, gets only trial copies.
 
     Thread: scheduler thread only.
     """
@@ -47,12 +48,12 @@ class Demoter:
         self._in_flight = CopiesInFlight(
             manager, "host", tier, block_bytes=block_bytes, max_blocks=max(1, host_blocks // 4)
         )
-        self._health = Health(f"writing to tier {tier}")
+        self._health = Health(f"writing to tier {tier}", recorder.add)
         self._waiting: dict[RequestId, tuple[Sequence[BlockKey], int]] = {}
         """Chains to copy, oldest first, and how many leading blocks of each."""
 
         self._last_answer_s = 0.0
-        """When the last copy ended, or none was in flight."""
+        """When the last copy ended, or none was in flight; as `CopiesInFlight.heard_s`."""
 
     @property
     def is_off(self) -> bool:
@@ -65,7 +66,7 @@ class Demoter:
         return bool(self._waiting)
 
     def admit(self, keys: Sequence[BlockKey], num_touched: int, num_admitted: int) -> int:
-        """Note that a request uses a chain; return how many leading blocks the tier should hold.
+        """Decide how many leading blocks of a request's chain the tier should hold.
 
         Args:
             keys: Its full blocks.
@@ -73,8 +74,6 @@ class Demoter:
             num_admitted: What that call returned, 0 in the first: blocks that are on their way,
                 if not there yet.
         """
-        if not num_touched:
-            self._count_use(keys)
         num_known = self._manager.lookup(keys, tier=self._tier).num_known
         num_held = max(num_known, num_admitted)
         num_wanted = self._admission.touch(
@@ -91,13 +90,12 @@ class Demoter:
         """Queue what host memory has and the tier lacks of the first `num_wanted` blocks."""
         num_wanted = min(num_wanted, self._manager.lookup(keys, tier="host").num_ready)
         if self._manager.lookup(keys, tier=self._tier).num_known < num_wanted:
-            self._waiting[request_id] = keys, num_wanted
-            if len(self._waiting) > _MAX_WAITING:
-                self._give_up(next(iter(self._waiting)))
+            self._queue(request_id, keys, num_wanted)
 
     def take_plans(self, now_s: float) -> list[TransferPlan]:
         """Return plans for the copies that may begin now."""
         plans: list[TransferPlan] = []
+        self._in_flight.listen(now_s)
         self._check_silence(now_s)
         while self._waiting and self._in_flight.num_more and self._health.allows(now_s):
             request_id, (keys, num_wanted) = next(iter(self._waiting.items()))
@@ -114,32 +112,48 @@ class Demoter:
 
     def conclude(self, completion: Completion, now_s: float) -> bool:
         """Learn from a copy that has ended; return False if it was not started here."""
-        if self._in_flight.end(completion.job_id) is None:
+        copy = self._in_flight.end(completion.job_id)
+        if copy is None:
             return False
-        self._last_answer_s = now_s
-        self._health.note(ok=completion.status is Status.OK, now_s=now_s)
+        self._health.note(completion.status, now_s)
         self._recorder.add("demoted_blocks", completion.num_published)
+        if completion.status is Status.BUSY:
+            self._in_flight.narrow()
+            self._recorder.add("ssd_busy_blocks", completion.num_lost)
+            self._offer_again(completion.request_id, copy)
+            return True
+        self._last_answer_s = self._in_flight.heard_s
         self._recorder.add("demotion_skipped_blocks", completion.num_lost)
+        if completion.status is Status.OK:
+            self._in_flight.widen()
         return True
 
     def clear(self) -> None:
-        """Forget the waiting chains: their bytes are no longer wanted."""
+        """Forget the chains that wait or are being copied: their bytes are no longer wanted."""
         self._waiting.clear()
+        self._in_flight.forget_chains()
 
     def _check_silence(self, now_s: float) -> None:
         """Switch the tier off if it has taken copies and no longer answers."""
+        heard_s = self._in_flight.heard_s
         if not self._in_flight.num_blocks:
-            self._last_answer_s = now_s
-        elif now_s > self._last_answer_s + _SILENCE_S:
-            self._health.switch_off("does not answer", now_s)
+            self._last_answer_s = heard_s
+        elif heard_s > self._last_answer_s + _SILENCE_S:
+            self._health.note_silence(now_s)
+
+    def _queue(self, request_id: RequestId, keys: Sequence[BlockKey], num_wanted: int) -> None:
+        self._waiting[request_id] = keys, num_wanted
+        if len(self._waiting) > _MAX_WAITING:
+            self._give_up(next(iter(self._waiting)))
+
+    def _offer_again(self, request_id: RequestId, copy: CopyInFlight) -> None:
+        """Queue what a busy tier has refused, unless a reset made it useless."""
+        _, num_waiting = self._waiting.get(request_id, ((), 0))
+        end_block = copy.first_block + copy.plan.num_blocks
+        if copy.keys and num_waiting < end_block:
+            self._queue(request_id, copy.keys, end_block)
 
     def _give_up(self, request_id: RequestId) -> None:
         keys, num_wanted = self._waiting.pop(request_id)
         num_held = self._manager.lookup(keys, tier=self._tier).num_known
         self._recorder.add("demotion_skipped_blocks", max(0, num_wanted - num_held))
-
-    def _count_use(self, keys: Sequence[BlockKey]) -> None:
-        """Count a use of the tier's blocks, even if host memory serves them: keep what is used."""
-        lease = self._manager.hold(RequestId("admission"), keys, tier=self._tier)
-        if lease is not None:
-            self._manager.release(lease)

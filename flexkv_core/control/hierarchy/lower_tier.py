@@ -80,8 +80,19 @@ class LowerTier:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is work that only proceeds while the engine steps."""
+        """Whether there is work that only proceeds while the engine steps, now or later."""
         return self._must_order_generation or self.demoter.has_work or not self._restorer.is_over
+
+    @property
+    def can_proceed(self) -> bool:
+        """Whether another step brings work forward.
+
+        Not while an owner learns what its blocks are blocks of: it may take minutes, and hashes no
+        faster for an engine that steps meanwhile.
+        """
+        if self._restorer.is_over:
+            return self._must_order_generation or self.demoter.has_work
+        return self._must_order_generation or self._restorer.can_proceed
 
     def handle_report(self, report: TierReport) -> None:
         """Take in an owner's report."""
@@ -103,7 +114,7 @@ class LowerTier:
         self._manager.resize(self.capacity_blocks, tier=self._tier)
         if not self._restorer.is_over:
             self._useless += self._restorer.step()
-        plans = self.promoter.take_plans()
+        plans = self.promoter.take_plans(now_s)
         # Until the workers have reported what they hold, they do not know where there is room. They
         # may not even have opened the tier, at the start or when a generation begins.
         if self._restorer.is_over:

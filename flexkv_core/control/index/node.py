@@ -27,14 +27,14 @@ The life of an entry, from the first block on:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.control.eviction.base import EvictionPolicy
 from flexkv_core.control.index.slot_pool import SlotPool
 from flexkv_core.plan import SLOT_BYTES
 
-__all__ = ["Entry", "Node", "TierState", "Write"]
+__all__ = ["ChainEnd", "Entry", "Node", "TierState", "Write"]
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +78,9 @@ class Node:
     children: dict[BlockKey, "Node"] = field(default_factory=dict)
     """By the first key of the child."""
 
+    version: int = 0
+    """Changes when a chain that leaves the tree in this node may leave it elsewhere."""
+
     @property
     def end(self) -> int:
         """One past the position of the last key."""
@@ -106,6 +109,7 @@ class Node:
         self.parent.children[upper.keys[0]] = upper
         upper.children[self.keys[0]] = self
         self.start, self.parent = position, upper
+        self.version += 1
         for index, entry in enumerate(self.entries):
             if entry is None:
                 continue
@@ -117,6 +121,7 @@ class Node:
 
     def trim(self) -> None:
         """Forget the keys that no tier holds, and leave the tree if none is left."""
+        self.version += 1
         num_keys = 0
         for entry in self.entries:
             if entry is not None:
@@ -236,6 +241,32 @@ class Entry:
             assert entry.parent is not None
             entry = entry.parent
         yield entry
+
+    def at(self, position: int) -> "Entry":
+        """Return this entry or its ancestor, whichever holds `position`."""
+        *_, entry = self.up_to(position)
+        return entry
+
+
+class ChainEnd(NamedTuple):
+    """How much of a chain a tier holds, and where in the index that ends."""
+
+    num_known: int
+    """Leading blocks that are ready or being written."""
+
+    entry: Entry
+    """The one that they end in."""
+
+    def node_in(self, keys: Sequence[BlockKey]) -> Node | None:
+        """Return the deepest node of the chain `keys` that can be reached from here; None for none.
+
+        The entry was of that chain once. It may have left since, or have been split, or cut and
+        continued by another chain: so the key is compared.
+        """
+        if not (self.num_known and self.entry.is_alive):
+            return None
+        node = self.entry.at(self.num_known - 1).node
+        return node if keys[node.start : node.start + 1] == node.keys[:1] else None
 
 
 @dataclass(slots=True, eq=False)

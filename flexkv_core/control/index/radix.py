@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flexkv_core.block.types import BlockKey, JobId
-from flexkv_core.control.index.node import Entry, Node, TierState, Write
+from flexkv_core.control.index.node import ChainEnd, Entry, Node, TierState, Write
+from flexkv_core.control.index.tree import KeyTree
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
 from flexkv_core.metrics import Recorder
 from flexkv_core.plan import SLOT_BYTES
@@ -44,11 +45,7 @@ class Presence(NamedTuple):
 
 
 class PrefixIndex:
-    """One radix tree of key runs, and what each tier holds of each run.
-
-    A run is extended in place while it is a leaf, so the nodes on a path are the points where
-    chains really diverge: a walk costs one look-up and one comparison per node, and a binary
-    search in the last.
+    """One tree of key runs, and what each tier holds of each run.
 
     Thread: scheduler thread only. Cost: O(nodes on the path); nothing is done per block, except
     copying new keys and slots, 8 bytes each.
@@ -58,8 +55,10 @@ class PrefixIndex:
         self, tiers: Sequence[TierState], recorder: Recorder, events: EventLog | None
     ) -> None:
         self.tiers = tuple(tiers)
-        self.root = Node(0, [], None, [])
-        self.root.entries.extend(Entry(tier, self.root, None, 0) for tier in tiers)
+        self._tree = KeyTree(len(self.tiers))
+        self.root = self._tree.root
+        for tier in tiers:
+            self.root.entries[tier.index] = Entry(tier, self.root, None, 0)
         self._recorder = recorder
         self._events = events
         self._clock = 0
@@ -67,46 +66,88 @@ class PrefixIndex:
     def match(self, tier: TierState, keys: Sequence[BlockKey]) -> Match | None:
         """Pin the longest ready prefix of `keys` on `tier`, until `unpin`.
 
-        A run that is only partly shared is split, so that the rest is neither counted as used nor
-        pinned. The chains will mostly diverge there anyway, once the new one is saved.
+        The rest of a run that is only partly shared is not pinned.
         """
-        node, shared_end = self._walk(keys)
-        if shared_end < node.end:
-            node = node.split(shared_end)
-        entry = self._deepest(node, tier)
+        entry = self._deepest(self._tree.split_off(keys), tier)
         while not entry.num_ready:
             if entry.parent is None:
                 return None
             entry = entry.parent
-        self._clock += 1
-        entry.last_use = self._clock
-        entry.num_uses += 1
         entry.num_pins += 1
         return Match(entry, entry.ready_end)
 
+    def note_use(self, keys: Sequence[BlockKey]) -> bool:
+        """Count a use of what the tiers hold of `keys`, being written included.
+
+        The rest of a run that is only partly shared is not counted as used.
+
+        Returns:
+            Whether a tier holds any of it.
+        """
+        node = self._tree.split_off(keys)
+        self._clock += 1
+        for tier in self.tiers:
+            entry = self._deepest(node, tier)
+            entry.last_use = self._clock
+            entry.num_uses += 1
+        return node is not self.root
+
     def lookup(self, tier: TierState, keys: Sequence[BlockKey]) -> Presence:
         """Return how much of `keys` is on `tier`, without counting a use or pinning anything."""
-        node, shared_end = self._walk(keys)
-        entry = self._deepest(node, tier)
-        num_known = min(entry.end, shared_end)
+        num_known, entry = self._find(tier, keys)
         while not entry.num_ready and entry.parent is not None:
             entry = entry.parent
-        return Presence(min(entry.ready_end, shared_end), num_known)
+        return Presence(min(entry.ready_end, num_known), num_known)
+
+    def restore(
+        self, tier: TierState, keys: Sequence[BlockKey], first_block: int, near: ChainEnd | None
+    ) -> ChainEnd:
+        """Add the blocks of `keys` from `first_block` on, as far as they fit, all ready.
+
+        Nothing is added if a block before them is not there.
+        Cost: O(new blocks), and O(nodes) after `near`, which was a part of this chain once.
+        """
+        found = self._find(tier, keys, near and near.node_in(keys))
+        if found.num_known < first_block:
+            return found
+        write = self.reserve(tier, keys, start=found.entry.node)
+        if isinstance(write, Write):
+            self.finish(write, write.end_block - write.first_block, None)
+        return self._find(tier, keys, found.node_in(keys))
+
+    def begins_chain(self, key: BlockKey) -> bool:
+        """Tell whether any chain begins with `key`."""
+        return key in self.root.children
 
     def unpin(self, entry: Entry) -> None:
         """Undo the pin of one match."""
         entry.num_pins -= 1
         self._settle(entry)
 
-    def reserve(self, tier: TierState, keys: Sequence[BlockKey]) -> Write | Refusal:
-        """Make room for the blocks of `keys` that `tier` lacks, or for as many as fit."""
-        node, shared_end = self._walk(keys)
+    def reserve(
+        self,
+        tier: TierState,
+        keys: Sequence[BlockKey],
+        *,
+        start: Node | None = None,
+        end: int | None = None,
+    ) -> Write | Refusal:
+        """Make room for the blocks of `keys` up to `end` that `tier` lacks, or as many as fit.
+
+        The walk begins at the root, or at `start`, which shares a key with `keys`.
+        """
+        node, shared_end = self._tree.walk(keys, start)
+        end = len(keys) if end is None else end
+        while node.start >= end > 0:
+            assert node.parent is not None
+            node = node.parent
+        shared_end = min(shared_end, end)
         entry = self._deepest(node, tier)
         known_end = min(entry.end, shared_end)
-        num_missing = len(keys) - known_end
+        num_missing = end - known_end
         if not num_missing:
             return Refusal.NOTHING_MISSING
-        if _are_leaving(tier, keys, known_end):
+        if _are_leaving(tier, keys[known_end:end]):
             return Refusal.STILL_LEAVING
         num_blocks = self._make_room(entry, num_missing)
         self._recorder.add("save_no_room_blocks", num_missing - num_blocks)
@@ -114,7 +155,7 @@ class PrefixIndex:
             return Refusal.NO_ROOM
         end = known_end + num_blocks
         if end > shared_end:
-            node = self._add_keys(node, shared_end, keys[shared_end:end])
+            node = self._tree.add_keys(node, shared_end, keys[shared_end:end])
         return self._claim(tier, node, known_end, end)
 
     def finish(self, write: Write, num_good: int, job_id: JobId | None) -> int:
@@ -128,7 +169,7 @@ class PrefixIndex:
         write.is_written, write.job_id = True, job_id
         bad_block = write.first_block + num_good
         if bad_block < write.end_block:
-            *_, entry = write.entry.up_to(bad_block)
+            entry = write.entry.at(bad_block)
             if entry.is_alive:
                 self._drop(entry, bad_block)
         path = list(write.entry.up_to(write.first_block))
@@ -138,7 +179,7 @@ class PrefixIndex:
 
     def drop_from(self, tier: TierState, keys: Sequence[BlockKey]) -> None:
         """Drop the last block of `keys`, and everything after it, from `tier`."""
-        node, shared_end = self._walk(keys)
+        node, shared_end = self._tree.walk(keys)
         bad_block = len(keys) - 1
         entry = node.entries[tier.index]
         if shared_end < len(keys) or entry is None:
@@ -157,18 +198,12 @@ class PrefixIndex:
         if self._events is not None:
             self._events.append(CacheCleared())
 
-    def _walk(self, keys: Sequence[BlockKey]) -> tuple[Node, int]:
-        """Return the deepest node that shares a key with `keys`, and where sharing ends."""
-        node, position, num_keys = self.root, 0, len(keys)
-        while position < num_keys:
-            child = node.children.get(keys[position])
-            if child is None:
-                break
-            end = position + len(child.keys)
-            if end > num_keys or child.keys[-1] != keys[end - 1]:
-                return child, child.shared_end(keys)
-            node, position = child, end
-        return node, position
+    def _find(
+        self, tier: TierState, keys: Sequence[BlockKey], start: Node | None = None
+    ) -> ChainEnd:
+        node, shared_end = self._tree.walk(keys, start)
+        entry = self._deepest(node, tier)
+        return ChainEnd(min(entry.end, shared_end), entry)
 
     @staticmethod
     def _deepest(node: Node, tier: TierState) -> Entry:
@@ -221,17 +256,6 @@ class PrefixIndex:
             policy.restore(leaf)
             leaf.node.trim()
         return num_blocks
-
-    def _add_keys(self, node: Node, shared_end: int, keys: Sequence[BlockKey]) -> Node:
-        """Append `keys` to the chain that ends in `node` at `shared_end`; return its last node."""
-        if shared_end < node.end:
-            node = node.split(shared_end)
-        if node.children or node.parent is None:
-            child = Node(shared_end, list(keys), node, [None] * len(self.tiers))
-            node.children[keys[0]] = child
-            return child
-        node.keys += keys
-        return node
 
     def _claim(self, tier: TierState, node: Node, first_block: int, end_block: int) -> Write:
         """Allocate blocks `first_block` to `end_block` of the chain to `node`, still unwritten."""
@@ -356,7 +380,7 @@ class PrefixIndex:
         self._events.append(stored)
 
 
-def _are_leaving(tier: TierState, keys: Sequence[BlockKey], first: int) -> bool:
-    """Return whether any of `keys` from `first` on is dead on `tier`; dead entries are rare."""
+def _are_leaving(tier: TierState, keys: Sequence[BlockKey]) -> bool:
+    """Return whether any of `keys` is dead on `tier`; dead entries are rare."""
     leaving = {key for keys_of_one in tier.dead.values() for key in keys_of_one}
-    return bool(leaving) and not leaving.isdisjoint(keys[first:])
+    return bool(leaving) and not leaving.isdisjoint(keys)

@@ -1,7 +1,7 @@
 """The lane between an engine's pages and host slots where both are in CPU memory."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import NamedTuple
@@ -63,6 +63,7 @@ class _Way(NamedTuple):
 class _Copy(NamedTuple):
     """What a plan comes to, once it is known to be possible."""
 
+    plan: TransferPlan
     way: _Way
     segments: list[Segment]
     num_bytes: int
@@ -71,10 +72,11 @@ class _Copy(NamedTuple):
 class CpuLane(Lane):
     """Copies in `submit`, on the caller's thread and a few more; converts the layout on the way.
 
-    Segments are dealt out to the threads, and each is one numpy operation over all its layers (more
-    where K and V are gathered from apart, heads scattered to token-major pages, or layers form
-    several runs). The GIL is free while bytes move and is taken once per operation, which can cost
-    5 ms beside a busy Python thread: few and large is the rule.
+    The segments of all plans that are submitted together are dealt out to the threads, and each is
+    one numpy operation over all its layers (more where K and V are gathered from apart, heads
+    scattered to token-major pages, or layers form several runs). The GIL is free while bytes move
+    and is taken once per operation, which can cost 5 ms beside a busy Python thread: few and large
+    is the rule.
 
     A plan whose ids do not fit is refused with ERROR, and one whose deadline has passed with
     TIMEOUT, before the first byte moves.
@@ -118,23 +120,31 @@ class CpuLane(Lane):
 
     @override
     def submit(self, plan: TransferPlan) -> None:
-        started = self._clock()
-        copy = self._prepare(plan, started)
-        if isinstance(copy, TransferResult):
-            self._results.append(copy)
-            return
-        # As many threads as are worth it, this one included.
-        way, segments, num_bytes = copy
-        pieces = self._pieces[way]
-        num_shares = max(1, min(self._num_threads, len(segments), num_bytes // _MIN_SHARE_BYTES))
-        others = [
-            self._threads.submit(way.copy, pieces, segments[share::num_shares])
-            for share in range(1, num_shares)
-        ]
-        way.copy(pieces, segments[::num_shares])
-        for other in others:
-            other.result()
-        self._results.append(done(plan, self._rank, num_bytes, self._clock() - started))
+        self.submit_all([plan])
+
+    @override
+    def submit_all(self, plans: Iterable[TransferPlan]) -> None:
+        begin_s = self._clock()
+        for way, copies in self._prepare_all(plans, begin_s).items():
+            segments = [segment for copy in copies for segment in copy.segments]
+            num_bytes = sum(copy.num_bytes for copy in copies)
+            # As many threads as are worth it, this one included.
+            pieces = self._pieces[way]
+            num_shares = max(
+                1, min(self._num_threads, len(segments), num_bytes // _MIN_SHARE_BYTES)
+            )
+            others = [
+                self._threads.submit(way.copy, pieces, segments[share::num_shares])
+                for share in range(1, num_shares)
+            ]
+            way.copy(pieces, segments[::num_shares])
+            for other in others:
+                other.result()
+            byte_s = (self._clock() - begin_s) / max(1, num_bytes)
+            self._results += [
+                done(copy.plan, self._rank, copy.num_bytes, copy.num_bytes * byte_s)
+                for copy in copies
+            ]
 
     @override
     def poll(self) -> list[TransferResult]:
@@ -150,9 +160,22 @@ class CpuLane(Lane):
         self._closed = True
         self._threads.shutdown()
 
+    def _prepare_all(self, plans: Iterable[TransferPlan], now_s: float) -> dict[_Way, list[_Copy]]:
+        """Return what to copy: saves first, so that loads may fill the same pages."""
+        copies: dict[_Way, list[_Copy]] = {_GATHER: [], _SCATTER: []}
+        for plan in plans:
+            copy = self._prepare(plan, now_s)
+            if isinstance(copy, TransferResult):
+                self._results.append(copy)
+            else:
+                copies[copy.way].append(copy)
+        return {way: some for way, some in copies.items() if some}
+
     def _prepare(self, plan: TransferPlan, now_s: float) -> _Copy | TransferResult:
         """Return what to copy, or why nothing can be."""
-        if self._closed or (plan.deadline_s is not None and now_s >= plan.deadline_s):
+        if self._closed:
+            return refused(plan, self._rank, Status.CLOSED)
+        if plan.deadline_s is not None and now_s >= plan.deadline_s:
             return refused(plan, self._rank, Status.TIMEOUT)
         match plan.source, plan.target:
             case EnginePages() as pages, HostSlots() as slots:
@@ -168,7 +191,7 @@ class CpuLane(Lane):
         if problem:
             return refused(plan, self._rank, Status.ERROR, problem)
         segments = segments_of(pages, slots, self._limits.pages_per_block)
-        return _Copy(way, segments, len(pages.page_ids) * self._page_bytes)
+        return _Copy(plan, way, segments, len(pages.page_ids) * self._page_bytes)
 
     def _cut(self, way: _Way) -> list[_View]:
         """Cut both sides into what numpy copies well in one operation."""

@@ -1,7 +1,7 @@
 """The lane between an engine's pages on a GPU and host slots."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,15 @@ from flexkv_core.data.transfer.staging import StagingRing
 from flexkv_core.plan import EnginePages, HostSlots, Status, TransferPlan, TransferResult
 
 __all__ = ["GpuLane"]
+
+
+class _Move(NamedTuple):
+    """What a plan comes to, once it is known to be possible."""
+
+    plan: TransferPlan
+    page_ids: Ids
+    first_page: int
+    slots: Ids
 
 
 class _Copy(NamedTuple):
@@ -32,10 +41,12 @@ class _Copy(NamedTuple):
 class GpuLane(Lane):
     """Queues every copy in `submit` and lets the device work on it beside the forward pass.
 
+    Plans that are submitted together are one gather and one copy, or one copy and one scatter.
+
     - A save gathers on the engine's own stream: after the pass that computes its pages and before
       the next one that may reuse them, so nothing else has to protect them. The side stream then
       copies out of a ring in device memory. A save that finds no room in the ring is refused with
-      TIMEOUT: the forward pass never waits. Plan no more than `save_places` blocks at a time.
+      BUSY: the forward pass never waits. Plan no more than `save_places` blocks at a time.
     - A load copies into the other part of staging, and scatters from it after everything that the
       engine had queued: its pages may have belonged to another request a moment ago. A load larger
       than that part goes through it in several rounds, which the stream itself keeps in order.
@@ -85,9 +96,23 @@ class GpuLane(Lane):
 
     @override
     def submit(self, plan: TransferPlan) -> None:
-        status, error = self._begin(plan)
-        if status is not Status.OK:
-            self._refused.append(refused(plan, self._rank, status, error))
+        self.submit_all([plan])
+
+    @override
+    def submit_all(self, plans: Iterable[TransferPlan]) -> None:
+        saves: list[_Move] = []
+        loads: list[_Move] = []
+        for plan in plans:
+            move = self._prepare(plan)
+            if isinstance(move, TransferResult):
+                self._refused.append(move)
+            else:
+                (loads if isinstance(plan.target, EnginePages) else saves).append(move)
+        # Saves first: the loads wait for all that was queued before, and may fill the same pages.
+        if saves:
+            self._queue_saves(saves)
+        if loads:
+            self._queue_loads(loads)
 
     def hold_compute(self) -> None:
         """Make what the engine queues from now on run after all submitted loads.
@@ -100,9 +125,13 @@ class GpuLane(Lane):
     @override
     def poll(self) -> list[TransferResult]:
         results, self._refused = self._refused, []
-        ended = [copy for copy in self._running if copy.end.query()]
-        self._running = [copy for copy in self._running if copy not in ended]
-        return results + [self._end(copy) for copy in ended]
+        running, self._running = self._running, []
+        for copy in running:
+            if copy.end.query():
+                results.append(self._end(copy))
+            else:
+                self._running.append(copy)
+        return results
 
     @override
     def drain(self, timeout_s: float) -> bool:
@@ -116,67 +145,83 @@ class GpuLane(Lane):
     def close(self) -> None:
         self._closed = True
 
-    def _begin(self, plan: TransferPlan) -> tuple[Status, str]:
-        """Queue the copies of `plan`; return OK, or a status and an error."""
-        if self._closed or (plan.deadline_s is not None and self._clock() >= plan.deadline_s):
-            return Status.TIMEOUT, ""
+    def _prepare(self, plan: TransferPlan) -> _Move | TransferResult:
+        """Return what to copy, or why nothing can be."""
+        if self._closed:
+            return refused(plan, self._rank, Status.CLOSED)
+        if plan.deadline_s is not None and self._clock() >= plan.deadline_s:
+            return refused(plan, self._rank, Status.TIMEOUT)
         match plan.source, plan.target:
-            case EnginePages() as pages, HostSlots() as slots:
-                queue = self._queue_save
-            case HostSlots() as slots, EnginePages() as pages:
-                queue = self._queue_load
+            case (EnginePages() as pages, HostSlots() as slots) | (
+                HostSlots() as slots,
+                EnginePages() as pages,
+            ):
+                pass
             case _:
-                return Status.ERROR, "a GPU lane copies between engine pages and host slots only"
-        if problem := self._find_problem(plan, pages, slots):
-            return Status.ERROR, problem
-        return queue(plan, pages, np.frombuffer(slots.slots, np.int64)), ""
-
-    def _find_problem(self, plan: TransferPlan, pages: EnginePages, slots: HostSlots) -> str:
-        return find_slot_problem(plan, slots, self._num_host_slots) or find_page_problem(
+                error = "a GPU lane copies between engine pages and host slots only"
+                return refused(plan, self._rank, Status.ERROR, error)
+        problem = find_slot_problem(plan, slots, self._num_host_slots) or find_page_problem(
             plan, pages, self._limits
         )
+        if problem:
+            return refused(plan, self._rank, Status.ERROR, problem)
+        page_ids = np.asarray(pages.page_ids, np.int64)
+        return _Move(plan, page_ids, pages.first_page, np.frombuffer(slots.slots, np.int64))
 
-    def _queue_save(self, plan: TransferPlan, pages: EnginePages, slots: Ids) -> Status:
+    def _queue_saves(self, moves: Iterable[_Move]) -> None:
+        """Queue one gather and one copy for all that find room in the ring."""
         begin_s = self._clock()
-        places = self._ring.take(len(slots))
-        if places is None:
-            return Status.TIMEOUT
-        device = self._device
-        device.gather(np.asarray(pages.page_ids, np.int64), self._parts_of(places))
+        placed: list[tuple[_Move, Ids]] = []
+        for move in moves:
+            places = self._ring.take(len(move.slots))
+            if places is None:
+                self._refused.append(refused(move.plan, self._rank, Status.BUSY))
+            else:
+                placed.append((move, places))
+        if not placed:
+            return
+        device, all_places = self._device, np.concatenate([places for _, places in placed])
+        page_ids = np.concatenate([move.page_ids for move, _ in placed])
+        device.gather(page_ids, self._parts_of(all_places))
         device.wait(Stream.OUT, device.record(Stream.COMPUTE))
-        device.copy_out(places, slots)
-        self._track(plan, pages, device.record(Stream.OUT), places, begin_s)
-        return Status.OK
+        device.copy_out(all_places, np.concatenate([move.slots for move, _ in placed]))
+        end = device.record(Stream.OUT)
+        self._running += [self._copy(move, end, places, begin_s) for move, places in placed]
 
-    def _queue_load(self, plan: TransferPlan, pages: EnginePages, slots: Ids) -> Status:
+    def _queue_loads(self, moves: Sequence[_Move]) -> None:
         begin_s = self._clock()
         self._device.wait(Stream.IN, self._device.record(Stream.COMPUTE))
         try:
-            self._queue_rounds(pages, slots)
+            self._queue_rounds(moves)
         finally:
             self._last_load = end = self._device.record(Stream.IN)
-        self._track(plan, pages, end, self._load_places[:0], begin_s)
-        return Status.OK
+        nothing_held = self._load_places[:0]
+        self._running += [self._copy(move, end, nothing_held, begin_s) for move in moves]
 
-    def _queue_rounds(self, pages: EnginePages, slots: Ids) -> None:
-        page_ids = np.asarray(pages.page_ids, np.int64)
-        begin = -pages.first_page
-        for first in range(0, len(slots), len(self._load_places)):
-            some_slots = slots[first : first + len(self._load_places)]
+    def _queue_rounds(self, moves: Sequence[_Move]) -> None:
+        """Queue a copy and a scatter for as many blocks as staging holds, until all are queued."""
+        per_block, num_places = self._limits.pages_per_block, len(self._load_places)
+        slots = np.concatenate([move.slots for move in moves])
+        page_ids = np.concatenate([move.page_ids for move in moves])
+        # Where each page is among the pages of all blocks; not all are wanted.
+        begins = np.cumsum([0, *(len(move.slots) * per_block for move in moves)]).tolist()
+        positions = np.concatenate(
+            [
+                np.arange(len(move.page_ids)) + move.first_page + begin
+                for move, begin in zip(moves, begins, strict=False)
+            ]
+        )
+        for first in range(0, len(slots), num_places):
+            some_slots = slots[first : first + num_places]
             places = self._load_places[: len(some_slots)]
             self._device.copy_in(some_slots, places)
-            parts = self._parts_of(places)
-            end = begin + len(parts)
-            some_pages = page_ids[max(begin, 0) : end]
-            skipped = max(-begin, 0)
-            self._device.scatter(parts[skipped : skipped + len(some_pages)], some_pages)
-            begin = end
+            begin = first * per_block
+            ends = np.searchsorted(positions, (begin, begin + len(places) * per_block))
+            some = slice(*ends)
+            self._device.scatter(self._parts_of(places)[positions[some] - begin], page_ids[some])
 
-    def _track(
-        self, plan: TransferPlan, pages: EnginePages, end: Event, places: Ids, begin_s: float
-    ) -> None:
-        num_bytes = len(pages.page_ids) * self._page_bytes
-        self._running.append(_Copy(plan, end, places, num_bytes, begin_s))
+    def _copy(self, move: _Move, end: Event, places: Ids, begin_s: float) -> _Copy:
+        return _Copy(move.plan, end, places, len(move.page_ids) * self._page_bytes, begin_s)
 
     def _parts_of(self, places: Ids) -> Ids:
         """Return the parts of whole places, in the order of their pages."""

@@ -4,6 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from flexkv_core.block.types import JobId
 from flexkv_core.plan import TransferPlan, TransferResult
@@ -22,6 +23,11 @@ class Lane(ABC):
     def submit(self, plan: TransferPlan) -> None:
         """Start `plan`. Never raises for a failure of its blocks; that is a status."""
 
+    def submit_all(self, plans: Iterable[TransferPlan]) -> None:
+        """Start the plans of one step; overridden where they cost less together than one by one."""
+        for plan in plans:
+            self.submit(plan)
+
     @abstractmethod
     def poll(self) -> list[TransferResult]:
         """Return what has ended since the last call, in any order. Never blocks."""
@@ -32,7 +38,7 @@ class Lane(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop. Plans that have not begun are reported as TIMEOUT by a last `poll`."""
+        """Stop. Plans that have not begun are reported as CLOSED by a last `poll`."""
 
 
 class AsyncLane(Lane):

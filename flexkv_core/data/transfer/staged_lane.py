@@ -73,8 +73,9 @@ class _Job:
         is_read_in_turn = self.stored.is_chain and not self.is_save
         return not (self.has_begun or self.is_reported or (is_read_in_turn and self.num_in_tier))
 
-    def stop(self) -> None:
-        """Begin nothing more."""
+    def stop(self, status: Status = Status.TIMEOUT) -> None:
+        """Begin nothing more; blocks that have not begun end with `status`."""
+        self.statuses[self.num_begun :] = [status] * (self.plan.num_blocks - self.num_begun)
         self.num_begun = self.plan.num_blocks
 
     def stop_at_failure(self, statuses: Sequence[Status]) -> None:
@@ -183,7 +184,9 @@ class StagedLane(AsyncLane):
         if not len(stored.keys) == num_pages == plan.num_blocks > 0:
             error = f"{num_pages} pages and {len(stored.keys)} keys do not fit the plan"
             self._refuse(plan, Status.ERROR, error)
-        elif self._is_closed or now_s >= deadline_s or self._is_stuck:
+        elif self._is_closed:
+            self._refuse(plan, Status.CLOSED)
+        elif now_s >= deadline_s or self._is_stuck:
             self._refuse(plan, Status.TIMEOUT)
         else:
             self._jobs.append(_Job(plan, pages.page_ids, stored, is_save, now_s, deadline_s))
@@ -221,22 +224,20 @@ class StagedLane(AsyncLane):
     def cancel(self, job_id: JobId) -> None:
         for job in tuple(self._jobs):
             if job.plan.job_id == job_id:
-                self._cancel(job)
+                self._cancel(job, Status.TIMEOUT)
 
     @override
     def close(self) -> None:
         self._is_closed = True
         for job in tuple(self._jobs):
-            self._cancel(job)
+            self._cancel(job, Status.CLOSED)
         self._far.close()
         self._near.close()
 
     @property
     def _is_stuck(self) -> bool:
         """Whether the tier moves something that is too late."""
-        now_s = self._clock()
-        jobs = (part.job for part in self._parts.values())
-        return any(job.is_reported and now_s >= job.deadline_s for job in jobs)
+        return any(part.job.is_reported for part in self._parts.values())
 
     def _begin_parts(self) -> None:
         """Give the tier as many parts as there are slots for, the oldest plan's first."""
@@ -302,13 +303,12 @@ class StagedLane(AsyncLane):
         self._ring.give_back(part.slots - self._slots[0])
         self._report_ended(job)
 
-    def _cancel(self, job: _Job) -> None:
-        """Report a plan as it stands: what the tier still does for it stays in the slots."""
-        job.stop()
+    def _cancel(self, job: _Job, status: Status) -> None:
+        job.stop(status)
         for part_id, part in self._parts.items():
             if part.job is job:
                 self._far.cancel(part_id)
-        self._report(job)
+        self._report_ended(job)
 
     def _report_late(self) -> None:
         now_s = self._clock()

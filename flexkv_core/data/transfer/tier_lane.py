@@ -1,5 +1,6 @@
 """The lane between host slots and a tier that finds blocks by key: SSD, remote stores."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,8 @@ from flexkv_core.data.transfer.segments import find_slot_problem
 from flexkv_core.plan import HostSlots, Status, StoredBlocks, TransferPlan, TransferResult
 
 __all__ = ["TierLane"]
+
+logger = logging.getLogger(__name__)
 
 _CALL_BYTES = 2 << 20
 """Beside a busy Python thread, reads of 2 MiB keep 0.8 x the speed of a drive and reads of 256 KiB
@@ -74,8 +77,11 @@ class TierLane(AsyncLane):
     begin, nor does what lies behind a failed block of a chain: without it, it is of no use. Where
     loads must not wait behind saves, give each direction a lane.
 
-    Thread: any. The queue, the jobs and the results are guarded by `_changed`. A tier that raises
-    has broken its contract: its blocks end with ERROR, and the lane closes itself.
+    A tier that raises has broken its contract: the blocks of that call end with ERROR, and the
+    thread with a traceback on stderr. Another takes its place; where the system has none left, the
+    lane closes itself.
+
+    Thread: any. The queue, the jobs and the results are guarded by `_changed`.
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class TierLane(AsyncLane):
             tier: Opened on `memory`; stays the caller's to close, once `drain` said True.
             memory: Where slots lie.
             num_threads: Calls in flight; 4 to 16 reach the limit of a drive, 8 is a fair choice.
-            max_waiting_calls: When so many wait, new plans are refused with TIMEOUT.
+            max_waiting_calls: When so many wait, new plans are refused with BUSY.
             clock: What deadlines are compared with.
         """
         self._rank = rank
@@ -115,8 +121,7 @@ class TierLane(AsyncLane):
         self._is_closed = False
         self._results: list[TransferResult] = []
         for index in range(num_threads):
-            name = f"flexkv-{tier.name}-{index}"
-            threading.Thread(target=self._serve, name=name, daemon=True).start()
+            self._start_thread(f"flexkv-{tier.name}-{index}")
 
     @override
     def submit(self, plan: TransferPlan) -> None:
@@ -140,7 +145,7 @@ class TierLane(AsyncLane):
     def poll(self) -> list[TransferResult]:
         with self._changed:
             now_s = self._clock()
-            self._drop_waiting(lambda call: _is_late(call.job.plan, now_s))
+            self._drop_waiting(lambda call: _is_late(call.job.plan, now_s), Status.TIMEOUT)
             results, self._results = self._results, []
         return results
 
@@ -157,24 +162,24 @@ class TierLane(AsyncLane):
     @override
     def cancel(self, job_id: JobId) -> None:
         with self._changed:
-            self._drop_waiting(lambda call: call.job.plan.job_id == job_id)
+            self._drop_waiting(lambda call: call.job.plan.job_id == job_id, Status.TIMEOUT)
 
     @override
     def close(self) -> None:
         """Begin nothing more. Calls that are under way end when the tier lets them: see `drain`."""
         with self._changed:
             self._is_closed = True
-            self._drop_waiting(lambda _: True)
+            self._drop_waiting(lambda _: True, Status.CLOSED)
             self._called.notify_all()
 
-    def _drop_waiting(self, is_dropped: Callable[[_Call], bool]) -> None:
+    def _drop_waiting(self, is_dropped: Callable[[_Call], bool], status: Status) -> None:
         """End calls that have not begun; under the lock."""
         waiting, self._waiting = self._waiting, deque()
         dropped: list[_Call] = []
         for call in waiting:
             (dropped if is_dropped(call) else self._waiting).append(call)
         for call in dropped:
-            self._record(call, [Status.TIMEOUT] * len(call.blocks))
+            self._record(call, [status] * len(call.blocks))
 
     def _find_problem(self, plan: TransferPlan, slots: HostSlots, stored: StoredBlocks) -> str:
         if stored.tier != self._tier.name:
@@ -193,7 +198,7 @@ class TierLane(AsyncLane):
         step = self._blocks_per_call
         with self._changed:
             if self._is_closed or len(self._waiting) >= self._max_waiting_calls:
-                self._refuse(job.plan, Status.TIMEOUT)
+                self._refuse(job.plan, Status.CLOSED if self._is_closed else Status.BUSY)
                 return
             for first in range(0, len(blocks), step):
                 self._waiting.append(_Call(job, first, blocks[first : first + step]))
@@ -206,12 +211,25 @@ class TierLane(AsyncLane):
             self._results.append(refused(plan, self._rank, status, error))
             self._changed.notify_all()
 
+    def _start_thread(self, name: str) -> None:
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
     def _serve(self) -> None:
         """Run calls until the lane is closed; the body of each thread."""
         try:
             for call in self._calls():
                 self._run(call)
         finally:
+            if not self._is_closed:
+                self._replace_thread()
+
+    def _replace_thread(self) -> None:
+        """Let another thread take the place of this one, which a call has ended."""
+        try:
+            self._start_thread(threading.current_thread().name)
+        except (RuntimeError, MemoryError) as error:
+            # Said here: only what was waiting for this lane learns of it from its results.
+            logger.warning("tier.closed: a lane of tier %s has stopped: %s", self._tier.name, error)
             self.close()
 
     def _calls(self) -> Iterator[_Call]:

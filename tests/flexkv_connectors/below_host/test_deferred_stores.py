@@ -6,7 +6,7 @@ from host_tier import KEYS, HostPool, rank, save
 from flexkv_connectors.below_host.deferred_stores import DeferredStores
 from flexkv_connectors.below_host.stores import PoolStores
 from flexkv_core.block_store.blocks import Access
-from flexkv_core.errors import ConfigError
+from flexkv_core.errors import ConfigError, TierError
 from flexkv_core.testing.namespaces import make_namespace
 
 NAMED = {"weight_version": "v1"}
@@ -20,6 +20,9 @@ class HeldOrigin:
     def find(self, _, then):
         self.then = then
         return self
+
+    def tell_again(self, error):
+        self.error = error
 
     def close(self):
         """Go on: a thread may have been at the last line."""
@@ -130,3 +133,34 @@ def test_of_stores_that_cannot_all_be_opened_none_stays_open(start, monkeypatch)
         origin.tell()
     assert stores.opened is None
     assert len(closed) == 1
+
+
+def test_a_directory_that_cannot_be_used_now_is_used_later(start, tmp_path):
+    (tmp_path / ".lock").mkdir()
+    stores, origin = start()
+    with pytest.raises(TierError, match=r"Is a directory"):
+        origin.tell()
+    assert stores.opened is None
+    (tmp_path / ".lock").rmdir()
+    assert all(save(known(stores, origin)))
+
+
+def test_a_directory_that_is_a_file_is_refused_at_the_start(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(ConfigError, match="ssd_cache_dir cannot be used"):
+        DeferredStores(rank(path, options=NAMED), HeldOrigin(), HostPool().describe)
+
+
+def test_a_pool_that_cannot_be_opened_now_is_opened_with_the_others_later(start, tmp_path):
+    """KV without the pools beside it is of no use, so none of it is served meanwhile."""
+    stores, origin = start()
+    origin.tell()
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    stores.add(swa)
+    assert stores.opened is None
+    assert "Is a directory" in str(origin.error)
+    (tmp_path / ".lock").rmdir()
+    origin.tell()
+    assert [name for name, _ in stores.opened] == ["kv", "swa"]

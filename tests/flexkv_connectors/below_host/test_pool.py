@@ -6,7 +6,7 @@ import pytest
 from host_tier import HostPool, load, rank, save
 
 from flexkv_connectors.below_host.pool import open_store
-from flexkv_core.errors import ConfigError
+from flexkv_core.errors import TierError
 from flexkv_core.testing.namespaces import make_namespace
 
 
@@ -35,7 +35,7 @@ def test_a_store_that_is_closed_gives_its_memory_back(tmp_path):
 def test_a_store_that_cannot_be_opened_keeps_no_memory(tmp_path):
     (tmp_path / "file").touch()
     before, pool = staging_memory(), HostPool()
-    with pytest.raises(ConfigError):
+    with pytest.raises(TierError):
         open_store(rank(tmp_path / "file"), pool.describe(make_namespace()), 1 << 30)
     assert staging_memory() <= before
 

@@ -32,7 +32,7 @@ def tier(manager, counters):
 
 def write(manager, keys):
     """Let host memory have a chain."""
-    assert manager.restore(keys, tier="host") == len(keys)
+    assert manager.restore(keys, tier="host").num_known == len(keys)
 
 
 def test_a_block_that_is_on_its_way_is_not_admitted_again(tier, counters):
@@ -69,4 +69,4 @@ def test_blocks_that_are_not_for_the_tier_are_not_fetched_from_it(manager, tier)
     manager.restore(KEYS, tier="ssd")
     request = LowerTierRequest(tier, "request", KEYS, 0, max_blocks=2)
     assert request.fetch(KEYS, 0.0, None)
-    assert sum(plan.num_blocks for plan in tier.promoter.take_plans()) == 2
+    assert sum(plan.num_blocks for plan in tier.promoter.take_plans(0.0)) == 2

@@ -53,7 +53,8 @@ def test_full_blocks_of_computed_tokens_can_be_saved(make_request, num_computed,
 @pytest.mark.parametrize("num_tried_blocks", [0, 1])
 def test_blocks_from_a_page_on_that_is_not_there_cannot_be_saved(make_request, num_tried_blocks):
     request = make_request("r", 25)
-    request.page_ids, request.num_tried_blocks = [1, 2, 3, -1, 5, 6], num_tried_blocks
+    request.page_ids = [1, 2, 3, -1, 5, 6]
+    request.note_tried(num_tried_blocks)
     assert request.num_savable_blocks(24) == 1
 
 
@@ -61,3 +62,16 @@ def test_a_request_that_is_not_to_be_saved_has_nothing_to_save(make_request):
     request = make_request("r", 25)
     request.page_ids, request.may_save = list(range(6)), False
     assert request.num_savable_blocks(24) == 0
+
+
+@pytest.mark.parametrize("num_draft_blocks", [0, 1])
+def test_the_next_save_is_due_exactly_when_another_block_can_be_saved(
+    make_request, num_draft_blocks, monkeypatch
+):
+    request = make_request("r", 99)
+    monkeypatch.setattr(type(request), "num_draft_blocks", num_draft_blocks)
+    request.page_ids = list(range(25))
+    for num_tried in range(4):
+        request.note_tried(num_tried)
+        due = [n for n in range(99) if n >= request.next_save_tokens]
+        assert due == [n for n in range(99) if request.num_savable_blocks(n) > num_tried]

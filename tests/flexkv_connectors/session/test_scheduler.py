@@ -5,6 +5,8 @@ import pytest
 from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.session.scheduler import SchedulerSession
 from flexkv_core.config import parse_config
+from flexkv_core.control.hierarchy import in_flight
+from flexkv_core.control.index.tree import KeyTree
 from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import Status, StoredBlocks, StoredKey, TierReport, TransferResult
@@ -212,6 +214,67 @@ def test_tokens_of_a_request_that_has_ended_meanwhile_are_given_back_to_nobody(
     assert "load_tokens" not in counters.drain()
 
 
+def test_tokens_of_a_request_that_ends_in_the_step_that_loads_them_are_counted(
+    open_session, save, begin, counters
+):
+    session = open_session(cache=parse_config({"load_async": False}))
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 0)
+    plan = session.plan_load(request).plan
+    session.end(request)
+    end(session, plan)
+    assert counters.drain()["load_tokens"] == 24
+
+
+def test_hits_are_blocks_that_are_given_beyond_what_the_engine_has(session, save, begin, counters):
+    save(session)
+    session.offer(begin(session, "engine has all", 25), 24)
+    waiting = begin(session, "engine has a block", 25)
+    for _ in range(3):
+        session.offer(waiting, 8)
+    assert counters.drain().get("match_hit_blocks", 0) == 0, "only offered until there is room"
+    waiting.page_ids = list(range(7))
+    session.plan_load(waiting)
+    assert counters.drain()["match_hit_blocks"] == 2
+
+
+def test_a_hit_that_cannot_be_loaded_is_no_loaded_token(session, save, begin, counters):
+    save(session)
+    request = begin(session, "r", 25, first_page=10)
+    session.offer(request, 0)
+    end(session, session.plan_load(request).plan, Status.ERROR)
+    counts = counters.drain()
+    assert (counts["match_hit_blocks"], counts["load_failed_blocks"]) == (3, 3)
+    assert "load_tokens" not in counts
+
+
+def test_a_request_that_finds_nothing_is_one_miss_however_often_it_is_asked_about(
+    session, save, begin, counters
+):
+    request = begin(session, "r", 25)
+    for _ in range(3):
+        session.fetch(request)
+        session.offer(request, 0)
+    assert counters.drain()["match_miss"] == 1
+
+
+def test_a_request_is_one_use_however_often_it_is_asked_about_or_preempted(
+    session, save, begin, monkeypatch
+):
+    save(session)
+    uses = []
+    note_use = session.manager.note_use
+    monkeypatch.setattr(session.manager, "note_use", lambda keys: uses.append(1) or note_use(keys))
+    request = begin(session, "r", 25, first_page=10)
+    for _ in range(2):
+        session.fetch(request)
+        session.offer(request, 0)
+        session.withdraw(request)
+        load(session, request)
+    assert len(uses) == 1
+
+
 def test_a_request_whose_load_failed_does_not_load_again(session, save, begin):
     save(session)
     request = begin(session, "r", 25, first_page=10)
@@ -225,6 +288,12 @@ def test_a_request_whose_save_failed_does_not_save_again(session, begin):
     end(session, session.plan_save(request, 24), Status.ERROR)
     assert not request.may_save
     assert session.plan_save(request, 32) is None
+
+
+def test_a_request_whose_save_found_a_busy_lane_tries_again_with_its_next_block(session, begin):
+    request = begin(session, "r", 32, first_page=0)
+    end(session, session.plan_save(request, 24), Status.BUSY)
+    assert session.plan_save(request, 32).num_blocks == 4
 
 
 def test_only_blocks_that_nobody_has_are_saved(session, save, begin):
@@ -314,6 +383,22 @@ def test_blocks_on_ssd_are_fetched_and_counted_when_they_are_loaded(
     assert (counts["load_tokens"], counts["ssd_load_tokens"]) == (24, 24)
 
 
+def test_what_a_preempted_request_gets_back_of_its_own_does_not_come_from_ssd(
+    open_session, begin, counters
+):
+    session = open_session(ssd_blocks=8)
+    session.take_ssd_orders()
+    request = begin(session, "r", 25, first_page=10)
+    session.fetch(request)
+    end(session, session.plan_save(request, 25))
+    session.offer(request, 0)
+    plan = session.plan_load(request).plan
+    request.num_tried_blocks = 0  # it runs again
+    end(session, plan)
+    counts = counters.drain()
+    assert (counts["load_tokens"], counts.get("ssd_load_tokens", 0)) == (24, 0)
+
+
 def test_a_reset_before_the_ranks_have_reported_is_made_up_for(make_deployment, counters):
     session = SchedulerSession(make_deployment(), counters)
     session.reset()
@@ -327,3 +412,57 @@ def test_how_full_the_tiers_are_is_told_with_the_counts(open_session, save):
     counts = session.take_counts()
     assert counts["host_used_blocks"] == 3
     assert counts["ssd_capacity_blocks"] == 8
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """Count how often the tree is walked from its root."""
+    counted, descend = [], KeyTree.descend
+
+    def count(index, keys, start):
+        counted.append(len(keys))
+        return descend(index, keys, start)
+
+    monkeypatch.setattr(KeyTree, "descend", count)
+    return counted
+
+
+def ask_for_another(session, walks):
+    """Ask for a chain that nobody has, and count from here on."""
+    assert not session.manager.lookup([bytes(32)], tier="host").num_known
+    walks.clear()
+
+
+def test_a_request_that_arrives_is_looked_for_once(open_session, save, begin, walks):
+    """Whether it is in a tier, how much of it each has, and what to do about it: one question."""
+    session = open_session(ssd_blocks=8)
+    session.take_ssd_orders()
+    save(session)
+    for num_tokens in (24, 33):
+        request = begin(session, f"{num_tokens} tokens", num_tokens)
+        ask_for_another(session, walks)
+        assert not session.fetch(request)
+        assert session.offer(request, 0) > 0
+        assert len(walks) == 1
+
+
+def test_blocks_on_ssd_are_looked_for_once_however_many_copies_bring_them(
+    make_request, open_session, begin, walks, monkeypatch
+):
+    monkeypatch.setattr(in_flight, "_MIN_PLAN_BYTES", 1)
+    """A copy takes at most half of host memory."""
+    keys = list(make_request("earlier process", 48).keys())
+    chain = [StoredKey(key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
+    session = open_session(ssd_blocks=8, recovered=chain)
+    session.take_ssd_orders()
+    request = begin(session, "r", 49, first_page=10)
+    ask_for_another(session, walks)
+    assert session.fetch(request)
+    plans = session.take_ssd_orders().plans
+    assert len(plans) > 1
+    for plan in plans:
+        assert session.fetch(request)
+        end(session, plan)
+    assert not session.fetch(request)
+    assert session.offer(request, 0) == 32
+    assert len(walks) == 1

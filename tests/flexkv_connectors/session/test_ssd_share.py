@@ -1,12 +1,15 @@
 """What a rank says of its share of the SSD tier."""
 
-import shutil
+import errno
+import fcntl
+import os
 from types import SimpleNamespace
 
 import pytest
 
 from flexkv_connectors.session.ssd_share import SsdShare
 from flexkv_core.block.layout import BlockFormat, Column
+from flexkv_core.block.namespace import Namespace
 from flexkv_core.config import parse_config
 from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.tiers.ssd.tier import SsdTier
@@ -147,23 +150,90 @@ def test_a_model_that_becomes_known_after_the_end_opens_nothing(open_share, tmp_
     assert share._tier is None
 
 
-def test_directories_that_cannot_be_used_are_refused_before_the_model_is_known(
+def test_directories_that_can_be_no_folders_are_refused_before_the_model_is_known(
     open_share, tmp_path
 ):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be used"):
-        open_share(HeldOrigin(), ssd_cache_dir=str(tmp_path / "file"))
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("long" * 99)):
+        with pytest.raises(ConfigError, match="ssd_cache_dir cannot be used"):
+            open_share(HeldOrigin(), ssd_cache_dir=str(path))
 
 
-def test_directories_that_fail_later_leave_the_tier_off(open_share, tmp_path):
+def test_one_directory_that_can_be_a_folder_is_enough(open_share, tmp_path):
+    (tmp_path / "file").touch()
     origin = HeldOrigin()
-    folder = tmp_path / "ssd"
-    share = open_share(origin, ssd_cache_dir=str(folder))
-    shutil.rmtree(folder)
-    folder.touch()
-    with pytest.raises(ConfigError, match="cannot be used"):
-        origin.then(make_namespace())
-    assert share._tier is None
+    share = open_share(origin, ssd_cache_dir=[str(tmp_path / "file"), str(tmp_path / "good")])
+    origin.then(make_namespace())
+    assert share._tier is not None
+
+
+class Trouble:
+    """Something in a directory that keeps it from being used, until it is mended."""
+
+    def __init__(self, folder, monkeypatch):
+        self.lock = folder / ".lock"
+        self.patch = monkeypatch
+        self.opened = os.open
+
+    def held(self):
+        """By an engine that was stopped."""
+        self.patch.setattr("flexkv_core.data.tiers.ssd.files._LOCK_WAIT_S", 0.0)
+        file = self.lock.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file.close
+
+    def link(self):
+        self.lock.symlink_to("elsewhere")
+        return self.lock.unlink
+
+    def folder(self):
+        self.lock.mkdir()
+        return self.lock.rmdir
+
+    def no_inodes(self):
+        return self.refuse(errno.ENOSPC)
+
+    def unwritable(self):
+        return self.refuse(errno.EACCES)
+
+    def read_only(self):
+        return self.refuse(errno.EROFS)
+
+    def refuse(self, code):
+        def refuse(path, *arguments):
+            if os.fspath(path) == str(self.lock):
+                raise OSError(code, os.strerror(code))
+            return self.opened(path, *arguments)
+
+        self.patch.setattr(os, "open", refuse)
+        return lambda: self.patch.setattr(os, "open", self.opened)
+
+
+@pytest.mark.parametrize(
+    "trouble", ["held", "link", "folder", "no_inodes", "unwritable", "read_only"]
+)
+def test_a_directory_that_cannot_be_used_now_is_used_later(
+    open_share, tmp_path, monkeypatch, caplog, trouble
+):
+    """The engine starts and serves without it, however its trouble comes to an end."""
+    monkeypatch.setattr("flexkv_core.identity.identification._RETRY_S", 0.001)
+    mend = getattr(Trouble(tmp_path, monkeypatch), trouble)()
+
+    share = open_share(Origin({}, lambda _: make_namespace()))
+    expected = share.take_report()
+    assert (expected.capacity_blocks > 0, expected.is_recovered) == (True, False)
+    assert share.take_lanes() == {}
+
+    mend()
+    share._identification.join()
+    share._tier.wait_recovered()
+    assert share.take_report().is_recovered
+    assert share._tier.capacity_blocks == expected.capacity_blocks
+    for lane in share.take_lanes().values():
+        lane.close()
+    lines = [line for line in caplog.messages if line.startswith("tier.")]
+    assert [line.split()[0] for line in lines] == ["tier.off", "tier.on"]
+    assert str(tmp_path) in lines[0]
 
 
 def test_a_generation_that_was_begun_is_told_once(share):
@@ -197,3 +267,13 @@ def test_a_reset_before_the_model_is_known_outlives_an_engine_that_never_knows_i
     unknown.stop()
     after = tokens(open_share(third, weight_version="v1"), third)
     assert (before != after) == is_reset
+
+
+def test_a_step_in_which_nothing_happens_hashes_no_namespace(share, monkeypatch):
+    hashed = []
+    digest = Namespace.digest.fget
+    counted = property(lambda namespace: hashed.append(namespace) or digest(namespace))
+    monkeypatch.setattr(Namespace, "digest", counted)
+    share.prepare(TierOrders())
+    assert share.take_report() is None
+    assert hashed == []

@@ -143,8 +143,17 @@ def test_page_ids_of_an_engine_whose_kernels_use_smaller_pages_are_translated(
     seen = []
     monkeypatch.setattr(session.worker, "submit", seen.append)
     session.load([load_of([3])])
-    [plan] = seen
+    [[plan]] = seen
     assert plan.target == EnginePages([6, 7], 0)
+
+
+def test_the_copies_of_a_step_reach_the_lane_together(open_session, monkeypatch):
+    session = open_session()
+    given = []
+    monkeypatch.setattr(session._lane, "submit_all", given.append)
+    session.load([load_of([3], job=1), load_of([4], job=2)])
+    session.submit([load_of([3], job=3).plan, load_of([4], job=4).plan])
+    assert [[plan.job_id for plan in plans] for plans in given] == [[1, 2], [3, 4]]
 
 
 def test_files_that_a_stuck_copy_may_still_write_stay_open(open_session, monkeypatch):

@@ -37,6 +37,7 @@ def settings(**changes):
         "speculative_algorithm": "",
         "draft_model": None,
         "draft_revision": None,
+        "draft_adapter": None,
         "adapters": {},
     }
     return EngineSettings(**values | changes)

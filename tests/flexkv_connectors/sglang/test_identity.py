@@ -143,19 +143,23 @@ def test_fixed_scales_count_by_their_content(identify, tmp_path):
     assert identify(kv_scales_path=str(tmp_path / "none")) is None
 
 
-def test_an_adapter_named_at_start_counts_by_its_content(identify, tmp_path):
+def test_an_adapter_of_the_drafter_counts_by_its_content(identify, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_bytes(b"one")
-    before = identify(adapters={"a": str(folder)})
+    before = identify(draft_adapter=str(folder))
     assert differences(identify(), before) == {"overrides"}
     (folder / "adapter_model.safetensors").write_bytes(b"two")
-    assert differences(before, identify(adapters={"a": str(folder)})) == {"overrides"}
+    assert differences(before, identify(draft_adapter=str(folder))) == {"overrides"}
 
 
-def test_with_an_adapter_that_cannot_be_read_nothing_is_kept(identify, caplog):
-    assert identify(adapters={"a": "/no/adapter"}) is None
+def test_adapters_that_keys_tell_apart_leave_the_model_alone(identify):
+    assert identify(adapters={"a": "/no/adapter"}) == identify()
+
+
+def test_with_a_drafters_adapter_that_cannot_be_read_nothing_is_kept(identify, caplog):
+    assert identify(draft_adapter="/no/adapter") is None
     assert "/no/adapter are not on this machine" in caplog.text
 
 

@@ -7,6 +7,15 @@ import pytest
 from flexkv_connectors.sglang import weight_updates
 
 NOISE = SimpleNamespace(action="reset_tensors")
+DONE = SimpleNamespace(success=True, message="")
+NO_SESSION = (
+    "update_weights_from_tensor must run between begin_weight_update() and end_weight_update()"
+)
+NO_WEIGHTS = "Failed to get weights iterator: Repo id must be in the form 'repo_name'."
+
+
+def failure(message):
+    return SimpleNamespace(success=False, message=message)
 
 
 class Listener:
@@ -22,7 +31,7 @@ class Engine:
 
     def __init__(self):
         self.forward_ct = 0
-        self.manager = SimpleNamespace(scheduler=self)
+        self.manager = SimpleNamespace(scheduler=self, draft_worker=None)
 
     def compute(self):
         self.forward_ct += 1
@@ -30,22 +39,22 @@ class Engine:
     def flush(self, *, is_idle=True):
         weight_updates.flushed(is_idle, self)
 
-    def update(self, *, flushes=None):
+    def update(self, answer=DONE, *, flushes=None):
         """Write weights; the flush, if there is one, is a part of the call."""
         weight_updates.begin(self.manager, "request")
         if flushes is not None:
             self.flush(is_idle=flushes)
-        weight_updates.updated(("success", ""), self.manager, "request")
+        weight_updates.updated(answer, self.manager, "request")
 
     def begin_session(self):
         weight_updates.open_session(self.manager, "request")
 
-    def end_session(self):
-        weight_updates.end_session("success", self.manager, "request")
+    def end_session(self, answer=DONE):
+        weight_updates.end_session(answer, self.manager, "request")
 
     def check(self, request):
         weight_updates.check(self.manager, request)
-        weight_updates.checked("success", self.manager, request)
+        weight_updates.checked(DONE, self.manager, request)
 
     def release(self, *tags):
         weight_updates.release(self.manager, SimpleNamespace(tags=tags))
@@ -61,6 +70,7 @@ def told(monkeypatch):
     ):
         monkeypatch.setattr(weight_updates, name, fresh)
     monkeypatch.setattr(weight_updates, "keeps_released_weights", lambda: False)
+    monkeypatch.setattr(weight_updates, "is_one_rank", lambda: True)
     return []
 
 
@@ -73,7 +83,7 @@ def engine(told):
 
 
 def test_a_listener_is_told_and_sglangs_answer_is_left_alone(told, engine):
-    assert weight_updates.updated(("success", ""), engine.manager, recv_req=None) is None
+    assert weight_updates.updated(DONE, engine.manager, recv_req=None) is None
     assert told == ["told"]
 
 
@@ -162,6 +172,47 @@ def test_released_weights_that_come_back_are_no_change(told, engine, monkeypatch
     monkeypatch.setattr(weight_updates, "keeps_released_weights", lambda: True)
     engine.release("weights")
     assert (told, weight_updates.is_settled()) == ([], True)
+
+
+@pytest.mark.parametrize("message", [NO_SESSION, NO_WEIGHTS])
+def test_an_update_that_sglang_refuses_leaves_everything_as_it_was(told, engine, message):
+    engine.update(failure(message))
+    assert (told, weight_updates.is_settled()) == ([], True)
+    engine.update()
+    told.clear()
+    engine.update(failure(message))
+    assert (told, weight_updates.is_settled()) == ([], False)
+    engine.flush()
+    assert weight_updates.is_settled()
+
+
+def test_the_end_of_a_session_that_nobody_opened_is_no_change(told, engine):
+    engine.end_session(
+        failure("no weight-update session is open; call begin_weight_update() first")
+    )
+    assert (told, weight_updates.is_settled()) == ([], True)
+
+
+@pytest.mark.parametrize(
+    "message", ["Failed to update weights: no such tensor", f"{NO_SESSION}!", "", None]
+)
+def test_an_update_that_fails_in_another_way_may_have_changed_weights(told, engine, message):
+    engine.update(failure(message))
+    assert (told, weight_updates.is_settled()) == (["told"], False)
+
+
+@pytest.mark.parametrize("has_draft", [True, False])
+def test_weights_that_one_cannot_read_another_may_have_read(told, engine, monkeypatch, has_draft):
+    engine.manager.draft_worker = object() if has_draft else None
+    monkeypatch.setattr(weight_updates, "is_one_rank", lambda: has_draft)
+    engine.update(failure(NO_WEIGHTS))
+    assert (told, weight_updates.is_settled()) == (["told"], False)
+
+
+def test_within_a_session_a_refusal_settles_nothing(engine):
+    engine.begin_session()
+    engine.update(failure(NO_SESSION))
+    assert not weight_updates.is_settled()
 
 
 def test_a_way_to_change_weights_that_is_not_known_is_named():

@@ -3,7 +3,8 @@
 The order, from `PyExecutor` and `KvCacheConnectorManager` @ 1.1 to 1.4: place new requests (match,
 pages), describe the batch, broadcast metadata, start loads, forward, wait for saves, sample, end
 requests, ask every rank what has finished. A request that loads leaves the batch until every rank
-has returned it. What the real one punishes with an exception is asserted here.
+has returned it. An idle engine blocks until the next request: it calls nobody. What the real one
+punishes with an exception is asserted here.
 
 KV is a hash of all tokens up to a position, so wrong bytes are seen wherever they come from.
 """
@@ -209,7 +210,9 @@ class Engine:
         return request
 
     def iterate(self):
-        """Run one loop; an idle one only asks what has finished."""
+        """Run one loop; an idle engine waits for a request instead, and calls nobody."""
+        if self.is_idle:
+            return
         batch = [request for request in self.active if request.phase in ("new", "run")]
         started = [request for request in batch if request.phase == "new" and self._place(request)]
         batch = [request for request in batch if request.phase == "run"]

@@ -263,13 +263,13 @@ class Held:
         self.lanes = [worker._half.session.worker for worker in engine.workers]
         self.held = []
         for lane in self.lanes:
-            lane.submit = lambda plan, lane=lane: self.held.append((lane, plan))
+            lane.submit = lambda plans, lane=lane: self.held.append((lane, list(plans)))
 
     def let_go(self):
         for lane in self.lanes:
             del lane.submit
-        for lane, plan in self.held:
-            lane.submit(plan)
+        for lane, plans in self.held:
+            lane.submit(plans)
 
 
 def test_heads_and_layers_are_stored_in_the_order_of_every_engine(start):

@@ -32,11 +32,12 @@ def fail(engine, rank, *, loads):
     worker = engine.workers[rank]._half.session.worker
     submit = worker.submit
 
-    def submit_or_fail(plan):
-        if isinstance(plan.source, HostSlots) is loads:
-            worker._refused.append(refused(plan, rank, Status.ERROR, "planted"))
-        else:
-            submit(plan)
+    def submit_or_fail(plans):
+        for plan in plans:
+            if isinstance(plan.source, HostSlots) is loads:
+                worker._refused.append(refused(plan, rank, Status.ERROR, "planted"))
+            else:
+                submit([plan])
 
     worker.submit = submit_or_fail
 

@@ -168,6 +168,29 @@ def test_pages_told_behind_those_of_an_earlier_allocation_are_not_saved(half):
     assert half.build_orders(SimpleNamespace(new_requests=[], cached_requests=[data])).saves == []
 
 
+def test_a_request_that_decodes_is_looked_at_when_a_block_is_full(half, monkeypatch):
+    half.match(request(1, 8), 0)
+    step(half, 1, 8, range(2))
+    visits, plan_save = [], half.session.plan_save
+
+    def counted(state, num_computed):
+        visits.append(num_computed)
+        return plan_save(state, num_computed)
+
+    monkeypatch.setattr(half.session, "plan_save", counted)
+    for position in range(8, 24):
+        data = SimpleNamespace(
+            request_id=1,
+            new_tokens=[position],
+            new_block_ids=[position // 4] if position % 4 == 0 else [],
+            computed_position=position,
+            num_scheduled_tokens=1,
+        )
+        half.build_orders(SimpleNamespace(new_requests=[], cached_requests=[data]))
+    assert visits == [16, 24]
+    assert half.session.manager.num_used_blocks() == 3
+
+
 def test_an_offer_waits_for_its_pages(half):
     save(half)
     half.match(request(2, 25), 0)

@@ -28,12 +28,13 @@ class Slow:
         self._results = []
         self.shutdown = worker.shutdown
 
-    def submit(self, plan):
-        if not isinstance(plan.target, EnginePages):
-            self._worker.submit(plan)
-            self._running += self._worker.poll()
-        else:
-            self._running.append(plan)
+    def submit(self, plans):
+        for plan in plans:
+            if not isinstance(plan.target, EnginePages):
+                self._worker.submit([plan])
+                self._running += self._worker.poll()
+            else:
+                self._running.append(plan)
 
     def end(self, order):
         """End one copy, if there is any; `order` chooses which."""
@@ -41,7 +42,7 @@ class Slow:
             return
         step = self._running.pop(order % len(self._running))
         if isinstance(step, TransferPlan):
-            self._worker.submit(step)
+            self._worker.submit([step])
             self._results += self._worker.poll()
         else:
             self._results.append(step)
@@ -75,14 +76,13 @@ class Rig:
         self.engine.iterate()
 
     def finish(self):
-        """Let everything end, one copy of each rank a loop."""
+        """Let everything end, one copy of each rank a loop; the last request hears of the rest."""
         ends = [(rank, 0) for rank in range(NUM_RANKS)]
         for _ in range(MANY_LOOPS):
             self.loop(ends)
             if self.engine.is_idle and not any(slow._running for slow in self.slow):
                 break
-        self.loop([])
-        assert self.engine.is_idle
+        self.engine.run(Request(self.number + 1, [900]))
         self.engine.close()
 
 

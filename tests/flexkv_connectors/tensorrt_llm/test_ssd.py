@@ -1,10 +1,14 @@
 """Blocks on SSD outlive the engine, and are never waited for."""
 
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from engine_double import PAGE, Engine, Request
 
+from flexkv_connectors.session import scheduler
+from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.identity import origin
 
 
@@ -63,6 +67,39 @@ def test_the_first_question_after_a_restart_brings_blocks_for_the_second(start, 
     engine.run(Request(3, prompt(20)))
     assert (engine.offers[2], engine.offers[3]) == (0, 16)
     assert engine.scheduler._half.session.take_counts()["promoted_blocks"] == 2
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """What every write to SSD waits at."""
+    gate, write = threading.Event(), SsdTier.write
+
+    def wait_first(*arguments):
+        gate.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(SsdTier, "write", wait_first)
+    yield gate
+    gate.set()
+
+
+def test_a_disk_that_was_not_heard_of_while_the_engine_was_idle_is_used_on(
+    start, gate, monkeypatch, caplog
+):
+    """The engine blocks while it is idle: nobody could have told it that the copy has ended."""
+    engine = start()
+    session = engine.scheduler._half.session
+    for number in range(1, 4):
+        engine.run(Request(number, prompt(20)))
+    assert session.manager.num_in_flight == 1
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 600)
+    monkeypatch.setattr(scheduler, "time", later)
+    engine.run(Request(4, prompt(20)))
+    assert not session.ssd.is_off
+    gate.set()
+    settle(engine, 5)
+    assert session.take_counts()["demoted_blocks"] == 2
+    assert "tier.off" not in caplog.text
 
 
 def test_other_weights_at_the_same_path_miss(start):

@@ -20,6 +20,12 @@ def test_a_step_is_a_measurement(speed):
     assert speed.seconds_for(50, 12.0) == 1.0
 
 
+def test_an_engine_that_was_idle_for_a_day_computes_as_fast_as_before(speed):
+    speed.begin_step(100, 10.0)
+    speed.end_step(12.0)
+    assert speed.seconds_for(50, 100_000.0) == 1.0
+
+
 def test_decoding_says_nothing(speed):
     speed.begin_step(63, 10.0)
     speed.end_step(12.0)

@@ -86,6 +86,17 @@ def test_a_disk_that_fails_again_and_again_is_left_alone(start):
     assert (store.load(chains[3], [0]), store.find(chains[3])) == (0, 0)
 
 
+def test_a_store_that_has_no_time_to_read_claims_nothing_and_stores_all_the_same(start):
+    store = start(load_limit_s=0.0)
+    assert store.save(KEYS, range(10)) == 10
+    assert [store.load(KEYS, range(10)) for _ in range(4)] == [0] * 4
+    assert store.find(KEYS) == 0
+    counts = store.store.take_counts()
+    assert (counts["ssd_off"], counts.get("load_failed_blocks", 0)) == (0, 0)
+    store.close()
+    assert start().find(KEYS) == 10
+
+
 def test_nothing_is_stored_before_it_is_known_what_is_there(start, monkeypatch):
     start().save(KEYS, range(10))
     may_go_on = threading.Event()
@@ -108,13 +119,6 @@ def test_thousands_of_pages_are_stored_in_one_call(start):
     store, keys = start(access=Access.SINGLE), chain(0, 3000)
     assert all(store.save(keys, [number % 32 for number in range(3000)]))
     assert all(store.find(keys))
-
-
-def test_what_cannot_be_stored_makes_nothing_leave(start):
-    store = start(quota_bytes=4096 + 10 * 8192)
-    assert store.save(KEYS, range(10)) == 10
-    assert store.save(chain(20, 5), range(2)) == 0
-    assert store.find(KEYS) == 10
 
 
 def test_what_another_job_is_storing_counts_as_stored(start):

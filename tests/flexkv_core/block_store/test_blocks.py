@@ -14,6 +14,13 @@ def test_blocks_of_a_chain_lie_behind_all_before_them():
     assert chain.first_block == 2
 
 
+def test_a_part_of_a_chain_has_the_pages_for_its_blocks():
+    (chain,) = Access.CHAIN.chains_of(BLOCKS)
+    assert chain.part(1, 3) == ([b"b", b"c"], [7])
+    assert chain.part(3, 4) == ([b"d"], [5])
+    assert chain.part(0, 2) == ([b"a", b"b"], [])
+
+
 def test_blocks_that_stand_alone_are_a_chain_each():
     chains = Access.SINGLE.chains_of(BLOCKS)
     assert chains == [([b"c"], [7]), ([b"d"], [5])]

@@ -28,6 +28,15 @@ def put(case):
     case.put(KEYS, range(NUM_KEYS))
 
 
+def test_blocks_are_found_behind_others_that_nobody_has_stored(case):
+    case.writer.wait(case.writer.submit_save(Blocks(KEYS[2:], range(2, 5), KEYS[:2])))
+    assert case.store.lookup(KEYS[2:], before=KEYS[:2]) == [True] * 3
+    assert not any(case.store.lookup(KEYS))
+    job_id = case.store.submit_load(Blocks(KEYS[2:], range(3), KEYS[:2]))
+    assert case.store.wait(job_id).statuses == [Status.OK] * 3
+    assert load(case) == 0
+
+
 @pytest.mark.parametrize("keeps_name", [True, False])
 def test_a_reset_of_all_ranks_forgets_what_was_before(case, keeps_name):
     put(case)

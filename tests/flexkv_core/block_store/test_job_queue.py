@@ -166,7 +166,13 @@ def test_a_job_without_anything_to_move_ends_at_once_and_says_nothing_about_the_
 
 @pytest.mark.parametrize(
     ("status", "is_off"),
-    [(Status.ERROR, True), (Status.TIMEOUT, True), (Status.CORRUPT, False), (Status.MISS, False)],
+    [
+        (Status.ERROR, True),
+        (Status.TIMEOUT, True),
+        (Status.CORRUPT, False),
+        (Status.MISS, False),
+        (Status.BUSY, False),
+    ],
 )
 def test_a_tier_that_fails_again_and_again_is_left_alone(loads, lane, status, is_off):
     for job_id in range(1, 4):
@@ -197,7 +203,8 @@ def test_what_a_bounded_queue_has_no_room_for_is_refused_at_once(start, lane):
     saves = start("save", max_blocks=4)
     saves.submit(1, chains(10), None)  # alone, a job of any size may begin
     saves.submit(2, chains(1), None)
-    assert saves.poll() == [(2, [Status.TIMEOUT])]
+    assert saves.poll() == [(2, [Status.BUSY])]
+    assert saves.take_counts() == {"ssd_busy_blocks": 1}
     assert saves.wait(1).statuses == [Status.OK] * 10
     saves.submit(3, chains(2), None)
     saves.submit(4, chains(2), None)
@@ -317,9 +324,71 @@ def test_what_ends_while_others_want_quiet_is_reported_afterwards(loads):
     assert loads.poll() == [(1, [Status.OK] * 2)]
 
 
-def test_a_limit_of_nothing_does_not_make_a_job_that_ends_a_failure(start, monkeypatch):
+def test_what_a_lane_refuses_because_it_is_busy_is_no_failure_and_counts_by_itself(loads, lane):
+    for job_id in range(1, 5):
+        lane.statuses[job_id] = Status.BUSY
+        assert run(loads, job_id) == [Status.OK, Status.BUSY]
+    counts = loads.take_counts()
+    assert (counts["ssd_busy_blocks"], "load_failed_blocks" in counts) == (4, False)
+    assert loads.may_try
+
+
+def test_a_lane_that_has_closed_is_given_nothing_more(loads, lane, clock):
+    lane.statuses[1] = Status.CLOSED
+    run(loads, 1)
+    clock.advance(1000)
+    assert not loads.may_try
+    assert loads.take_counts()["ssd_closed"] == 1
+
+
+def test_a_queue_without_any_time_begins_nothing_and_says_so(start, lane):
+    """An option of 0 seconds means that nothing is read: once, that switched reading off."""
+    loads = start(limit_s=0.0)
+    assert not loads.may_try
+    for job_id in range(1, 5):
+        loads.submit(job_id, chains(), None)
+        assert loads.poll() == [(job_id, [Status.MISS] * 2)]
+    assert lane.submitted == []
+    assert not loads.is_off
+
+
+@pytest.fixture
+def hanging(loads, lane, clock):
+    """A job that its lane does not end, though its time is over."""
+    lane.hangs = True
+    loads.submit(1, chains(), None)
+    clock.advance(16)
+
+
+def test_a_job_that_should_have_ended_long_ago_leaves_the_tier_alone(loads, hanging, caplog):
+    assert loads.poll() == []
+    assert not loads.may_try
+    assert loads.take_counts() == {"ssd_unheard": 1}
+    assert "tier.off state=unheard: reading from tier ssd" in caplog.text
+
+
+def test_one_job_that_hangs_is_one_silence(loads, lane, hanging, clock):
+    """Others may be done meanwhile."""
+    loads.poll()
+    clock.advance(30)
+    lane.hangs, hung, lane.submitted = False, lane.submitted, []
+    assert run(loads, 2) == [Status.OK] * 2
+    assert hung
+    loads.poll()
+    assert not loads.is_off
+
+
+def test_what_has_ended_while_nobody_asked_is_no_silence(loads, lane, clock):
+    loads.submit(1, chains(), None)
+    lane.drain(0)
+    clock.advance(1000)
+    assert loads.poll() == [(1, [Status.OK] * 2)]
+    assert not loads.is_off
+
+
+def test_a_short_limit_does_not_make_a_job_that_ends_a_failure(start, monkeypatch):
     monkeypatch.setattr(job_queue_module, "_GRACE_S", 0.0)
-    saves = start("save", limit_s=0.0)
+    saves = start("save", limit_s=1e-9)
     with saves.idle():
         pass
     assert run(saves, 1) == [Status.OK] * 2

@@ -41,13 +41,6 @@ def test_a_part_of_a_chain_is_loaded_behind_what_comes_before_it(rig):
     assert rig.content([20, 21, 22]) == expected[5:8]
 
 
-def test_blocks_whose_parent_is_missing_are_not_saved(rig):
-    for _ in range(5):  # more than a tier may fail before it is left alone: this is no failure
-        assert rig.save(KEYS, range(4, 10)) == 0
-    assert rig.find(KEYS) == 0
-    assert rig.save(KEYS, range(10)) == 10
-
-
 def test_blocks_that_are_there_are_not_written_again(rig):
     rig.save(KEYS[:6], range(6))
     rig.store.take_counts()
@@ -117,6 +110,15 @@ def test_old_blocks_make_room_for_new_ones_within_the_quota(start, tmp_path):
     assert sum(slab.stat().st_size for slab in tmp_path.rglob("*.slab")) <= quota_bytes
 
 
+def test_blocks_that_are_loaded_outlive_those_that_are_not(start):
+    rig = start(quota_bytes=256 << 10)
+    rig.save(KEYS, range(10))
+    for first in range(100, 140, 2):
+        rig.save(chain(first, 2), range(2))
+        assert rig.load(KEYS, range(20, 30)) == 10
+    assert rig.find(chain(100, 2)) == 0
+
+
 def test_a_reset_forgets_and_later_blocks_are_kept(start):
     rig = start()
     rig.save(KEYS, range(10))
@@ -156,6 +158,16 @@ def test_what_was_moved_is_reported_once_by_job(rig):
     assert rig.store.take_copies() == ([], [])
 
 
+def test_hits_are_the_blocks_of_each_load_and_not_those_before_it(rig):
+    rig.save(KEYS, range(10))
+    rig.store.take_counts()
+    rig.load(KEYS[:4], range(20, 24))
+    rig.load(KEYS, range(24, 30))
+    rig.load(chain(100, 3), range(20, 23))
+    counts = rig.store.take_counts()
+    assert (counts["match_hit_blocks"], counts["match_miss"]) == (10, 1)
+
+
 def test_moved_and_lost_blocks_are_counted(start):
     rig = start(wrap=lambda tier: FaultyTier(tier, {10 + 3: Status.CORRUPT}))
     rig.save(KEYS, range(10))
@@ -166,3 +178,11 @@ def test_moved_and_lost_blocks_are_counted(start):
     assert counts["load_bytes"] == 3 * block_bytes
     assert counts["load_failed_blocks"] == 7
     assert counts["load_seconds"] > 0
+
+
+def test_a_bad_block_costs_none_of_those_before_it(start):
+    reads = range(10, 13)
+    rig = start(wrap=lambda tier: FaultyTier(tier, {reads[1]: Status.CORRUPT}))
+    rig.save(KEYS, range(10))
+    assert rig.load(KEYS[:8], [20, 21, 22]) == 1
+    assert rig.find(KEYS) == 6

@@ -264,16 +264,40 @@ def test_a_corrupt_block_is_dropped_from_its_tier(manager):
     assert (num_found(manager, A), num_found(manager, A, tier="ssd")) == (10, 2)
 
 
+def test_a_block_that_is_dropped_while_it_is_read_is_stored_again_once_nobody_reads_it(manager):
+    """Its key would be forgotten with the old copy."""
+    store(manager, A, tier="ssd")
+    lease = manager.match("a", A, tier="ssd")
+    manager.drop_from(A[:3], tier="ssd")
+    assert manager.reserve("b", A, tier="ssd") is Refusal.STILL_LEAVING
+    manager.release(lease)
+    assert manager.reserve("b", A, tier="ssd").first_block == 2
+
+
 def test_stored_events_name_the_plan_that_wrote_them(manager, events):
     completion = store(manager, A)
     assert events.take() == [BlocksStored("host", A, None, completion.job_id, 0)]
 
 
-def test_hits_and_misses_are_counted(manager, counters):
-    num_found(manager, A)
+def test_a_report_from_between_two_resets_is_late(manager, counters):
+    manager.reset()
+    plan = manager.plan_put(manager.reserve("writer", A), PAGES)
+    manager.reset()
+    manager.complete(report(plan))
+    assert counters.drain()["late_results"] == 1
+    assert num_found(manager, A) == 0
+
+
+def test_a_request_that_holds_nothing_any_more_is_forgotten(manager):
+    store(manager, A)
+    manager.release(manager.match("reader", A))
+    assert manager._claims == {}
+
+
+def test_a_use_of_what_no_tier_holds_is_none(manager):
+    assert not manager.note_use(A)
     store(manager, A[:6])
-    num_found(manager, A)
-    assert counters.drain() == {"match_miss": 1, "match_hit_blocks": 6}
+    assert manager.note_use(A)
 
 
 def test_evictions_and_lack_of_room_are_counted(manager, counters):

@@ -115,6 +115,12 @@ class World:
         if lease:
             self.open.append(Held(lease, tier, known))
 
+    def use(self, pick: Pick) -> None:
+        chain = self._any(self.chains, pick)
+        states = {"ready", "written", "writing"}
+        known = [self._leading_blocks(tier, chain, states) for tier in ("host", "ssd")]
+        assert self.manager.note_use(chain) == any(known)
+
     def reserve(self, pick: Pick) -> None:
         tier, chain = self._any(["host", "ssd"], pick), self._any(self.chains, pick)
         self._reserve(self._any_request(pick), tier, chain)
@@ -258,7 +264,7 @@ class World:
         """Let every owner find a chain on its disk."""
         chain = self._any(self.chains, pick)
         known = self._leading_blocks("ssd", chain, {"ready", "written", "writing"})
-        num_known = self.manager.restore(chain, tier="ssd")
+        num_known = self.manager.restore(chain, tier="ssd").num_known
         self._see_evictions("ssd", spared=known)
         assert len(known) <= num_known <= len(chain)
         found = chain[len(known) : num_known]
@@ -429,7 +435,9 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        verb=st.sampled_from(["grow_chain", "match", "reserve", "plan", "copy", "report", "end"]),
+        verb=st.sampled_from(
+            ["grow_chain", "use", "match", "reserve", "plan", "copy", "report", "end"]
+        ),
     )
     def call(self, data, verb):
         getattr(self.world, verb)(lambda n: data.draw(st.integers(0, n - 1)))
@@ -462,6 +470,7 @@ def test_a_hundred_thousand_random_calls_leave_no_pin_and_no_slot_behind():
     world = World()
     weights = {
         "grow_chain": 10,
+        "use": 20,
         "match": 20,
         "reserve": 20,
         "plan": 30,

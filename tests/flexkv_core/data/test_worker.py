@@ -58,7 +58,7 @@ ROUTES = {
 def test_a_plan_goes_to_the_lane_of_its_route_alone(ends):
     lanes = {Route(*route): InstantLane() for route in ROUTES}
     wanted = plan(*ROUTES[ends])
-    CacheWorker(0, lanes).submit(wanted)
+    CacheWorker(0, lanes).submit([wanted])
     assert {tuple(route[:2]): lane.plans for route, lane in lanes.items() if lane.plans} == {
         ends: [wanted]
     }
@@ -66,7 +66,7 @@ def test_a_plan_goes_to_the_lane_of_its_route_alone(ends):
 
 def test_a_plan_that_nobody_can_execute_is_an_error_with_its_job_and_epoch():
     worker = CacheWorker(5, {})
-    worker.submit(plan(SSD, SLOT, job_id=9, epoch=2))
+    worker.submit([plan(SSD, SLOT, job_id=9, epoch=2)])
     (result,) = worker.poll()
     assert (result.job_id, result.epoch, result.rank, result.status) == (9, 2, 5, Status.ERROR)
     assert result.error == "rank 5 has no lane from ssd to host"
@@ -75,17 +75,25 @@ def test_a_plan_that_nobody_can_execute_is_an_error_with_its_job_and_epoch():
 def test_a_lane_of_two_routes_is_asked_for_results_once():
     lane = InstantLane()
     worker = CacheWorker(0, {Route(PAGES, HOST): lane, Route(HOST, PAGES): lane})
-    worker.submit(plan(PAGE, SLOT, job_id=1))
-    worker.submit(plan(SLOT, PAGE, job_id=2))
+    worker.submit([plan(PAGE, SLOT, job_id=1), plan(SLOT, PAGE, job_id=2)])
     worker.drain(0)
     assert [result.job_id for result in worker.poll()] == [1, 2]
     assert len(lane.timeouts) == 1
 
 
+def test_a_lane_gets_its_plans_of_one_step_together(monkeypatch):
+    lanes = {Route(PAGES, HOST): InstantLane(), Route(HOST, "ssd"): InstantLane()}
+    given = []
+    for lane in lanes.values():
+        monkeypatch.setattr(lane, "submit_all", given.append)
+    ends = [(PAGE, SLOT), (SLOT, SSD), (PAGE, SLOT)]
+    CacheWorker(0, lanes).submit(plan(*pair, job_id=job) for job, pair in enumerate(ends))
+    assert [[plan.job_id for plan in plans] for plans in given] == [[0, 2], [1]]
+
+
 def test_a_result_is_told_once():
     worker = CacheWorker(0, {Route(PAGES, HOST): InstantLane()})
-    worker.submit(plan(PAGE, SLOT))
-    worker.submit(plan(SSD, SLOT, job_id=2))
+    worker.submit([plan(PAGE, SLOT), plan(SSD, SLOT, job_id=2)])
     assert sorted(result.job_id for result in worker.poll()) == [1, 2]
     assert worker.poll() == []
 
@@ -94,14 +102,14 @@ def test_a_result_is_told_once():
 def test_a_rank_that_is_not_the_owner_writes_nothing_into_our_tiers_and_reports_nothing(ends):
     lane = InstantLane()
     worker = CacheWorker(1, {Route(*ends): lane}, is_owner=False)
-    worker.submit(plan(*ROUTES[ends]))
+    worker.submit([plan(*ROUTES[ends])])
     assert (lane.plans, worker.poll()) == ([], [])
 
 
 @pytest.mark.parametrize("ends", [ends for ends in ROUTES if ends[1] == PAGES])
 def test_a_rank_that_is_not_the_owner_loads_its_own_pages(ends):
     worker = CacheWorker(1, {Route(*ends): InstantLane()}, is_owner=False)
-    worker.submit(plan(*ROUTES[ends]))
+    worker.submit([plan(*ROUTES[ends])])
     assert [result.status for result in worker.poll()] == [Status.OK]
 
 
@@ -138,6 +146,6 @@ def test_shutdown_closes_every_lane_and_says_whether_all_had_ended(drain_s, ende
 
 def test_a_last_poll_after_shutdown_tells_what_is_left():
     worker = CacheWorker(0, {Route(PAGES, HOST): InstantLane()})
-    worker.submit(plan(PAGE, SLOT))
+    worker.submit([plan(PAGE, SLOT)])
     worker.shutdown(0)
     assert [result.job_id for result in worker.poll()] == [1]

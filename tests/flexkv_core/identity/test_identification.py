@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from model_rig import COMMIT, NO_HUB, STARTED_S, add_to_hub, begin, identify, local, overwrite
 
-from flexkv_core.errors import TierError
+from flexkv_core.errors import LayoutError, TierError
 from flexkv_core.identity import digest_cache, hashing, identification
 from flexkv_core.identity.checkpoint import Checkpoint
 from flexkv_core.identity.digest_cache import DigestCache
@@ -22,7 +22,7 @@ from flexkv_core.identity.stamps import Stamp
 
 BEFORE_S = STARTED_S - 10
 AFTER_S = STARTED_S + 10
-UNKNOWN = "identity.unknown: nothing outlives this process, because "
+UNKNOWN = "identity.unknown of=model: nothing of it outlives this process, because "
 
 
 def of_hub(hub, revision=None):
@@ -697,6 +697,26 @@ def test_one_that_waits_for_another_is_closed_at_once(folder, directory):
     assert told == []
 
 
+def test_one_whose_turn_never_comes_hashes_beside_the_other(folder, directory, monkeypatch, caplog):
+    """The other may have been stopped."""
+    monkeypatch.setattr(digest_cache, "_HASHING_WAIT_S", 0.0)
+    monkeypatch.setattr(digest_cache, "_HASHING_POLL_S", 0.001)
+    directory.mkdir()
+    with (directory / ".hashing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert identify(local(folder), directory) is not None
+    assert caplog.text.count("identity.hashed_twice") == 1
+
+
+def test_a_memory_that_stays_locked_is_waited_for_once(folder, directory, monkeypatch, caplog):
+    monkeypatch.setattr(digest_cache, "_LOCK_WAIT_S", 0.0)
+    directory.mkdir()
+    with (directory / ".digests.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert identify(local(folder), directory) is not None
+    assert caplog.text.count("identity.not_remembered") == 1
+
+
 def test_one_that_reads_slowly_is_closed_at_once(folder, directory, monkeypatch, caplog):
     seconds = iter(range(0, 10**9, 10**5))
     reading = threading.Event()
@@ -779,16 +799,57 @@ def test_it_may_be_closed_by_whom_it_tells(folder, directory):
     assert len(told) == 1
 
 
+def test_a_tier_that_cannot_be_used_is_tried_again_until_it_can(
+    folder, directory, caplog, monkeypatch
+):
+    """Said once when it begins and once when it ends, whether the model was remembered or not."""
+    monkeypatch.setattr(identification, "_RETRY_S", 0.0)
+    for _ in range(2):
+        caplog.clear()
+        told = []
+
+        def then(identities, told=told):
+            told.append(identities)
+            if len(told) < 4:
+                raise TierError("ssd", ".lock is held")
+
+        engine = begin(local(folder), directory, then)
+        engine.join()
+
+        assert told == told[:1] * 4
+        assert not engine.is_unknown
+        lines = [record.getMessage() for record in caplog.records if "tier." in record.msg]
+        assert len(lines) == 2
+        assert lines[0].startswith("tier.off tier=ssd: .lock is held")
+        assert lines[1].startswith("tier.on tier=ssd")
+
+
+def test_a_tier_that_cannot_be_used_is_not_tried_after_the_end(folder, directory):
+    has_been_told = threading.Event()
+    told = []
+
+    def then(identities):
+        told.append(identities)
+        has_been_told.set()
+        raise TierError("ssd", ".lock is held")
+
+    engine = begin(local(folder), directory, then)
+    has_been_told.wait()
+    engine.close()
+    engine.join()
+    assert len(told) == 1
+
+
 def test_an_error_of_ours_about_what_it_tells_is_logged(folder, directory, caplog):
     def then(_):
-        raise TierError("ssd", "no room")
+        raise LayoutError("no room")
 
     for _ in range(2):
         caplog.clear()
         begin(local(folder), directory, then).join()
 
         [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
-        assert record.getMessage() == "identity.of_no_use: tier ssd: no room"
+        assert record.getMessage() == "identity.of_no_use: no room"
 
 
 def test_the_log_says_what_is_read_and_for_how_long(folder, directory, caplog):

@@ -103,3 +103,17 @@ def test_a_circle_is_an_error(tmp_path):
 
 def test_what_is_not_there_leads_to_itself(tmp_path):
     assert Paths().follow(f"{tmp_path}/no/where") == (f"{tmp_path}/no/where", ())
+
+
+def test_a_change_shows_although_the_times_of_the_file_were_set_back(file):
+    before, found = Stamp.take(str(file)), file.stat()
+    rewrite(file)
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    after = Stamp.take(str(file))
+    assert after.mtime_ns == before.mtime_ns
+    assert after != before
+
+
+def test_a_file_that_claims_to_be_old_was_changed_when_its_times_were_set(file):
+    os.utime(file, ns=(0, 10**9))
+    assert Stamp.take(str(file)).changed_s == file.stat().st_ctime_ns / 1e9 > 1

@@ -136,6 +136,7 @@ class ColumnStore:
             return Status.TIMEOUT, positions
         taken = self.space.take(min(len(positions), max_run_cells(cells)))
         if taken is None:
+            self._counts.add("ssd_no_room_cells", len(positions))
             return Status.ERROR, positions
         slab, slots = taken
         positions = positions[: len(slots)]
@@ -149,10 +150,12 @@ class ColumnStore:
             self._publish(run)
         except OSError as error:
             self._reader.note_failure(run, error)
+            self.space.note_write(run.slab, error)
             self._erase(run, range(len(run.slots)))  # there may be headers without their payloads
             return Status.ERROR
         finally:
             self.space.unpin(run.slab, run.slots)
+        self.space.note_write(run.slab, None)
         self._counts.add("ssd_write_bytes", run.num_bytes)
         self._counts.add("ssd_write_seconds", self._clock() - begin_s)
         return Status.OK

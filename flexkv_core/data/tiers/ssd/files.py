@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,13 +26,24 @@ __all__ = [
     "available_bytes",
     "empty_durably",
     "folder_lock",
-    "make_folder",
+    "has_spare_files",
     "remove_durably",
     "replacing",
+    "unreserved_bytes",
     "write_durably",
 ]
 
+_CANNOT_ALLOCATE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+"""As on ext2: the C library then writes single bytes, and with direct I/O those fail with EINVAL.
+Space is not reserved by growing the file, only by writing all of it."""
+
+_ZEROS = memoryview(mmap.mmap(-1, 1 << 20))
+"""Page-aligned, as O_DIRECT requires; never written."""
+
 _FLAGS = os.O_RDWR | SAFE_FLAGS
+_RESERVED_PART = 20
+_MAX_RESERVE_BYTES = 10 << 30
+
 _UNFINISHED = ".new"
 _LOCK_NAME = ".lock"
 _LOCK_WAIT_S = 10.0
@@ -189,10 +201,19 @@ class SlabFile(OpenFile):
         """Grow the file to `size`, with disk space reserved for it."""
         before = self.size
         try:
-            os.posix_fallocate(self.fd, before, size - before)
+            self._reserve(before, size)
         except OSError:
             os.ftruncate(self.fd, before)
             raise
+
+    def _reserve(self, start: int, end: int) -> None:
+        try:
+            os.posix_fallocate(self.fd, start, end - start)
+        except OSError as error:
+            if error.errno not in _CANNOT_ALLOCATE:
+                raise
+            for offset in range(start, end, len(_ZEROS)):
+                self.write([_ZEROS[: end - offset]], offset)
 
     def truncate(self, size: int) -> None:
         """Truncate the file to `size`."""
@@ -259,15 +280,30 @@ class HeaderFile:
         os.close(self._fd)
 
 
-def make_folder(path: Path) -> None:
-    """Make `path` for this user alone, unless it exists."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
 def available_bytes(folder: Path) -> int:
     """Return the bytes that the file system of `folder` still has for users."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def has_spare_files() -> bool:
+    """Return whether this process has opened fewer than half of the files that it may."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return len(list(Path("/proc/self/fd").iterdir())) < limit // 2
+    except OSError:  # none is left to look with
+        return False
+
+
+def unreserved_bytes(folder: Path) -> int:
+    """Return the bytes that slabs may take of the file system of `folder`, below 0 if too many.
+
+    A 20th of a file system, or 10 GiB of a large one, is reserved for whatever else is there: a
+    cache must not be why a log or a checkpoint cannot be written.
+    """
+    found = os.statvfs(folder)
+    reserve_bytes = min(found.f_blocks * found.f_frsize // _RESERVED_PART, _MAX_RESERVE_BYTES)
+    return available_bytes(folder) - reserve_bytes
 
 
 @contextmanager

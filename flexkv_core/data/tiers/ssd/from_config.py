@@ -1,21 +1,16 @@
-"""Opens one rank's SSD tier as the options say."""
+"""What the options of the whole cache mean for one rank's SSD tier."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from flexkv_core.block.layout import Column
 from flexkv_core.block.namespace import Namespace
 from flexkv_core.config import CacheConfig
-from flexkv_core.data.tiers.memory import BlockMemory
-from flexkv_core.data.tiers.ssd.column_tier import BlockShare
-from flexkv_core.data.tiers.ssd.directory import directories_of, open_directories
+from flexkv_core.data.tiers.ssd.directory import directories_of
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, slot_bytes
 from flexkv_core.data.tiers.ssd.generations import Generations
 from flexkv_core.data.tiers.ssd.options import SsdOptions
-from flexkv_core.data.tiers.ssd.tier import SsdTier
-from flexkv_core.errors import ConfigError, TierError
 
-__all__ = ["nominal_blocks", "open_ssd_tier", "record_reset", "require_directory", "ssd_options"]
+__all__ = ["nominal_blocks", "record_reset", "ssd_options"]
 
 
 def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = False) -> SsdOptions:
@@ -33,16 +28,6 @@ def ssd_options(cache: CacheConfig, quota_bytes: int, *, has_followers: bool = F
         has_followers=has_followers,
         leftover_bytes=cache.ssd_cache_bytes or 0,
     )
-
-
-def require_directory(options: SsdOptions) -> None:
-    """Reject directories if none can be used, before their content is known.
-
-    Raises:
-        ConfigError: None of them can be written to.
-    """
-    with _as_config_error():
-        open_directories(options)
 
 
 def nominal_blocks(options: SsdOptions, num_columns: int, cell_bytes: int) -> int:
@@ -63,27 +48,3 @@ def record_reset(
         name: Of the new generation; never used before.
     """
     Generations(directories_of(options), blank, columns).begin(name)
-
-
-def open_ssd_tier(options: SsdOptions, share: BlockShare, memory: BlockMemory) -> SsdTier:
-    """Open one rank's files, and begin to look for what earlier processes left.
-
-    Args:
-        options: `ssd_options`.
-        share: What is stored.
-        memory: What blocks are read to and written from.
-
-    Raises:
-        ConfigError: None of the directories can be used.
-    """
-    with _as_config_error():
-        return SsdTier(memory, share, options)
-
-
-@contextmanager
-def _as_config_error() -> Iterator[None]:
-    try:
-        yield
-    except TierError as error:
-        msg = f"ssd_cache_dir cannot be used: {error.reason}; name a directory that can be"
-        raise ConfigError(msg) from error

@@ -105,6 +105,7 @@ class SlabView:
             is_aligned: Whether pieces of cells begin and end on memory pages.
         """
         self.path = path
+        self.folder = path.parent
         self.slot_bytes = slot_bytes(superblock.cell_bytes)
         self._reader = file
         self._identity = bytes.fromhex(superblock.identity)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.ssd.directory import Directory
+from flexkv_core.data.tiers.ssd.files import has_spare_files
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, Superblock, slot_bytes
 from flexkv_core.data.tiers.ssd.slab import Slab
 
@@ -24,8 +25,15 @@ _NUM_STEPS = 64
 """A column reaches its quota in about this many steps: the first is quickly made, and space that is
 never used is not taken."""
 
+_MAX_ADOPTED = 64
+"""Slabs of earlier processes: each takes a descriptor, and a look at every key that is searched."""
+
 _RETRY_S = 60.0
 """How long a directory that failed or had no room is left alone."""
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_NO_ROOM = "No room below ssd_directory_cap_gb, or on the file system but for its reserve"
 
 
 class Space:
@@ -67,6 +75,7 @@ class Space:
         self._engine_id = engine_id
         self._clock = clock
         self._is_aligned = is_aligned
+        self._folders = {directory: directory.folder(superblock) for directory in directories}
         self._retry_s: dict[Directory, float] = dict.fromkeys(directories, 0.0)
         self._turn = 0
         self._is_closed = False
@@ -88,10 +97,14 @@ class Space:
             return num_slots + (min(num_more, len(directories[:1])) if has_failed else num_more)
 
     def adopt(self) -> None:
-        """Take over slabs of earlier processes, in this engine's own order, up to the quota."""
+        """Take over slabs of earlier processes, in this engine's own order, up to the quota.
+
+        There may be thousands: those that would take too many descriptors stay leftovers.
+        """
         for directory, path in self._found():
             room = self._room()
-            if self._num_slots_in(room - PAGE_BYTES) < 1:
+            is_full = self._num_slots_in(room - PAGE_BYTES) < 1
+            if is_full or len(self.slabs) >= _MAX_ADOPTED or not has_spare_files():
                 return
             try:
                 with directory.locked():
@@ -131,6 +144,12 @@ class Space:
             is_over = slab.is_retired and slab.slots.is_idle
         if is_over:
             slab.close()
+
+    def note_write(self, slab: Slab, error: OSError | None) -> None:
+        """Tell the directory of `slab` that a write has failed for want of room, or succeeded."""
+        if error is None or error.errno in _FULL:
+            [directory] = (it for it in self._retry_s if it.path == slab.path.parents[2])
+            directory.note("be written", error)
 
     def retire(self, slabs: Sequence[Slab]) -> None:
         """Remove slabs and all keys in them; they stay locked until no call uses them."""
@@ -223,11 +242,12 @@ class Space:
             with directory.locked():
                 has_grown = self._extend(directory)
         except OSError as error:
-            if not self._retry_s[directory]:
-                logger.warning("ssd.no_room directory=%s: %s", directory.path, error.strerror)
+            directory.note("grow", error)
             self._retry_s[directory] = self._clock() + _RETRY_S
             return False
         self._retry_s[directory] = 0.0
+        if has_grown:
+            directory.note("grow", None)
         return has_grown
 
     def _extend(self, directory: Directory) -> bool:
@@ -240,7 +260,7 @@ class Space:
         room = directory.make_room(own_bytes + wanted * self._slot_bytes)
         num_slots = self._num_slots_in(room - own_bytes)
         if num_slots < 1:
-            raise OSError(errno.ENOSPC, "no room below directory_cap_bytes or on the file system")
+            raise OSError(errno.ENOSPC, _NO_ROOM)
         if slab is None:
             slab = self._create(directory)
         slab.resize(len(slab.slots) + num_slots)
@@ -268,7 +288,7 @@ class Space:
         return sorted(found, key=lambda place: self._rank(place[1]))
 
     def _list(self, directory: Directory) -> list[Path]:
-        folder = directory.folder(self._superblock)
+        folder = self._folders[directory]
         try:
             return list(folder.glob("*" + SLAB_SUFFIX))
         except OSError as error:
@@ -279,8 +299,8 @@ class Space:
         return sha256(self._engine_id.encode() + path.name.encode()).digest(), str(path)
 
     def _slab_in(self, directory: Directory) -> Slab | None:
-        folder = directory.folder(self._superblock)
-        return next((slab for slab in self.slabs if slab.path.parent == folder), None)
+        folder = self._folders[directory]
+        return next((slab for slab in self.slabs if slab.folder == folder), None)
 
     def _usable(self) -> list[Directory]:
         now = self._clock()

@@ -68,6 +68,25 @@ def test_items_that_are_dropped_leave_no_entries_behind(policy):
     assert take_all(policy) == [kept]
 
 
+def test_the_order_outlives_many_that_are_dropped(policy):
+    items = [PolicyItem(str(number), number) for number in range(400)]
+    for item in random.Random(1).sample(items, len(items)):
+        policy.add(item)
+    for item in items[100:]:
+        policy.discard(item)
+    assert take_all(policy) == items[:100]
+
+
+def test_an_item_that_is_dropped_among_many_does_not_cost_a_new_heap(policy):
+    items = [PolicyItem(str(number), number) for number in range(400)]
+    for item in items:
+        policy.add(item)
+    PolicyItem.num_looks = 0
+    for item in items[:100]:
+        policy.discard(item)
+    assert PolicyItem.num_looks == 0
+
+
 def test_an_item_that_is_added_again_and_again_has_one_entry(policy):
     item = PolicyItem("hot")
     for clock in range(1000):

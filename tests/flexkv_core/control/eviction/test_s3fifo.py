@@ -69,6 +69,33 @@ def test_what_comes_back_late_is_new(policy):
     assert take_all(policy) == [back, new]
 
 
+def test_exactly_a_tier_of_evicted_blocks_is_remembered(policy):
+    add(policy, "back", blocks=CAPACITY_BLOCKS // 5)
+    add(policy, "many", blocks=CAPACITY_BLOCKS * 4 // 5)
+    evict_next(policy)
+    evict_next(policy)
+    back, new = add(policy, "back"), add(policy, "new")
+    assert take_all(policy) == [new, back]
+
+
+def test_what_was_evicted_first_is_forgotten_first(policy):
+    for name in "abcd":
+        add(policy, name, blocks=CAPACITY_BLOCKS * 2 // 5)
+        evict_next(policy)
+    d, c, b, a = (add(policy, name) for name in "dcba")
+    assert take_all(policy) == [b, a, d, c]
+
+
+def test_what_came_back_is_no_longer_among_the_evicted(policy):
+    add(policy, "first", blocks=CAPACITY_BLOCKS // 2)
+    evict_next(policy)
+    first = add(policy, "first", blocks=CAPACITY_BLOCKS // 2)
+    add(policy, "second", blocks=CAPACITY_BLOCKS * 3 // 5)
+    evict_next(policy)
+    second, new = add(policy, "second"), add(policy, "new")
+    assert take_all(policy) == [new, first, second]
+
+
 def test_a_run_that_shrinks_before_it_leaves_is_remembered_once(policy):
     run = add(policy, "back", blocks=400)
     assert policy.take() is run
@@ -123,6 +150,14 @@ def test_more_than_three_uses_count_as_three(policy):
     assert take_all(policy) == [much, enough]
 
 
+def test_three_uses_count_as_more_than_two(policy):
+    thrice, twice = add(policy, "thrice", uses=2), add(policy, "twice", uses=2)
+    add(policy, "new")
+    policy.take()
+    thrice.num_uses, twice.num_uses = 3, 2
+    assert take_all(policy) == [twice, thrice]
+
+
 def test_the_main_queue_gives_way_while_the_small_one_is_within_its_share(policy):
     proven = add(policy, "proven", uses=2)
     add(policy, "gone", blocks=CAPACITY_BLOCKS // 10 + 1)
@@ -139,6 +174,25 @@ def test_a_queued_run_that_grew_counts_as_long_as_it_is(policy):
     run.num_blocks = CAPACITY_BLOCKS // 10 + 1
     policy.add(run)
     assert take_all(policy) == [run, proven]
+
+
+def test_a_queued_run_that_is_added_again_counts_once(policy):
+    proven = add(policy, "proven", uses=2)
+    add(policy, "gone")
+    evict_next(policy)
+    run = add(policy, "run", blocks=CAPACITY_BLOCKS // 10)
+    policy.add(run)
+    assert take_all(policy) == [proven, run]
+
+
+def test_a_run_that_is_gone_takes_no_share_of_the_small_queue(policy):
+    proven = add(policy, "proven", uses=2)
+    add(policy, "new")
+    evict_next(policy)
+    for number in range(10):
+        policy.discard(add(policy, f"gone {number}"))
+    new = add(policy, "within its share", blocks=CAPACITY_BLOCKS // 10)
+    assert take_all(policy) == [proven, new]
 
 
 def scan_heavy_requests():
@@ -180,3 +234,13 @@ def test_one_hit_wonders_do_not_push_out_what_is_popular():
 
 def test_lru_hits_exactly_what_a_textbook_lru_hits():
     assert num_hits("lru", 200) == num_lru_hits(200)
+
+
+def test_as_many_blocks_as_the_tier_has_are_remembered(policy):
+    names = [str(number) for number in range(5)]
+    for name in names:
+        add(policy, name)
+    for _ in names:
+        evict_next(policy)
+    back, new = [add(policy, name) for name in names], add(policy, "new")
+    assert take_all(policy) == [new, *back]

@@ -20,11 +20,13 @@ def chain(name, num_blocks):
 class Rig:
     """Both tiers, empty, with all ranks reported."""
 
-    def __init__(self, *, host_blocks=256, ssd_blocks=1024, timeout_s=10.0, owners=(0,)):
+    def __init__(
+        self, *, host_blocks=256, ssd_blocks=1024, timeout_s=10.0, owners=(0,), policy="lru"
+    ):
         self.counters = Counters()
         specs = [
-            TierSpec("host", host_blocks),
-            TierSpec("ssd", ssd_blocks, addressed_by="key"),
+            TierSpec("host", host_blocks, policy),
+            TierSpec("ssd", ssd_blocks, policy, addressed_by="key"),
         ]
         self.manager = CacheManager(specs, ranks=len(owners), owners=owners, recorder=self.counters)
         self.tier = LowerTier(

@@ -142,6 +142,7 @@ class World:
     def arrive(self, pick: Pick) -> None:
         keys = _any(self.chains, pick).copy()
         self.num_requests += 1
+        self.manager.note_use(keys)
         num_wanted = self.tier.demoter.admit(keys, 0, 0)
         assert num_wanted <= len(keys)
         request = Request(f"request-{self.num_requests}", keys, num_wanted)
@@ -180,7 +181,8 @@ class World:
         for owner in self.owners.values():
             owner.orders.append(orders)
             told = owner.is_recovered and owner.generation == self.tier._generation
-            assert told or not orders.plans, "a worker may not have opened the tier yet"
+            is_news = any(plan.epoch == self.epoch for plan in orders.plans)
+            assert told or not is_news, "a worker may not have opened the tier yet"
 
     def settle(self, _: Pick) -> None:
         """Let the workers do well all that there is to be done."""
@@ -219,7 +221,8 @@ class World:
         task = owner.tasks.pop(pick(len(owner.tasks)))
         status, num_good = Status.OK, len(task.keys)
         if not pick(16):
-            num_good, status = pick(num_good), Status.ERROR if pick(2) else Status.TIMEOUT
+            num_good = pick(num_good)
+            status = _any([Status.ERROR, Status.ERROR, Status.TIMEOUT, Status.BUSY], pick)
         elif task.plan.deadline_s is not None and self.now_s >= task.plan.deadline_s:
             num_good, status = pick(num_good), Status.TIMEOUT
         num_moved = num_good if status is Status.OK else pick(len(task.keys) + 1)
@@ -335,6 +338,12 @@ class World:
         claim = self.manager.reserve(f"other-{self.num_requests}", keys[: 1 + pick(HOST_BLOCKS)])
         if not isinstance(claim, Refusal):
             self.manager.abort(claim)
+
+    def hear_nothing(self, _: Pick) -> None:
+        """Let the engine step for a minute while no worker reports."""
+        for _ in range(62):
+            self.now_s += 1.0
+            self.step(well)
 
     def wait(self, pick: Pick) -> None:
         self.now_s += _any([31.0, 2.0, 0.2, 0.05, 0.01, 0.01], pick)
@@ -466,7 +475,7 @@ def _slots(place: HostSlots) -> list[int]:
 
 SERVE = ["grow_chain", "arrive", "ask", "step", "deliver", "work", "report", "find", "settle"]
 BY_OWNER = {"deliver", "work", "report", "find", "resize_disk", "harm"}
-DISTURB = ["abort", "resize_disk", "harm", "evict", "wait", "reset", "crash"]
+DISTURB = ["abort", "resize_disk", "harm", "evict", "wait", "hear_nothing", "reset", "crash"]
 
 
 class TwoTiersMachine(RuleBasedStateMachine):
@@ -500,7 +509,7 @@ def run(seed, num_calls):
     weights = {
         "grow_chain": 8, "arrive": 25, "ask": 60, "step": 40, "deliver": 80, "work": 120,
         "report": 120, "find": 30, "abort": 2, "resize_disk": 0.5, "harm": 1, "evict": 30,
-        "wait": 6, "reset": 0.2, "crash": 0.3, "settle": 3,
+        "wait": 6, "hear_nothing": 0.3, "reset": 0.2, "crash": 0.3, "settle": 3,
     }  # fmt: skip
     for verb in rng.choices(list(weights), list(weights.values()), k=num_calls):
         world.call(verb, rng.randrange)

@@ -285,7 +285,7 @@ def test_an_old_writer_ends_after_its_run_was_extended_and_split(index):
 def test_the_least_recently_used_leaf_leaves_first(index):
     index.store(A[:5])
     index.store(C[:5])
-    index.num_found(A)
+    index.note_use(A)
     index.evict(index.host, 5)
     assert (index.num_found(A), index.num_found(C)) == (5, 0)
 
@@ -317,7 +317,7 @@ def test_a_use_of_a_child_is_a_use_of_its_parent(index):
     index.store(A[:6])
     index.store(B[:6])
     index.store(C[:3])
-    index.num_found(B)
+    index.note_use(B)
     index.evict(index.host, 2 + 3 + 2)
     assert (index.num_found(A), index.num_found(C)) == (4, 0)
 
@@ -326,7 +326,7 @@ def test_a_use_of_a_child_that_was_dropped_is_a_use_of_its_parent(index):
     index.store(A[:6])
     index.store(B[:6])
     index.store(C[:3])
-    index.num_found(B)
+    index.note_use(B)
     index.drop_from(index.host, A[:5])
     index.drop_from(index.host, B[:5])
     index.evict(index.host, 3)
@@ -335,13 +335,32 @@ def test_a_use_of_a_child_that_was_dropped_is_a_use_of_its_parent(index):
 
 def test_uses_are_counted_and_inherited(index):
     index.store(A[:6])
-    trunk = index.match(index.host, A[:4])
-    index.unpin(trunk.entry)
+    index.note_use(A[:4])
     for _ in range(3):
-        index.num_found(A)
-    assert trunk.entry.num_uses == 1
+        index.note_use(A)
+    trunk = index.match(index.host, A[:4]).entry
+    index.unpin(trunk)
+    assert trunk.num_uses == 1
     index.evict(index.host, 2)
-    assert trunk.entry.num_uses == 4
+    assert trunk.num_uses == 4
+
+
+def test_what_is_read_or_written_on_behalf_of_a_request_is_no_further_use(index):
+    index.store(A)
+    index.release(index.pin(A))
+    index.store(A, index.ssd)
+    match = index.pin(A)
+    assert (match.entry.num_uses, match.entry.last_use) == (0, 1), "it was written"
+
+
+def test_a_use_counts_in_every_tier_that_holds_some_of_it_or_will(index):
+    assert not index.note_use(A)
+    index.store(A[:3])
+    writing = index.begin(A[:5], index.ssd)
+    assert index.note_use(A)
+    host = index.pin(A).entry
+    assert (host.num_uses, writing.entry.num_uses) == (1, 1)
+    assert host.last_use == writing.entry.last_use
 
 
 def test_a_leaf_that_shrinks_stays_first_in_a_queue():
@@ -418,7 +437,7 @@ def test_a_drop_stays_on_its_tier(index):
     assert (index.num_found(A), index.num_found(A, index.ssd)) == (10, 2)
 
 
-@pytest.mark.parametrize("keys", [[], C, [*A[:3], *C], chain(*range(11))])
+@pytest.mark.parametrize("keys", [[], C, [*A[:3], *C], [*A[:3], *C[:2]], chain(*range(11))])
 def test_dropping_what_is_not_there_changes_nothing(index, keys):
     index.store(A)
     index.drop_from(index.host, keys)
@@ -547,3 +566,70 @@ def test_evicted_blocks_are_counted(index):
     index.store(A)
     index.evict(index.host, 4)
     assert index.counters.drain() == {"evicted_blocks": 4}
+
+
+CHANGES = {
+    "it is extended": lambda index: index.store(A[:9]),
+    "it is extended on the other tier": lambda index: index.store(A, index.ssd),
+    "another leaves it": lambda index: index.store(B),
+    "another is used as far as it is shared": lambda index: index.num_found(A[:2]),
+    "its tail is evicted": lambda index: index.evict(index.host, 2),
+    "it is evicted": lambda index: index.evict(index.host, 6),
+    "its end is dropped": lambda index: index.drop_from(index.host, A[:3]),
+    "everything is dropped": lambda index: index.clear(),
+    "it is replaced": lambda index: (index.evict(index.host, 6), index.store(B)),
+}
+
+
+@pytest.mark.parametrize("num_asked", range(1, 11))
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_asked_last_is_answered_anew_when_the_tree_has_changed(index, change, num_asked):
+    asked = A[:num_asked]
+    index.store(A[:6])
+    index.lookup(index.host, asked)
+    CHANGES[change](index)
+    assert index._tree.walk(asked) == index._tree.descend(asked)
+
+
+def test_the_first_chain_of_an_empty_index_is_found_by_who_has_asked_for_it_before(index):
+    assert index.lookup(index.host, A).num_known == 0
+    index.store(A)
+    assert index.lookup(index.host, A).num_known == 10
+
+
+def test_questions_about_one_chain_in_a_row_are_one_walk(index, monkeypatch):
+    index.store(A)
+    walks, descend = [], index._tree.descend
+    monkeypatch.setattr(
+        index._tree, "descend", lambda keys, start: walks.append(keys) or descend(keys, start)
+    )
+    for keys in (B, A, B):
+        assert index.lookup(index.host, keys) == index.lookup(index.host, list(keys))
+        index.num_found(list(keys), index.ssd)
+    assert walks == [B, A, B]
+
+
+def test_a_reservation_may_end_before_its_chain(index):
+    index.store(A[:2])
+    write = index.reserve(index.host, A, end=5)
+    index.open_writes.add(write)
+    assert (write.first_block, write.end_block) == (2, 5)
+    assert index.reserve(index.host, A, end=5) is Refusal.NOTHING_MISSING
+    index.end(write)
+    assert index.num_found(A) == 5
+
+
+def test_a_reservation_may_end_within_a_run_that_the_other_tier_holds(index):
+    index.store(A[:6])
+    index.store([*A[:4], *B[4:]])
+    write = index.reserve(index.ssd, A[:6], end=3)
+    index.open_writes.add(write)
+    index.end(write)
+    assert index.num_found(A, index.ssd) == 3
+
+
+def test_only_the_first_key_of_a_chain_begins_one(index):
+    index.end(index.begin(A))
+    index.end(index.begin(B))
+    assert index.begins_chain(A[0])
+    assert not any(map(index.begins_chain, [*A[1:], *B[4:], C[0]]))

@@ -51,3 +51,12 @@ def test_more_than_was_taken_is_a_bug_of_the_caller():
     pool.give(slots)
     with pytest.raises(AssertionError):
         pool.give(slots)
+
+
+def test_a_pool_that_shrinks_and_grows_in_steps_has_every_slot_once():
+    pool = SlotPool(10)
+    pool.resize(4)
+    for capacity_blocks in (6, 9, 13):
+        pool.resize(capacity_blocks)
+        assert pool.capacity_blocks == pool.num_free == capacity_blocks
+    assert sorted(unpack(pool.take(13))) == list(range(13))

@@ -11,6 +11,7 @@ from flexkv_core.data.transfer.cpu_lane import CpuLane
 from flexkv_core.errors import LayoutError
 from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
+from flexkv_core.testing.geometry import read_block
 
 
 def test_a_result_counts_the_bytes_it_moved():
@@ -116,3 +117,20 @@ def test_pools_that_do_not_belong_together_refuse_to_start(changes, sentence):
     rig = make_rig("LBHNC")
     with pytest.raises(LayoutError, match=sentence):
         CpuLane(0, rig.pages, replace(rig.fmt, **changes), rig.host)
+
+
+def test_plans_given_together_are_copied_together_and_share_the_time():
+    ticks = iter([10.0, 13.0])
+    rig = make_rig("LBHNC")
+    before = [read_block(rig.pages, [page]) for page in (3, 5, 7)]
+    lane = CpuLane(0, rig.pages, rig.fmt, rig.host, clock=lambda: next(ticks))
+    plans = [offload([3], [0], job_id=1), offload([5, 7], [2, 1], job_id=2)]
+    lane.submit_all([*plans, offload([99], [3], job_id=3)])
+    results = {result.job_id: result for result in lane.poll()}
+    assert [bytes(rig.slot(slot)) for slot in (0, 2, 1)] == before
+    assert [(results[job].status, results[job].num_blocks) for job in (1, 2, 3)] == [
+        (Status.OK, 1),
+        (Status.OK, 2),
+        (Status.ERROR, 0),
+    ]
+    assert [results[job].seconds for job in (1, 2)] == [1.0, 2.0]

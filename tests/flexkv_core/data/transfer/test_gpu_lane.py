@@ -1,5 +1,7 @@
 """A GPU lane is ordered against the engine, against itself, and against its own reports."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from cpu_lane_rig import offload, onboard
@@ -119,11 +121,90 @@ def test_a_load_may_begin_and_end_inside_a_block(order):
     assert np.array_equal(rig.page(9), untouched)
 
 
+@pytest.fixture
+def calls(rig, monkeypatch):
+    """Count what the lane asks of its device."""
+    counts = Counter()
+
+    def counted(name, method):
+        def call(*ids):
+            counts[name] += 1
+            method(*ids)
+
+        return call
+
+    for name in ("gather", "copy_out", "copy_in", "scatter"):
+        monkeypatch.setattr(rig.device, name, counted(name, getattr(rig.device, name)))
+    return counts
+
+
+def test_the_saves_of_a_step_are_one_gather_and_one_copy(rig, calls):
+    before = [read_block(rig.pages, [page]) for page in (3, 7, 5)]
+    rig.lane.submit_all([offload([3], [0], job_id=1), offload([7, 5], [2, 1], job_id=2)])
+    assert calls == {"gather": 1, "copy_out": 1}
+    results = rig.results()
+    assert [(result.job_id, result.num_blocks) for result in results] == [(1, 1), (2, 2)]
+    assert [result.num_bytes for result in results] == [len(rig.slot(0)), 2 * len(rig.slot(0))]
+    assert [bytes(rig.slot(slot)) for slot in (0, 2, 1)] == before
+
+
+def test_the_loads_of_a_step_are_one_copy_and_one_scatter(rig, calls):
+    rig.slot(4).fill(9)
+    rig.slot(5).fill(8)
+    rig.lane.submit_all([onboard([4], [3], job_id=1), onboard([5], [7], job_id=2)])
+    assert calls == {"copy_in": 1, "scatter": 1}
+    assert sorted(result.job_id for result in rig.results()) == [1, 2]
+    assert [set(rig.page(3)), set(rig.page(7))] == [{9}, {8}]
+
+
+def test_saves_given_one_by_one_are_as_many_gathers(rig, calls):
+    """What a step is spared by giving them together."""
+    rig.lane.submit(offload([3], [0], job_id=1))
+    rig.lane.submit(offload([7], [1], job_id=2))
+    assert calls == {"gather": 2, "copy_out": 2}
+
+
+def test_a_step_saves_the_plans_that_are_possible(rig):
+    """Of three places in the ring, the first plan takes two; the third plan names a wrong page."""
+    plans = [
+        offload([3, 5], [0, 1], job_id=1),
+        offload([7, 2], [2, 3], job_id=2),
+        offload([99], [4], job_id=3),
+        offload([4], [5], job_id=4),
+    ]
+    before = read_block(rig.pages, [4])
+    rig.lane.submit_all(plans)
+    assert {result.job_id: result.status for result in rig.results()} == {
+        1: Status.OK,
+        2: Status.BUSY,
+        3: Status.ERROR,
+        4: Status.OK,
+    }
+    assert bytes(rig.slot(5)) == before
+    assert set(rig.slot(2)) == {POISON}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_loads_of_a_step_may_begin_and_end_inside_blocks(order):
+    rig = make_gpu_rig(order, pages_per_block=2, N=2)
+    pages = [list(range(slot * 2, slot * 2 + 2)) for slot in range(3)]
+    for slot, block_pages in enumerate(pages):
+        rig.lane.submit(offload(block_pages, [slot], job_id=slot))
+        rig.results()
+    before = [read_block(rig.pages, [page]) for page in range(12)]
+    first = onboard([0, 1], [8, 9, 10], job_id=1, first_page=1)
+    second = onboard([2], [11], job_id=2)
+    rig.lane.submit_all([first, second])
+    assert sorted(result.job_id for result in rig.results()) == [1, 2]
+    after = [read_block(rig.pages, [page]) for page in range(12)]
+    assert after == [*before[:8], before[1], before[2], before[3], before[4]]
+
+
 def test_a_save_that_finds_no_room_is_refused_and_writes_nothing(rig):
     rig.lane.submit(offload([0, 1], [0, 1], job_id=1))
     rig.lane.submit(offload([2, 3], [2, 3], job_id=2))
     refusal, result = rig.results()
-    assert (refusal.job_id, refusal.status, refusal.num_blocks) == (2, Status.TIMEOUT, 0)
+    assert (refusal.job_id, refusal.status, refusal.num_blocks) == (2, Status.BUSY, 0)
     assert result.status is Status.OK
     assert set(rig.slot(2)) == {POISON}
 

@@ -24,6 +24,9 @@ class RandomEngine:
         self.running = {}
         """By job: page and slot that are not free, what is written, and the value to be there."""
 
+        self.together = []
+        """Plans to be submitted together, before the next pass."""
+
         self.num_jobs = 0
         self.num_done = 0
 
@@ -36,6 +39,7 @@ class RandomEngine:
         self.rng.choice([self.compute, self.save, self.load, self.poll])(page, slot)
 
     def compute(self, page, slot):
+        self.flush()
         self.pages[page] = self.rng.randrange(256)
         self.rig.forward(page, self.pages[page])
 
@@ -51,9 +55,16 @@ class RandomEngine:
     def submit(self, plan, effect):
         self.num_jobs += 1
         self.running[self.num_jobs] = effect
-        self.rig.lane.submit(msgspec.structs.replace(plan, job_id=self.num_jobs))
+        self.together.append(msgspec.structs.replace(plan, job_id=self.num_jobs))
+        if self.rng.random() < 0.5:
+            self.flush()
+
+    def flush(self):
+        self.rig.lane.submit_all(self.together)
+        self.together = []
 
     def poll(self, page, slot):
+        self.flush()
         for _ in range(self.rng.randrange(60)):
             self.rig.device.step()
         self.collect()
@@ -67,6 +78,7 @@ class RandomEngine:
 
     def wrong(self):
         """Name the pages and slots that do not hold what they should, once all has ended."""
+        self.flush()
         self.rig.device.finish()
         self.collect()
         assert not self.running

@@ -351,7 +351,7 @@ def test_a_full_queue_refuses_new_plans(tier, start):
     lane.submit(fetch([2], [1], job_id=2))
     lane.submit(fetch([3], [2], job_id=3))
     (refused,) = lane.poll()
-    assert (refused.job_id, refused.status) == (3, Status.TIMEOUT)
+    assert (refused.job_id, refused.status) == (3, Status.BUSY)
 
 
 def test_closing_drops_what_waits_and_lets_what_runs_end(tier, start):
@@ -361,7 +361,7 @@ def test_closing_drops_what_waits_and_lets_what_runs_end(tier, start):
     slow.entered.acquire(timeout=WAIT_S)
     lane.submit(fetch([2], [1], job_id=2))
     lane.close()
-    assert [(result.job_id, result.status) for result in lane.poll()] == [(2, Status.TIMEOUT)]
+    assert [(result.job_id, result.status) for result in lane.poll()] == [(2, Status.CLOSED)]
     slow.gate.set()
     assert [(result.job_id, result.status) for result in run(lane)] == [(1, Status.OK)]
 
@@ -374,23 +374,46 @@ def test_a_plan_of_which_half_was_done_when_the_lane_closed_keeps_that_half(tier
     lane.close()
     slow.gate.set()
     (result,) = run(lane)
-    assert (result.status, result.num_blocks) == (Status.TIMEOUT, 1)
+    assert (result.status, result.num_blocks) == (Status.CLOSED, 1)
 
 
-def test_a_tier_that_raises_ends_its_plan_and_the_lane(tier, start, monkeypatch):
-    raised = []
-    monkeypatch.setattr(threading, "excepthook", raised.append)
+@pytest.fixture
+def broken(tier, monkeypatch):
+    """A tier whose first two reads raise; what ends a thread is not said."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    errors = iter([MemoryError, ValueError])
 
     class Broken(TierWrapper):
-        def read(self, *_):
-            raise ValueError
+        def read(self, blocks, deadline_s):
+            if error := next(errors, None):
+                raise error
+            return super().read(blocks, deadline_s)
 
-    lane = start(Broken(tier), num_threads=2)
+    return Broken(tier)
+
+
+def test_a_tier_that_raises_ends_its_plan_and_the_lane_goes_on(broken, start):
+    lane = start(broken)
+    results = run(lane, fetch([1], [0]), fetch([2], [1], job_id=2), fetch([3], [2], job_id=3))
+    assert [result.status for result in results] == [Status.ERROR, Status.ERROR, Status.OK]
+
+
+def test_a_lane_that_cannot_replace_its_thread_says_so_and_closes(
+    broken, start, monkeypatch, caplog
+):
+    lane = start(broken)
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     (result,) = run(lane, fetch([1], [0]))
-    assert (result.status, result.num_blocks) == (Status.ERROR, 0)
+    assert result.status is Status.ERROR
     with lane._changed:
         assert lane._changed.wait_for(lambda: lane._is_closed, WAIT_S)
-    assert [refused.status for refused in run(lane, fetch([2], [0]))] == [Status.TIMEOUT]
+    assert [refused.status for refused in run(lane, fetch([2], [0]))] == [Status.CLOSED]
+    assert "tier.closed: a lane of tier dict has stopped: can't start new thread" in caplog.text
 
 
 def test_seconds_are_counted_from_when_the_tier_is_asked(tier, start, clock):

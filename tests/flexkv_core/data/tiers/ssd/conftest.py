@@ -1,5 +1,10 @@
 """Namespaces, columns, and tiers with host memory for the tests of the SSD tier."""
 
+import itertools
+import os
+import resource
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -191,3 +196,63 @@ def small_steps(monkeypatch):
 @pytest.fixture(scope="session")
 def superblock():
     return superblock_of()
+
+
+@pytest.fixture
+def limit_files():
+    """Let this process open only so many more files."""
+    former = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(num_more):
+        unused = (fd for fd in itertools.count() if not _is_open(fd))
+        first_refused = next(itertools.islice(unused, num_more, None))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_refused, former[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, former)
+
+
+def _is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mount a small file system of its own; skip the test where that is not allowed."""
+    mounted = []
+
+    def mount_at(*arguments):
+        target = tmp_path / "mount"
+        target.mkdir()
+        if os.geteuid() or _run("mount", *arguments, target):
+            pytest.skip("mounting needs to be root, with the right to mount")
+        mounted.append(target)
+        return target
+
+    yield mount_at
+    for target in mounted:
+        assert _run("umount", "--lazy", target) == 0  # a test that fails may have files open
+
+
+@pytest.fixture
+def mount_ext2(mount, tmp_path):
+    def mount_image(num_mib=8):
+        image = tmp_path / "ext2"
+        with image.open("wb") as file:
+            file.truncate(num_mib << 20)
+        if _run("mkfs.ext2", "-q", "-F", "-b", "4096", image):
+            pytest.skip("mkfs.ext2 is not installed")
+        return mount("-o", "loop", image)
+
+    return mount_image
+
+
+def _run(*command):
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode
+    except FileNotFoundError:
+        return 127

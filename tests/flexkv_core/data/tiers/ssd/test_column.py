@@ -13,7 +13,7 @@ from flexkv_core.data.tiers.ssd.space import Space
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.testing.doubles import ManualClock
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 
 
 @pytest.fixture

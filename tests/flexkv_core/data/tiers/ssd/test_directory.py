@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flexkv_core.data.tiers.ssd.directory import Directory
+from flexkv_core.data.tiers.ssd.files import SlabFile
 from flexkv_core.data.tiers.ssd.slab import Slab
 
 KIB = 1024
@@ -63,9 +64,14 @@ def test_without_a_cap_there_is_as_much_room_as_is_wanted(tmp_path):
     assert room(tmp_path, 5000) == 5000
 
 
-def test_there_is_never_more_than_the_file_system_has(tmp_path, monkeypatch):
-    monkeypatch.setattr("flexkv_core.data.tiers.ssd.directory.available_bytes", lambda _: 300)
+def test_there_is_never_more_than_the_file_system_may_give(tmp_path, monkeypatch):
+    monkeypatch.setattr("flexkv_core.data.tiers.ssd.directory.unreserved_bytes", lambda _: 300)
     assert room(tmp_path, 5000) == 300
+
+
+def test_what_others_have_taken_of_the_reserve_is_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("flexkv_core.data.tiers.ssd.directory.unreserved_bytes", lambda _: -300)
+    assert room(tmp_path, 5000) == 0
 
 
 def test_slabs_of_everybody_count_towards_the_cap(tmp_path, occupy, disk):
@@ -90,7 +96,7 @@ def test_leftovers_give_way_where_the_disk_is_full(tmp_path, leave, monkeypatch)
     paths = [leave("a", modified_s=1), leave("b", modified_s=2)]
     free = iter([0, 5000, 5000])
     monkeypatch.setattr(
-        "flexkv_core.data.tiers.ssd.directory.available_bytes", lambda _: next(free)
+        "flexkv_core.data.tiers.ssd.directory.unreserved_bytes", lambda _: next(free)
     )
     assert room(tmp_path, 5000) == 5000
     assert [path.exists() for path in paths] == [False, True]
@@ -103,7 +109,7 @@ def test_a_leftover_frees_its_room_at_once_so_that_no_more_are_deleted(
     opened = [os.open(path, os.O_RDONLY) for path in paths]  # what is open still takes room
     total = sum(path.stat().st_size for path in paths)
     monkeypatch.setattr(
-        "flexkv_core.data.tiers.ssd.directory.available_bytes",
+        "flexkv_core.data.tiers.ssd.directory.unreserved_bytes",
         lambda _: total - sum(os.fstat(fd).st_size for fd in opened),
     )
     assert room(tmp_path, 1) == 1
@@ -172,9 +178,45 @@ def test_what_links_elsewhere_is_left_alone(tmp_path, leave):
 def test_all_files_are_closed_afterwards(tmp_path, leave):
     leave("a")
     leave("b", is_temporary=True)
-    num_open = len(list(Path("/proc/self/fd").iterdir()))
+    num_open = num_open_files()
     room(tmp_path, 1)
-    assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+    assert num_open_files() == num_open
+
+
+@pytest.mark.parametrize("cap", [None, 1])
+def test_leftovers_are_opened_one_at_a_time(tmp_path, leave, monkeypatch, cap):
+    """Thousands that are open at once leave no descriptor to the engine."""
+    paths = [leave(str(number)) for number in range(50)]
+    before, most_open = num_open_files(), 0
+    opened = os.open
+
+    def count(*arguments):
+        nonlocal most_open
+        fd = opened(*arguments)
+        most_open = max(most_open, num_open_files() - before)
+        return fd
+
+    monkeypatch.setattr(os, "open", count)
+    room(tmp_path, 1, cap=cap)
+    assert most_open <= 3  # the directory's lock, the leftover, and the folder that is listed
+    assert [path.exists() for path in paths] == [cap is None] * 50
+
+
+def test_a_leftover_that_was_taken_meanwhile_stays(tmp_path, leave, monkeypatch):
+    """By who repairs slabs: that needs only the lock of the slab itself."""
+    path = leave("a")
+    take, taken = SlabFile.take, []
+
+    def take_once(path):
+        return None if taken else taken.append(path) or take(path)
+
+    monkeypatch.setattr(SlabFile, "take", take_once)
+    assert room(tmp_path, 5000, cap=5000) == 0
+    assert path.exists()
+
+
+def num_open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_directory_that_is_a_file_cannot_be_locked(tmp_path):

@@ -11,8 +11,8 @@ from flexkv_core.data.tiers.ssd.files import (
     SlabFile,
     empty_durably,
     folder_lock,
-    make_folder,
     remove_durably,
+    unreserved_bytes,
     write_durably,
 )
 
@@ -142,6 +142,65 @@ def test_room_that_cannot_be_had_leaves_the_file_as_it_was(file, monkeypatch):
     assert file.size == 8 * PAGE
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_cannot_allocate_is_made_to(any_file, path, monkeypatch, code):
+    """The C library tries writes of one byte there, which fail on a file for direct I/O."""
+
+    any_file.write([pages(8, b"a")], 0)
+    fail_with(monkeypatch, "posix_fallocate", code)
+    any_file.allocate(600 * PAGE)
+    assert (any_file.size, path.stat().st_blocks * 512 >= 600 * PAGE) == (600 * PAGE, True)
+    content = path.read_bytes()
+    assert content == b"a" * 8 * PAGE + bytes(592 * PAGE)
+
+
+def test_a_full_disk_that_cannot_allocate_leaves_the_file_as_it_was(any_file, monkeypatch):
+    fail_with(monkeypatch, "posix_fallocate", errno.EOPNOTSUPP)
+    fail_with(monkeypatch, "pwritev", errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        any_file.allocate(600 * PAGE)
+    assert any_file.size == 8 * PAGE
+
+
+def fail_with(monkeypatch, name, code):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, name, fail)
+
+
+def test_blocks_are_kept_on_a_real_file_system_without_allocation(mount_ext2):
+    """An ext2 of 8 MiB: it has direct I/O, and no way to reserve space."""
+    path = mount_ext2() / "file"
+    file = SlabFile.create(path)
+    file.make_direct()
+    file.allocate(64 * PAGE)
+    file.write([pages(64, b"a")], 0)
+    with pytest.raises(OSError, match="No space left"):
+        file.allocate(1 << 30)
+    assert path.stat().st_size == 64 * PAGE
+    file.close()
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "unreserved"),
+    [
+        (8 << 20, 8 << 20, (8 << 20) * 95 // 100),
+        (100 * GIB, 100 * GIB, 95 * GIB),
+        (100 * GIB, 6 * GIB, GIB),
+        (100 * GIB, 2 * GIB, -3 * GIB),
+        (8000 * GIB, 8000 * GIB, 7990 * GIB),
+    ],
+)
+def test_the_last_20th_stays_free_up_to_a_limit(tmp_path, monkeypatch, total, free, unreserved):
+    found = os.statvfs_result((PAGE, PAGE, total // PAGE, 0, free // PAGE, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    assert abs(unreserved_bytes(tmp_path) - unreserved) <= PAGE
+
+
 def test_room_is_taken_from_the_disk(path, file):
     assert path.stat().st_blocks * 512 >= 8 * PAGE
 
@@ -246,12 +305,6 @@ def test_a_folder_is_unlocked_in_the_end(tmp_path, monkeypatch):
     for _ in range(2):
         with folder_lock(tmp_path):
             pass
-
-
-def test_folders_are_for_this_user_alone(tmp_path):
-    make_folder(tmp_path / "a")
-    make_folder(tmp_path / "a")
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
 
 
 class TestDurably:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flexkv_core.data.tiers.ssd.key_log import RECORD_BYTES, KeyRecord, LogHeader
 from flexkv_core.plan import Status
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 
 
 @pytest.fixture

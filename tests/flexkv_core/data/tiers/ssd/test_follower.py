@@ -9,7 +9,7 @@ import pytest
 
 from flexkv_core.plan import Status
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 
 WRITER = """
 import sys

@@ -8,7 +8,7 @@ from flexkv_core.data.tiers.ssd import scan as scan_module
 from flexkv_core.data.tiers.ssd.files import HeaderFile
 from flexkv_core.plan import Status
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 
 
 @pytest.fixture

@@ -2,7 +2,10 @@
 
 import errno
 import itertools
+import os
+import resource
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from flexkv_core.data.tiers.ssd.directory import Directory
 from flexkv_core.data.tiers.ssd.slab import Slab
 from flexkv_core.data.tiers.ssd.space import Space
+from flexkv_core.plan import Status
 from flexkv_core.testing.doubles import ManualClock
 
 RETRY_S = 60
@@ -235,6 +239,29 @@ def test_all_ranks_of_an_engine_choose_alike_and_other_engines_differently(make)
     assert len(set(choices)) > 1
 
 
+def test_of_very_many_slabs_only_some_are_opened(make, monkeypatch):
+    leave_slabs(make, 6)
+    monkeypatch.setattr("flexkv_core.data.tiers.ssd.space._MAX_ADOPTED", 4)
+    assert len(adopted(make(100, engine_id="x"))) == 4
+
+
+def test_half_of_the_files_that_a_process_may_open_are_not_ours(make, monkeypatch):
+    leave_slabs(make, 6)
+    space = make(100, engine_id="x")
+    limit = 2 * (len(list(Path("/proc/self/fd").iterdir())) + 3)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert len(adopted(space)) == 3
+
+
+def test_a_process_that_can_open_no_file_finds_no_room_and_later_some(make, limit_files, clock):
+    space = make(10)
+    limit_files(0)
+    assert space.take(1) is None
+    limit_files(100)
+    clock.advance(RETRY_S)
+    assert space.take(1) is not None
+
+
 def test_an_adopted_slab_grows_on(make, tmp_path):
     leave_slabs(make, 1)
     space = make(20, engine_id="engine 0")
@@ -292,13 +319,47 @@ def test_what_failed_is_promised_one_slot_to_be_tried_with(make, monkeypatch, sm
     assert space.num_slots == 5
 
 
-def test_a_full_disk_is_mentioned_once(make, monkeypatch, caplog, clock):
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "lower ssd_cache_gb"),
+        (errno.EDQUOT, "raise the quota"),
+        (errno.EROFS, "mount it writable"),
+    ],
+)
+def test_a_full_disk_is_told_once_when_it_begins_and_once_when_it_ends(
+    make, monkeypatch, caplog, clock, tmp_path, code, advice
+):
     space = make(10)
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", refuse)
+        for _ in range(3):
+            space.take(1)
+            clock.advance(RETRY_S)
+    [begin] = [line for line in caplog.messages if "ssd.no_room" in line]
+    assert str(tmp_path / "0") in begin
+    assert os.strerror(code) in begin
+    assert advice in begin
+    take_all(space)
+    [end] = [line for line in caplog.messages if "ssd.has_room" in line]
+    assert str(tmp_path / "0") in end
+
+
+def test_a_disk_with_room_is_not_mentioned(make, caplog, small_steps):
+    take_all(make(10))
+    assert "room" not in caplog.text
+
+
+def test_columns_that_share_a_directory_tell_once_that_it_is_full(disk, monkeypatch, caplog):
     monkeypatch.setattr("os.posix_fallocate", fail)
-    for _ in range(3):
-        space.take(1)
-        clock.advance(RETRY_S)
+    rank = disk.open(columns=disk.columns)
+    rank.write(range(3))
     assert caplog.text.count("ssd.no_room") == 1
+    assert rank.tier.take_counts()["ssd_no_room_cells"] == 6
 
 
 def test_a_directory_that_fails_leaves_its_part_to_the_others(make, tmp_path, small_steps):
@@ -370,3 +431,26 @@ def test_steps_are_a_64th_of_the_quota_within_limits(make, disk):
     for quota, expected in [(1 << 30, 64 * mib), (16 << 30, 256 * mib), (1 << 40, 1024 * mib)]:
         step = make(quota=quota)._step_slots * disk.slot_bytes
         assert expected - disk.slot_bytes < step <= expected
+
+
+def test_a_directory_that_fails_costs_the_room_of_no_other(disk, small_steps):
+    rank = disk.open(directories=[disk.path / "a", disk.path / "b"])
+    before = rank.tier.capacity_blocks
+    (disk.path / "b" / ".lock").unlink()
+    (disk.path / "b" / ".lock").mkdir()
+    assert rank.write([0]) == [Status.OK]
+    assert rank.tier.capacity_blocks >= before - 1
+
+
+def test_a_retired_slab_stays_open_until_its_last_user_has_ended(disk):
+    rank = disk.open()
+    rank.write([0])
+    (column,) = rank.tier._columns
+    slab, first = column.space.take(1)
+    same, second = column.space.take(1)
+    assert same is slab
+    column.space.retire([slab])
+    column.space.unpin(slab, first)
+    assert slab.is_lost is False
+    column.space.unpin(slab, second)
+    assert slab.is_lost, "its descriptor is closed"

@@ -15,7 +15,7 @@ from flexkv_core.errors import TierError
 from flexkv_core.plan import Status, StoredKey
 from flexkv_core.testing.tier_contract import TierCase, TierContract
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 FIRST_KEY = 4096 + 8 + 32
 """Where the key of the first cell of a slab lies."""
 

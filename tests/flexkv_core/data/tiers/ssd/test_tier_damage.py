@@ -15,7 +15,7 @@ import pytest
 from flexkv_core.data.tiers.ssd.format import slot_bytes
 from flexkv_core.plan import Status
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 NUM_BLOCKS = 100
 PAGE = 4096
 USED_HEADER_BYTES = 128

@@ -2,15 +2,15 @@
 
 import errno
 import os
-import subprocess
 import threading
 
 import pytest
 
 from flexkv_core.data.tiers.ssd import slab as slab_module
+from flexkv_core.data.tiers.ssd.files import available_bytes
 from flexkv_core.plan import Status
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 
 
 @pytest.fixture
@@ -136,6 +136,27 @@ def test_failures_are_mentioned_once(disk, monkeypatch, caplog):
     assert caplog.text.count("ssd.io_failed") == 1
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_slabs_that_can_be_written_no_more_are_told_until_they_can(disk, monkeypatch, caplog, code):
+    """As on a file system that became read-only, or is thinly provisioned."""
+    rank = disk.open()
+    rank.write([0])
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", refuse)
+        assert rank.write(range(1, 20)) == [ERROR] * 19
+    [begin] = [line for line in caplog.messages if "ssd.no_room" in line]
+    assert str(disk.path) in begin
+    assert os.strerror(code) in begin
+    assert "ssd.has_room" not in caplog.text
+    assert rank.write(range(1, 20)) == [OK] * 19
+    assert caplog.text.count("ssd.has_room") == 1
+    assert rank.tier.take_counts()["ssd_io_errors"] > 0
+
+
 def test_without_direct_io_everything_works(disk, monkeypatch):
     monkeypatch.setattr("flexkv_core.data.tiers.ssd.files.SlabFile.make_direct", lambda _: False)
     disk.store(range(20), columns=disk.columns)
@@ -185,31 +206,56 @@ def test_long_chains_are_cut_where_the_system_would_refuse(disk, monkeypatch):
     assert set(rank.write(range(20)) + rank.read(range(20))) == {OK}
 
 
-def test_a_file_system_that_is_full(disk, small_steps):
+def test_a_file_system_that_is_full(disk, small_steps, mount):
     """A real one, of 1 MiB: capacity falls to what fits, and everything else goes on."""
-    mount = disk.path.parent / "mount"
-    mount.mkdir()
-    if os.geteuid() or _run("mount", "-t", "tmpfs", "-o", "size=1m", "flexkv-test", mount):
-        pytest.skip("mounting needs to be root, with the right to mount")
-    try:
-        rank = disk.open(directories=[mount])
-        before = rank.tier.capacity_blocks
-        statuses = rank.write(range(200))
-        num_stored = statuses.count(OK)
-        assert statuses == [OK] * num_stored + [ERROR] * (200 - num_stored)
-        assert 70 < rank.tier.capacity_blocks == num_stored < before
-        assert set(rank.read(range(num_stored))) == {OK}
-        rank.tier.delete([disk.key(0)])
-        assert rank.write([150]) == rank.read([150]) == [OK]
-        rank.close()
-        assert len(disk.open(directories=[mount]).recovered()) == num_stored
-        disk.ranks[-1].close()
-    finally:
-        _run("umount", mount)
+    directory = mount("-t", "tmpfs", "-o", "size=1m", "flexkv-test")
+    rank = disk.open(directories=[directory])
+    before = rank.tier.capacity_blocks
+    statuses = rank.write(range(200))
+    num_stored = statuses.count(OK)
+    assert statuses == [OK] * num_stored + [ERROR] * (200 - num_stored)
+    assert 70 < rank.tier.capacity_blocks == num_stored < before
+    assert set(rank.read(range(num_stored))) == {OK}
+    rank.tier.delete([disk.key(0)])
+    assert rank.write([150]) == rank.read([150]) == [OK]
+    rank.close()
+    assert len(disk.open(directories=[directory]).recovered()) == num_stored
+    disk.ranks[-1].close()
 
 
-def _run(*command):
-    return subprocess.run(command, capture_output=True, check=False).returncode
+def test_without_a_cap_others_find_room_where_slabs_have_grown(disk, small_steps, mount):
+    """A real file system of 8 MiB: 1/20 of it stays free, and a foreign file may take that."""
+    directory = mount("-t", "tmpfs", "-o", "size=8m", "flexkv-test")
+    rank = disk.open(directories=[directory])
+    rank.write(range(1000))
+    num_stored = rank.tier.capacity_blocks
+    assert available_bytes(directory) >= (8 << 20) // 20
+    (directory / "foreign").write_bytes(bytes((8 << 20) // 20))
+    rank.clock.advance(60)
+    assert rank.write([1001]) == [ERROR]
+    assert rank.tier.capacity_blocks == num_stored
+    assert set(rank.read(range(num_stored))) == {OK}
+    rank.close()
+
+
+def test_without_a_free_descriptor_what_is_open_serves_on(disk, small_steps, limit_files):
+    rank = disk.lead(quota_bytes=4096 + 20 * disk.slot_bytes)
+    rank.write(range(4))
+    limit_files(0)
+    assert rank.write(range(4, 9)) == [ERROR] * 5
+    assert rank.read(range(4)) == [OK] * 4
+    rank.tier.begin_generation("next", keeps_name=True)
+    assert rank.write([0]) == [ERROR]
+    limit_files(100)
+    rank.clock.advance(60)
+    assert rank.write([0]) == rank.read([0]) == [OK]
+
+
+def test_a_file_system_without_allocation_keeps_blocks(disk, small_steps, mount_ext2):
+    directory = mount_ext2(num_mib=16)
+    rank = disk.open(directories=[directory])
+    assert set(rank.write(range(600)) + rank.read(range(600))) == {OK}
+    rank.close()
 
 
 def test_many_threads_share_a_small_tier(disk, small_steps):

@@ -17,7 +17,7 @@ from flexkv_core.data.tiers.ssd.generations import Generations
 from flexkv_core.data.tiers.ssd.slab import Slab
 from flexkv_core.plan import Status
 
-OK, MISS, CORRUPT, TIMEOUT, ERROR = Status
+OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
 GENERATIONS = "flexkv_core.data.tiers.ssd.generations"
 
 
