@@ -89,6 +89,15 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
 
     @override
+    def shutdown(self) -> None:
+        if self.connector_worker is not None:
+            # The scheduler's side has unlinked the region: vLLM would log that it is not there.
+            region = getattr(self.connector_worker.worker, "_mmap_region", None)
+            if region is not None:
+                region._creator = False  # noqa: SLF001 vLLM has no option for it
+        super().shutdown()
+
+    @override
     def on_new_request(self, request: "Request") -> None:
         permit = self._barrier.run(partial(self._requests.begin, request), lambda: None)
         if permit is not None and self._uses_ssd:
@@ -165,3 +174,7 @@ def _uses_ssd(engine: OffloadingEngine, *, says_so: bool) -> bool:
     if reason is not None and says_so:
         logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
     return reason is None
+
+
+FlexKVOffloadingConnector.__name__ = "flexkv-offload"
+"""As it is registered: MultiConnector looks a child's statistics up by the name of its class."""

@@ -105,20 +105,16 @@ def describe_rows(rows: Rows, namespace: Namespace) -> StoredPool:
 def _layout(engine: OffloadingEngine, offloading: "OffloadingConfig") -> dict[str, object]:
     """Return what decides where in a row which byte of KV lies, and which key names it."""
     parallel = offloading.parallel
-    groups = [_describe_group(group) for group in engine.kv_cache_config.kv_cache_groups]
+    is_canonical = offloading.canonical_layout and parallel.is_parallelism_agnostic
+    # A canonical row is the same at every degree, so nothing that differs between them is said.
+    shares = [] if is_canonical else _describe_shares(offloading)
     return {
-        "groups": groups,
-        "worker_bytes": offloading.worker_kv_bytes_per_block,
-        "blocks_per_chunk": offloading.cache.blocks_per_chunk,
-        "degrees": [
-            parallel.tp_size,
-            parallel.pp_size,
-            parallel.pcp_size,
-            parallel.dcp_size,
-            parallel.world_size,
+        "groups": [
+            _describe_group(group, of_a_rank=not is_canonical)
+            for group in engine.kv_cache_config.kv_cache_groups
         ],
-        "replicated": offloading.replicated_layout,
-        "canonical": offloading.canonical_layout,
+        "shares": shares,
+        "blocks_per_chunk": offloading.cache.blocks_per_chunk,
         "order": getattr(offloading, "kv_cache_layout", None),
         "tokens_per_hash": offloading.cache.tokens_per_hash,
         "hash": engine.vllm_config.cache_config.prefix_caching_hash_algo,
@@ -126,15 +122,29 @@ def _layout(engine: OffloadingEngine, offloading: "OffloadingConfig") -> dict[st
     }
 
 
-def _describe_group(group: "KVCacheGroupSpec") -> list[object]:
+def _describe_shares(offloading: "OffloadingConfig") -> list[object]:
+    """Return how a row is divided among the ranks."""
+    parallel = offloading.parallel
+    degrees = parallel.tp_size, parallel.pp_size, parallel.pcp_size, parallel.dcp_size
+    return [
+        *degrees,
+        parallel.world_size,
+        offloading.worker_kv_bytes_per_block,
+        offloading.replicated_layout,
+        offloading.canonical_layout,
+    ]
+
+
+def _describe_group(group: "KVCacheGroupSpec", *, of_a_rank: bool) -> list[object]:
+    """Return what a cache group keeps; with `of_a_rank`, how much of it each rank has, too."""
     spec = group.kv_cache_spec
+    share = [spec.page_size_bytes, str(getattr(spec, "shapes", ""))] if of_a_rank else []
     return [
         type(spec).__name__,
         spec.block_size,
-        spec.page_size_bytes,
         str(getattr(spec, "dtype", "")),
         str(getattr(spec, "dtypes", "")),
-        str(getattr(spec, "shapes", "")),
         str(getattr(spec, "sliding_window", "")),
         list(group.layer_names),
+        *share,
     ]
