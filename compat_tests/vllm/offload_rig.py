@@ -20,9 +20,21 @@ from vllm.v1.kv_offload.factory import OffloadingSpecFactory
 
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine, TierRequest
 from flexkv_connectors.vllm.offloading.options import read_options, translated
+from flexkv_connectors.vllm.offloading.support import why_no_ssd, why_not
+from flexkv_core.config import parse_config
 from flexkv_core.identity import origin
 
-__all__ = ["OffloadRig", "TierRequest", "key_of"]
+__all__ = [
+    "OffloadRig",
+    "OffloadingEngine",
+    "TierRequest",
+    "key_of",
+    "parse_config",
+    "read_options",
+    "translated",
+    "why_no_ssd",
+    "why_not",
+]
 
 
 def key_of(number: int, group: int = 0) -> OffloadKey:
