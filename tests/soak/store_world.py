@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 from session_world import check_columns
-from system_calls import EXCUSED
 from world import CELL_BYTES, World, content_of
 
 from flexkv_core.block.layout import BlockFormat, Column
