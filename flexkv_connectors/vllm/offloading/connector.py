@@ -153,7 +153,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     @property
     def _statuses(self) -> dict[str, Any]:
         """What vLLM's offloading knows of each request."""
-        statuses: dict[str, Any] = self.scheduler._req_status  # noqa: SLF001 vLLM has no hook
+        statuses: dict[str, Any] = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
         return statuses
 
     def _all_requests(self) -> list[str]:

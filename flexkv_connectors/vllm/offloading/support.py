@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import vllm
 
 from flexkv_connectors.vllm.model_identity import why_unknown
+from flexkv_connectors.vllm.offloading.drift import why_not_version
 from flexkv_connectors.vllm.support import why_not_parallel, why_not_reuse, why_not_settings
 from flexkv_core.config import CacheConfig
 
@@ -36,7 +37,8 @@ def why_not(
         moves_on_cpu: Whether its offloading can move KV though it is in CPU memory: vLLM's cannot.
     """
     return (
-        _why_not_device(vllm_config, moves_on_cpu=moves_on_cpu)
+        why_not_version()
+        or _why_not_device(vllm_config, moves_on_cpu=moves_on_cpu)
         or why_not_reuse(vllm_config)
         or _why_not_groups(kv_cache_config)
         or why_not_parallel(vllm_config)

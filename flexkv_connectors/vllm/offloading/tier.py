@@ -12,6 +12,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, Tra
 from flexkv_connectors.below_host.deferred_stores import DeferredStores
 from flexkv_connectors.below_host.rank import StorageRank
 from flexkv_connectors.fault_barrier import FaultBarrier, nothing, refusals_in_one_line
+from flexkv_connectors.vllm.offloading.drift import end_of, make_result, rows_of
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine, TierRequest
 from flexkv_connectors.vllm.offloading.rows import ROWS, Rows, describe_rows, origin_of_rows
 from flexkv_connectors.vllm.offloading.stats import metric_definitions, stats_of
@@ -65,9 +66,9 @@ class FlexKVTier(SecondaryTierManager):
         offloading_spec: "OffloadingSpec",
         primary_kv_view: memoryview,
         tier_type: str,
+        backpressure_detector: "BackpressureDetector | None" = None,
         *,
         engine: OffloadingEngine,
-        **of_vllm: "BackpressureDetector | None",
     ) -> None:
         """Begin to identify the model; rows are stored once it is known.
 
@@ -75,13 +76,15 @@ class FlexKVTier(SecondaryTierManager):
             offloading_spec: vLLM's.
             primary_kv_view: vLLM's host region, `[num_rows, row_bytes]`.
             tier_type: vLLM's name of this tier.
+            backpressure_detector: vLLM's, where it is told to use one.
             engine: What vLLM does not hand to a tier.
-            of_vllm: What else it hands over, which differs between its versions.
 
         Raises:
             ConfigError: An option cannot be used.
         """
-        super().__init__(offloading_spec, primary_kv_view, tier_type, **of_vllm)
+        # Before 0.31 there is no such argument, so it is passed only where vLLM has one.
+        detector = {"backpressure_detector": backpressure_detector} if backpressure_detector else {}
+        super().__init__(offloading_spec, primary_kv_view, tier_type, **detector)
         self._barrier = FaultBarrier(without="the SSD tier")
         self._keeps_name = bool(engine.cache.weight_version)
         self._requests = engine.requests
@@ -90,6 +93,7 @@ class FlexKVTier(SecondaryTierManager):
 
         self._ended: list[JobResult] = []
         rows, config = Rows.of(primary_kv_view), offloading_spec.config
+        self._row_bytes = rows.row_bytes
         self._stores = DeferredStores(
             _rank_of(engine, config.engine_id),
             origin_of_rows(engine, config, rows),
@@ -174,8 +178,8 @@ class FlexKVTier(SecondaryTierManager):
         if store is None or request is None:
             return False
         rows = {
-            key: int(row)
-            for key, row in zip(job.keys, job.chunk_ids, strict=True)
+            key: row
+            for key, row in zip(job.keys, rows_of(job), strict=True)
             if _is_durable(key, request, job.req_context)
         }
         if not rows:
@@ -202,14 +206,7 @@ class FlexKVTier(SecondaryTierManager):
         self._end(job, [key for key, good in zip(keys, is_good, strict=True) if good])
 
     def _end(self, job: TransferJob, good_keys: "list[OffloadKey]") -> None:
-        self._ended.append(
-            JobResult(
-                job_id=job.job_id,
-                success=len(good_keys) == len(job.keys),
-                successful_keys=good_keys,
-                transfer_bytes=len(good_keys) * self.block_size_bytes,
-            )
-        )
+        self._ended.append(make_result(job, good_keys, self._row_bytes))
 
     def _cancel(self) -> None:
         """Have nothing more done for any job: no row is read or written from here on."""
@@ -242,7 +239,7 @@ def _is_durable(key: "OffloadKey", request: TierRequest, req_context: "ReqContex
     """Return whether a block may outlive the process."""
     if request.num_durable_tokens is None:
         return True
-    end = req_context.get_offload_key_position(key)
+    end = end_of(key, req_context)
     return end is not None and end <= request.num_durable_tokens
 
 
