@@ -73,11 +73,11 @@ class DeferredStores:
             TierError: A job does not end; all other stores have forgotten everything.
         """
         with self._changing:
+            if keeps_name not in self._resets:
+                self._resets.append(keeps_name)  # also where open: all may be opened once more
             if self.opened is not None:
                 self.opened.reset(keeps_name=keeps_name)
-                return
-            self._resets.append(keeps_name)
-            if keeps_name:
+            elif keeps_name:
                 self._record_reset()
 
     def close(self) -> None:
@@ -99,8 +99,10 @@ class DeferredStores:
             stores.add(pool)
         except TierError as error:
             self.opened = None
-            stores.close()
-            self._identification.tell_again(error)
+            try:
+                stores.close()
+            finally:
+                self._identification.tell_again(error)
 
     def _record_reset(self) -> None:
         """Let a reset outlive this process even if it never opens the files."""

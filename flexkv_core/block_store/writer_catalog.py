@@ -210,6 +210,8 @@ class WriterCatalog(Catalog):
 
     def _plan_load(self, chain: Chain, deadline_s: float) -> TransferPlan | None:
         self._manager.note_use(chain.keys)
+        if not chain.page_ids:
+            return None  # the part before a gap, which the engine has
         lease = self._manager.match(_REQUEST, chain.keys, tier=_TIER)
         if lease is None or lease.num_blocks <= chain.first_block:
             self._counters.add("match_miss")
@@ -250,7 +252,7 @@ class WriterCatalog(Catalog):
         if completion is None:
             return 0
         if completion.status.is_loss:
-            bad_block = chain.first_block + completion.num_blocks
+            bad_block = chain.first_block + completion.num_sound
             self._manager.drop_from(chain.keys[: bad_block + 1], tier=_TIER)
         return completion.num_blocks
 

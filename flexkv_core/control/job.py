@@ -1,7 +1,7 @@
 """A plan in flight: what it holds, and which ranks still owe a report."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -39,6 +39,9 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     num_lost: int
     """Blocks of the plan that are not good on every rank."""
 
+    num_sound: int
+    """Leading blocks of the plan that no rank has lost: it may have been busy, or too slow."""
+
     num_bytes: int
     """Copied by all ranks together."""
 
@@ -57,9 +60,13 @@ class Job:
 
     waiting_ranks: set[int]
     num_blocks: int
+    num_sound: int = field(init=False)
     status: Status = Status.OK
     num_bytes: int = 0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.num_sound = self.num_blocks
 
     def accept(self, result: TransferResult) -> bool:
         """Count the report of one rank; False if that rank does not owe one."""
@@ -67,6 +74,8 @@ class Job:
             return False
         self.waiting_ranks.remove(result.rank)
         self.num_blocks = min(self.num_blocks, max(result.num_blocks, 0))
+        if result.status.is_loss:
+            self.num_sound = min(self.num_sound, max(result.num_blocks, 0))
         self.status = max(self.status, result.status)
         self.num_bytes += result.num_bytes
         self.seconds = max(self.seconds, result.seconds)
@@ -85,6 +94,7 @@ class Job:
             num_blocks=self.num_blocks,
             num_published=num_published,
             num_lost=self.plan.num_blocks - self.num_blocks,
+            num_sound=self.num_sound,
             num_bytes=self.num_bytes,
             seconds=self.seconds,
         )

@@ -238,6 +238,7 @@ class Identification:
                 self.is_unknown = is_useless
             if self._off:
                 logger.warning("tier.on tier=%s: it is used from now on", self._off)
+                self._off = ""
             return True
 
     def _note_off(self, error: TierError) -> None:

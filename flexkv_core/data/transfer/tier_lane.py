@@ -219,6 +219,7 @@ class TierLane(AsyncLane):
         try:
             for call in self._calls():
                 self._run(call)
+                del call  # while idle, it would keep alive what its snapshot of the tier holds
         finally:
             if not self._is_closed:
                 self._replace_thread()
@@ -242,6 +243,7 @@ class TierLane(AsyncLane):
                 if call.job.begin_s is None:
                     call.job.begin_s = self._clock()
             yield call
+            del call  # as above
 
     def _run(self, call: _Call) -> None:
         statuses = [Status.ERROR] * len(call.blocks)

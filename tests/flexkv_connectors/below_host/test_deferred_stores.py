@@ -164,3 +164,14 @@ def test_a_pool_that_cannot_be_opened_now_is_opened_with_the_others_later(start,
     (tmp_path / ".lock").rmdir()
     origin.tell()
     assert [name for name, _ in stores.opened] == ["kv", "swa"]
+
+
+def test_a_reset_counts_for_stores_that_are_opened_once_more(start, stored, tmp_path):
+    stores, origin = start()
+    known(stores, origin)
+    stores.reset(keeps_name=False)
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    stores.add(swa)
+    (tmp_path / ".lock").rmdir()
+    assert known(stores, origin).lookup(KEYS) == [False] * len(KEYS)

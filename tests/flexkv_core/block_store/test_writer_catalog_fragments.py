@@ -152,3 +152,12 @@ def test_no_block_is_planned_twice_while_it_is_being_stored(start):
     rig.store.wait(second)
     rig.store._catalog._manager.check_integrity()
     assert find(rig, KEYS, 2) >= 6
+
+
+def test_a_part_that_the_engine_has_itself_is_no_miss(rig):
+    rig.save(KEYS[:8], [5, 6, 7])
+    rig.save(KEYS[:5], range(5))
+    rig.store.take_counts()
+    assert rig.load(KEYS[:8], [20, 21, 22]) == 3
+    counts = rig.store.take_counts()
+    assert (counts["match_hit_blocks"], counts.get("match_miss", 0)) == (3, 0)

@@ -85,3 +85,15 @@ def test_the_end_lets_go_of_what_was_claimed(job):
     index = FakeIndex()
     job.end(index)
     assert index.num_unpinned == 1
+
+
+def test_what_a_rank_was_too_busy_for_is_not_lost(job):
+    job.accept(result(0, 1, Status.MISS))
+    job.accept(result(1, 0, Status.BUSY))
+    assert (job.num_blocks, job.num_sound) == (0, 1)
+
+
+def test_what_every_rank_has_read_is_sound(job):
+    job.accept(result(0, 8))
+    job.accept(result(1, 3, Status.TIMEOUT))
+    assert (job.num_blocks, job.num_sound) == (3, 8)

@@ -161,6 +161,8 @@ class _OpenLog:
         """Open a log; None if it is missing or cannot be read."""
         try:
             file = SharedFile.open(path)
+            if not file.is_owned:  # its writer could not delete it
+                return None
             found = LogHeader.unpack(_read(file, 0, min(_MAX_HEADER_BYTES, file.size)))
         except OSError:
             return None
@@ -168,9 +170,10 @@ class _OpenLog:
 
     @property
     def is_current(self) -> bool:
-        """Whether the log has not been replaced or truncated, as far as can be seen."""
+        """Whether the log has not been given up, replaced or truncated, as far as can be seen."""
         try:
-            return self._file.is_named(self._path) and self._file.size >= self._position
+            is_there = self._file.is_owned and self._file.is_named(self._path)
+            return is_there and self._file.size >= self._position
         except OSError:  # "stale" on a network file system
             return False
 

@@ -317,6 +317,27 @@ class TestBusy:
         rig.end(plan, status=Status.BUSY, num_blocks=0)
         assert sum(plan.num_blocks for plan in take_plans(rig)) == 8
 
+    def test_what_followed_a_part_that_was_refused_is_offered_again_with_it(self, rig):
+        """It was taken, and leaves with the part before it; what waits is not given up for that."""
+        keys = use_new(rig, "long", PLAN_BLOCKS + 5)
+        first, second = take_plans(rig)
+        rig.end(first, status=Status.BUSY, num_blocks=0)
+        assert take_plans(rig) == []
+        rig.end(second)
+        for _ in range(2):
+            for plan in take_plans(rig):
+                rig.end(plan)
+        assert rig.num_ready(keys, "ssd") == PLAN_BLOCKS + 5
+        assert rig.take("demotion_skipped_blocks") == 0
+
+    def test_where_less_than_a_plan_may_be_in_flight_it_does_not_become_more(self, rig):
+        small = Rig(host_blocks=4 * 10)
+        small.recover()
+        use_new(small, "refused", 8)
+        [plan] = take_plans(small)
+        small.end(plan, status=Status.BUSY, num_blocks=0)
+        assert small.tier.demoter._in_flight.num_more == 10
+
     def test_the_room_that_it_had_comes_back_as_copies_end_well(self, rig):
         """64 blocks may be in flight, and a plan's worth where all was refused."""
         for number in range(3):

@@ -12,7 +12,7 @@ from flexkv_core.data.tiers.host import HostPool
 from flexkv_core.data.transfer import tier_lane
 from flexkv_core.data.transfer.tier_lane import TierLane
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import EnginePages, StoredBlocks, TierReport, TransferResult
+from flexkv_core.plan import EnginePages, Status, StoredBlocks, TierReport, TransferResult
 from flexkv_core.testing.doubles import DictTier, ManualClock, SlowTier, TierWrapper
 
 SLOT_BYTES = 4096
@@ -94,7 +94,9 @@ class Engine:
         """Compute a chain, save it to host memory, and offer it to the tier."""
         reservation = self.manager.reserve("saver", keys)
         plan = self.manager.plan_put(reservation, EnginePages(list(range(len(keys)))))
-        result = TransferResult(job_id=plan.job_id, rank=0, status=0, num_blocks=plan.num_blocks)
+        result = TransferResult(
+            job_id=plan.job_id, rank=0, status=Status.OK, num_blocks=plan.num_blocks
+        )
         self.manager.complete(result)
         num_wanted = self.tier.demoter.admit(keys, 0, 0)
         self.tier.demoter.offer(keys[0].hex(), keys, num_wanted)
@@ -148,7 +150,10 @@ def raised(monkeypatch):
     """What has ended a thread, which Python says on stderr."""
     raised = []
     monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
-    return raised
+    yield raised
+    for thread in threading.enumerate():  # what ends one last says so to the hook above
+        if thread.name.startswith("flexkv-dict"):
+            thread.join(WAIT_S)
 
 
 @pytest.fixture

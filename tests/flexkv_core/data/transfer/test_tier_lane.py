@@ -1,7 +1,10 @@
 """The lane to SSD and remote tiers: threads, deadlines, and what is reported when."""
 
+import copy
+import gc
 import threading
 import time
+import weakref
 import zlib
 
 import msgspec
@@ -237,6 +240,17 @@ def test_a_read_under_way_is_not_reported_before_it_has_returned(tier, start, cl
     assert [result.job_id for result in run(lane)] == [1]
 
 
+def test_an_idle_lane_keeps_no_generation_of_its_tier_alive(tier, start, monkeypatch):
+    lane, generations = start(tier), [copy.copy(tier)]
+    alive = weakref.ref(generations[0])
+    monkeypatch.setattr(tier, "snapshot", generations.pop)
+    run(lane, store([1], [0]))
+    until_s = time.monotonic() + WAIT_S
+    while alive() is not None and time.monotonic() < until_s:
+        gc.collect()  # the thread may still be at its last lines
+    assert alive() is None
+
+
 def test_a_call_that_waited_past_its_deadline_does_not_reach_the_tier(tier, start, clock):
     slow = SlowTier(CountingTier(tier), threading.Event())
     lane = start(slow)
@@ -390,7 +404,10 @@ def broken(tier, monkeypatch):
                 raise error
             return super().read(blocks, deadline_s)
 
-    return Broken(tier)
+    yield Broken(tier)
+    for thread in threading.enumerate():  # what ends one last says so to the hook above
+        if thread.name.startswith("flexkv-dict"):
+            thread.join(WAIT_S)
 
 
 def test_a_tier_that_raises_ends_its_plan_and_the_lane_goes_on(broken, start):
@@ -410,8 +427,8 @@ def test_a_lane_that_cannot_replace_its_thread_says_so_and_closes(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     (result,) = run(lane, fetch([1], [0]))
     assert result.status is Status.ERROR
-    with lane._changed:
-        assert lane._changed.wait_for(lambda: lane._is_closed, WAIT_S)
+    with lane._called:
+        assert lane._called.wait_for(lambda: lane._is_closed, WAIT_S)
     assert [refused.status for refused in run(lane, fetch([2], [0]))] == [Status.CLOSED]
     assert "tier.closed: a lane of tier dict has stopped: can't start new thread" in caplog.text
 
