@@ -9,6 +9,7 @@ a comparison of outputs passes on garbage.
     mla      DeepSeek-V2, float32: one latent head instead of keys and values
     hybrid   Gemma 3, bfloat16: two layers of three see a sliding window only
     state    LFM2, float32: two layers of three keep a state instead of KV
+    sinks    GPT-OSS, float32: every other layer sees a sliding window; experts
     window   Mellum, float32: the same, and SGLang keeps the window in a pool of its own
     lora-1, lora-2   adapters for `oracle`
     mtp      ERNIE 4.5, float32: a layer of its own predicts the token after the next
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = (
-    *("oracle", "demo", "mla", "hybrid", "state", "window", "lora-1", "lora-2"),
+    *("oracle", "demo", "mla", "hybrid", "state", "sinks", "window", "lora-1", "lora-2"),
     *("mtp", "narrow", "eagle", "medusa"),
 )
 MAX_POSITIONS = 8192
@@ -179,6 +180,9 @@ def _save_model(path: Path, config: Any, dtype: str, eos_token_id: int) -> None:
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    for name, weights in model.named_parameters():
+        if "sinks" in name or ".experts." in name:  # which transformers leaves as they come
+            torch.nn.init.normal_(weights, 0, config.initializer_range)
     model.generation_config.eos_token_id = eos_token_id
     model.save_pretrained(path)
 
@@ -324,8 +328,36 @@ def _state(vocab_size: int) -> tuple[Any, str]:
         layer_types=["conv", "full_attention", "conv"],
         num_attention_heads=4,
         num_key_value_heads=2,
+        conv_dim=256,  # vLLM asks for what transformers does not know
+        conv_dim_out=256,
+        block_dim=256,
+        block_multiple_of=64,
+        block_ffn_dim_multiplier=1.0,
+        block_auto_adjust_ff_dim=False,
         max_position_embeddings=MAX_POSITIONS,
         initializer_range=0.12,
+    )
+    return config, "float32"
+
+
+def _sinks(vocab_size: int) -> tuple[Any, str]:
+    from transformers import GptOssConfig
+
+    config = GptOssConfig(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.12,
+        tie_word_embeddings=False,
     )
     return config, "float32"
 
@@ -356,6 +388,7 @@ _MODELS: dict[str, Callable[[int], tuple[Any, str]]] = {
     "mla": _mla,
     "hybrid": _hybrid,
     "state": _state,
+    "sinks": _sinks,
     "window": _window,
     "mtp": _mtp,
     "narrow": _narrow,

@@ -71,6 +71,14 @@ def identity() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def offload() -> ModuleType:
+    """Return the rig of vLLM's tiering manager; vLLM is loaded with it."""
+    import offload_rig
+
+    return offload_rig
+
+
+@pytest.fixture(scope="session")
 def config_of(identity: ModuleType, model: Callable[[str], Path]) -> Callable[..., Any]:
     """Return a function from the name of a model and vLLM's options to a configuration."""
 

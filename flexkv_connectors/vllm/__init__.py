@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from flexkv_core.env import mark_engine_start as _mark_engine_start
 
-__all__ = ["register"]
+__all__ = ["log_like_vllm", "register"]
 
 logger = logging.getLogger(__name__)
 
-_MODULE = "flexkv_connectors.vllm.connector"
-_NAME = "flexkv"
+_SESSION = "flexkv_connectors.vllm.connector", "FlexKVConnector"
+_OFFLOADING = "flexkv_connectors.vllm.offloading.connector", "FlexKVOffloadingConnector"
+_CONNECTORS = {"flexkv": _SESSION, "flexkv-session": _SESSION, "flexkv-offload": _OFFLOADING}
+"""Module and class, by the names that users write."""
 
 
 def register() -> None:
@@ -27,17 +29,29 @@ def register() -> None:
     )
 
     registry = KVConnectorFactory._registry  # noqa: SLF001 vLLM has no public question
-    if _NAME not in registry:
-        KVConnectorFactory.register_connector(_NAME, _MODULE, "FlexKVConnector")
-    elif (owner := _module_of(registry[_NAME])) != _MODULE:
-        logger.error(
-            'connector.name_taken: "%s" is %s: uninstall the plug-in that it is from, or pass '
-            '"kv_connector_module_path": "%s" and "kv_connector": "FlexKVConnector" in '
-            "--kv-transfer-config",
-            _NAME,
-            owner,
-            _MODULE,
-        )
+    for name, (module, kind) in _CONNECTORS.items():
+        if name not in registry:
+            KVConnectorFactory.register_connector(name, module, kind)
+        elif (owner := _module_of(registry[name])) != module:
+            logger.error(
+                'connector.name_taken: "%s" is %s: uninstall the plug-in that it is from, or pass '
+                '"kv_connector_module_path": "%s" and "kv_connector": "%s" in '
+                "--kv-transfer-config",
+                name,
+                owner,
+                module,
+                kind,
+            )
+
+
+def log_like_vllm() -> None:
+    """Log as vLLM does: it sets up the handlers of its own loggers only."""
+    engine = logging.getLogger("vllm")
+    for name in ("flexkv_core", "flexkv_connectors"):
+        ours = logging.getLogger(name)
+        if not ours.handlers:
+            ours.handlers, ours.propagate = engine.handlers[:], False
+            ours.setLevel(engine.getEffectiveLevel())
 
 
 def _module_of(loader: Callable[[], type]) -> str:

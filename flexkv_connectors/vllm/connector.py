@@ -21,6 +21,7 @@ from flexkv_connectors.fault_barrier import (
 from flexkv_connectors.session.orders import Load, RankReport
 from flexkv_connectors.session.promises import Promises
 from flexkv_connectors.versions import require_supported
+from flexkv_connectors.vllm import log_like_vllm
 from flexkv_connectors.vllm.adapter_loads import follow_adapters
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
@@ -53,16 +54,6 @@ __all__ = ["FlexKVConnector"]
 logger = logging.getLogger(__name__)
 
 
-def _log_like_vllm() -> None:
-    """Log as vLLM does: it sets up the handlers of its own loggers only."""
-    engine = logging.getLogger("vllm")
-    for name in ("flexkv_core", "flexkv_connectors"):
-        ours = logging.getLogger(name)
-        if not ours.handlers:
-            ours.handlers, ours.propagate = engine.handlers[:], False
-            ours.setLevel(engine.getEffectiveLevel())
-
-
 class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     """FlexKV behind vLLM's KV connector interface, 0.28 to 0.33.
 
@@ -82,7 +73,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
             UnsupportedEngineError: This vLLM has never been checked.
         """
         super().__init__(vllm_config, role, kv_cache_config)
-        _log_like_vllm()
+        log_like_vllm()
         require_supported("vllm", vllm.__version__)
         cache = read_cache_config(vllm_config)
         self._barrier = FaultBarrier()

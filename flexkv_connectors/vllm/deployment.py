@@ -21,6 +21,7 @@ from flexkv_connectors.vllm.support import (
     why_not_group,
     why_not_parallel,
     why_not_reuse,
+    why_not_settings,
 )
 from flexkv_core.block.cells import BLOCK_FORMAT, cell_heads_of
 from flexkv_core.config import CacheConfig, parse_config
@@ -59,17 +60,13 @@ def why_not(
     vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", cache: CacheConfig
 ) -> str | None:
     """Name what keeps this deployment from being cached, if anything does."""
-    reason = (
+    return (
         why_not_device(vllm_config, enable_gpu=cache.enable_gpu)
         or why_not_reuse(vllm_config)
         or _why_not_layers(vllm_config, kv_cache_config)
         or why_not_parallel(vllm_config)
+        or why_not_settings(vllm_config)
     )
-    if reason is None and getattr(vllm_config.cache_config, "calculate_kv_scales", False):
-        reason = "its KV scales are computed at run time"
-    if reason is None and callable(vllm_config.model_config.hf_overrides):
-        reason = "its model overrides are a function, which has no identity"
-    return reason
 
 
 def _why_not_layers(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> str | None:

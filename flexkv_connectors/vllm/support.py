@@ -23,6 +23,7 @@ __all__ = [
     "why_not_parallel",
     "why_not_request",
     "why_not_reuse",
+    "why_not_settings",
     "why_not_skip",
 ]
 
@@ -97,6 +98,15 @@ def _why_not_model(model: "ModelConfig", vllm_config: "VllmConfig") -> str | Non
         return "vLLM cannot continue a prompt of this model"
     kind = "STEP" if pooler.tok_pooling_type == "STEP" else pooler.seq_pooling_type
     return f"its {kind} pooling reads more than the last token"
+
+
+def why_not_settings(vllm_config: "VllmConfig") -> str | None:
+    """Name a setting that changes KV in a way that nothing can compare, if there is one."""
+    if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
+        return "its KV scales are computed at run time"
+    if callable(vllm_config.model_config.hf_overrides):
+        return "its model overrides are a function, which has no identity"
+    return None
 
 
 def why_not_draft(vllm_config: "VllmConfig", draft: "ModelConfig") -> str | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flexkv_core.errors import ConfigError
 
-__all__ = ["HostMemory", "check_host_bytes", "default_cache_bytes", "host_memory"]
+__all__ = ["HostMemory", "check_host_bytes", "default_cache_bytes", "host_memory", "limit_bytes"]
 
 _GIB = 2**30
 _RESERVE_BYTES = 2 * _GIB
@@ -26,6 +26,7 @@ class HostMemory(NamedTuple):
     """Memory that can still be used, and what bounds it."""
 
     free_bytes: int
+    total_bytes: int
     limit: str
     """For a person: the machine's memory or a container's limit."""
 
@@ -62,8 +63,14 @@ def host_memory(root: Path = _ROOT) -> HostMemory:
     """
     meminfo = _read_table(root / "proc/meminfo")
     total, available = meminfo["MemTotal:"] * 1024, meminfo["MemAvailable:"] * 1024
-    machine = HostMemory(available, f"this machine has {_gib(total)} GiB")
+    machine = HostMemory(available, total, f"this machine has {_gib(total)} GiB")
     return min([machine, *_cgroup_bounds(root)], key=lambda memory: memory.free_bytes)
+
+
+def limit_bytes(root: Path = _ROOT) -> int:
+    """Return what this process might use if nothing else ran beside it; `root` as above."""
+    total = _read_table(root / "proc/meminfo")["MemTotal:"] * 1024
+    return min([total, *(bound.total_bytes for bound in _cgroup_bounds(root))])
 
 
 def default_cache_bytes(num_processes_on_node: int, root: Path = _ROOT) -> int:
@@ -146,7 +153,7 @@ def _bound(folder: Path, version: _Cgroups) -> Iterator[HostMemory]:
     stat = _read_table(folder / "memory.stat")
     cached = sum(stat.get(row, 0) for row in version.caches)
     free_bytes = max(0, limit - max(0, usage - cached))
-    yield HostMemory(free_bytes, f"this container may use {_gib(limit)} GiB")
+    yield HostMemory(free_bytes, limit, f"this container may use {_gib(limit)} GiB")
 
 
 def _read_number(path: Path) -> int | None:

@@ -1,0 +1,19 @@
+"""The connector below vLLM's offloading, with a look inside, for engines of the tests."""
+
+from flexkv_connectors.vllm.offloading.connector import FlexKVOffloadingConnector
+
+__all__ = ["OffloadGlassConnector"]
+
+
+class OffloadGlassConnector(FlexKVOffloadingConnector):
+    """What tests ask of the scheduler's side."""
+
+    def wait_open(self) -> None:
+        """Wait until the model is known, and what earlier engines left is found."""
+        (tier,) = self.scheduler.manager.secondary_tiers
+        tier._stores._identification.join()
+        tier._store.wait_restored()
+
+    def forget_rows(self) -> None:
+        """Drop what the host tier holds; no request may be running."""
+        self.scheduler.manager.primary_tier.reset_cache()

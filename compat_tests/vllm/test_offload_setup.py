@@ -1,0 +1,151 @@
+"""Options and refusals of FlexKV below vLLM's own offloading, on vLLM's real configurations."""
+
+import pytest
+from engine_process import Ask, EngineProcess, random_tokens
+from test_offload_engine import connector_on
+
+from flexkv_core.errors import ConfigError
+
+GIB = 2**30
+PAGE_TOKENS = 32
+
+
+@pytest.fixture
+def engine_of(offload, identity, config_of):
+    """Return a function from our options to an engine that is described and never started."""
+
+    def engine_of(**options):
+        config = identity.changed(
+            config_of(), "kv_transfer_config", kv_connector_extra_config=options
+        )
+        cache = offload.read_options(config)
+        return offload.OffloadingEngine(config, identity.declared_cache(config), cache)
+
+    return engine_of
+
+
+@pytest.fixture
+def extra_of(offload, engine_of):
+    """Return a function from our options to vLLM's."""
+
+    def extra_of(*, uses_ssd=False, **options):
+        config = offload.translated(engine_of(**options), uses_ssd=uses_ssd)
+        return config.kv_transfer_config.kv_connector_extra_config
+
+    return extra_of
+
+
+def test_host_memory_is_vllms(extra_of):
+    assert extra_of(cpu_cache_gb=2)["cpu_bytes_to_use"] == 2 * GIB
+
+
+def test_answers_are_kept_too(extra_of):
+    assert extra_of(cpu_cache_gb=2)["offload_prompt_only"] is False
+
+
+def test_a_block_is_a_page_unless_it_is_said_to_be_several(extra_of):
+    assert extra_of(cpu_cache_gb=1)["blocks_per_chunk"] == 1
+    assert extra_of(cpu_cache_gb=1, block_tokens=4 * PAGE_TOKENS)["blocks_per_chunk"] == 4
+
+
+def test_a_block_that_is_not_whole_pages_is_refused(extra_of):
+    with pytest.raises(ConfigError, match="a multiple of 32"):
+        extra_of(cpu_cache_gb=1, block_tokens=48)
+
+
+@pytest.mark.parametrize("option", ["min_load_tokens", "load_async", "enable_gpu", "copy_threads"])
+def test_options_of_a_session_are_refused(engine_of, option):
+    with pytest.raises(ConfigError, match=f"{option} means nothing here"):
+        engine_of(**{option: 1})
+
+
+def test_an_unknown_option_is_refused(engine_of):
+    with pytest.raises(ConfigError, match="did you mean ssd_cache_gb"):
+        engine_of(ssd_cache_gbs=1)
+
+
+def test_the_tier_is_named_where_there_is_one_and_its_configuration_is_a_copy(extra_of, engine_of):
+    assert extra_of(cpu_cache_gb=1)["secondary_tiers"] == []
+    options = {"cpu_cache_gb": 1, "ssd_cache_gb": 1, "ssd_cache_dir": "/cache"}
+    (tier,) = extra_of(uses_ssd=True, **options)["secondary_tiers"]
+    assert tier["type"] == "FlexKVTier"
+    engine = engine_of(**options)
+    assert engine.vllm_config.kv_transfer_config.kv_connector_extra_config == options
+
+
+def test_a_larger_degree_asks_for_rows_that_are_the_same_at_each(extra_of):
+    assert extra_of(cpu_cache_gb=1, max_tp=2)["canonical_layout"] is True
+    assert "canonical_layout" not in extra_of(cpu_cache_gb=1)
+
+
+@pytest.fixture
+def reason_of(offload, identity, config_of):
+    """Return a function from what is different about an engine to why it is not served."""
+
+    def reason_of(part="model_config", *, moves_on_cpu=True, **values):
+        config = identity.changed(config_of(), part, **values)
+        cache = identity.declared_cache(config_of())
+        return offload.why_not(config, cache, moves_on_cpu=moves_on_cpu)
+
+    return reason_of
+
+
+def test_a_usual_engine_is_served(reason_of):
+    assert reason_of() is None
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("parallel_config", {"nnodes": 2}, "2 nodes"),
+        ("parallel_config", {"world_size": 2, "distributed_executor_backend": "ray"}, "by ray"),
+        ("parallel_config", {"decode_context_parallel_size": 2}, "decode context"),
+        ("cache_config", {"calculate_kv_scales": True}, "scales"),
+        ("model_config", {"hf_overrides": print}, "function"),
+    ],
+)
+def test_what_was_never_shown_to_work_is_served_without_caching(reason_of, part, values, words):
+    assert words in reason_of(part, **values)
+
+
+def test_vllm_does_not_offload_from_a_cpu(reason_of):
+    assert "flexkv-session" in reason_of(moves_on_cpu=False)
+
+
+def test_a_cache_of_an_unknown_kind_is_not_served(offload, identity, config_of):
+    from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec
+
+    (group,) = identity.declared_cache(config_of()).kv_cache_groups
+    known = group.kv_cache_spec
+    spec = ChunkedLocalAttentionSpec(
+        block_size=known.block_size,
+        num_kv_heads=known.num_kv_heads,
+        head_size=known.head_size,
+        dtype=known.dtype,
+        attention_chunk_size=64,
+    )
+    cache = identity.cache_of(spec, 5)
+    assert "ChunkedLocal" in offload.why_not(config_of(), cache, moves_on_cpu=True)
+
+
+def test_prompts_under_a_weak_hash_do_not_outlive_the_process(offload, identity, config_of):
+    weak = identity.changed(config_of(), "cache_config", prefix_caching_hash_algo="xxhash")
+    cache = offload.parse_config({})
+    assert "sha256" in offload.why_no_ssd(weak, cache)
+    assert offload.why_no_ssd(config_of(), cache) is None
+
+
+def test_where_it_cannot_be_used_the_engine_serves_without_it(model, tmp_path):
+    connector = connector_on(tmp_path / "ssd") | {"kv_connector": "flexkv-offload"}
+    del connector["kv_connector_module_path"]
+    for name in ("spec_name", "spec_module_path"):
+        del connector["kv_connector_extra_config"][name]
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    engine = EngineProcess(model("oracle"), folder, connector)
+    (served,) = engine.complete(Ask(prompt=random_tokens(1, 300)))
+    engine.close()
+    assert len(served.tokens) == 24
+    assert (
+        "connector.off: serving without KV caching, because vLLM offloads" in engine.log.read_text()
+    )

@@ -1,0 +1,180 @@
+"""The class that vLLM calls: its own offloading, with our options and our tier below it."""
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import vllm
+from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+
+from flexkv_connectors.fault_barrier import FaultBarrier, refusals_in_one_line
+from flexkv_connectors.versions import require_supported
+from flexkv_connectors.vllm import log_like_vllm
+from flexkv_connectors.vllm.adapter_loads import follow_adapters
+from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
+from flexkv_connectors.vllm.offloading.idle import IdleConnector
+from flexkv_connectors.vllm.offloading.options import (
+    read_options,
+    region_bytes,
+    replaces_spec,
+    translated,
+    with_tier,
+)
+from flexkv_connectors.vllm.offloading.region import forget_name, why_no_room
+from flexkv_connectors.vllm.offloading.requests import Requests
+from flexkv_connectors.vllm.offloading.support import why_no_ssd, why_not
+from flexkv_core.metrics import Counters
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
+
+__all__ = ["FlexKVOffloadingConnector"]
+
+logger = logging.getLogger(__name__)
+
+
+class FlexKVOffloadingConnector(OffloadingConnector):
+    """vLLM's OffloadingConnector, with FlexKV's options, and FlexKV's tier below its host memory.
+
+    vLLM makes one instance in the scheduler's process and one in each worker. Where its offloading
+    cannot be used, it gets an `IdleConnector` instead, in all processes.
+    """
+
+    def __new__(
+        cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
+    ) -> "FlexKVOffloadingConnector | IdleConnector":
+        """Decide before anything of vLLM's is built, so that no rank fails while others wait."""
+        log_like_vllm()
+        with refusals_in_one_line():
+            require_supported("vllm", vllm.__version__)
+            cache = read_options(vllm_config)
+        engine_id = vllm_config.kv_transfer_config.engine_id
+        reason = why_not(
+            vllm_config, kv_cache_config, moves_on_cpu=replaces_spec(vllm_config)
+        ) or why_no_room(engine_id, region_bytes(vllm_config, cache))
+        if reason is None:
+            chosen: FlexKVOffloadingConnector = super().__new__(cls)
+            return chosen
+        if role is KVConnectorRole.SCHEDULER:
+            FaultBarrier().switch_off(reason)
+        return IdleConnector(vllm_config, role, kv_cache_config)
+
+    @refusals_in_one_line()
+    def __init__(
+        self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
+    ) -> None:
+        """Translate the options, and build vLLM's half for `role`.
+
+        Raises:
+            ConfigError: An option cannot be used.
+        """
+        cache = read_options(vllm_config)
+        self._engine = OffloadingEngine(vllm_config, kv_cache_config, cache)
+        is_scheduler = role is KVConnectorRole.SCHEDULER
+        self._uses_ssd = _uses_ssd(self._engine, says_so=is_scheduler)
+        config = translated(self._engine, uses_ssd=self._uses_ssd, says_so=is_scheduler)
+        super().__init__(config, role, kv_cache_config)
+        if is_scheduler:
+            self._barrier = FaultBarrier()
+            self._requests = Requests(
+                cache, follow_adapters(vllm_config, self._barrier), Counters()
+            )
+            forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
+
+    @override
+    def shutdown(self) -> None:
+        if self.connector_worker is not None:
+            # The scheduler's side has unlinked the region: vLLM would log that it is not there.
+            region = getattr(self.connector_worker.worker, "_mmap_region", None)
+            if region is not None:
+                region._creator = False  # noqa: SLF001 vLLM has no option for it
+        super().shutdown()
+
+    @override
+    def on_new_request(self, request: "Request") -> None:
+        permit = self._barrier.run(partial(self._requests.begin, request), lambda: None)
+        if permit is not None and self._uses_ssd:
+            self._engine.requests[request.request_id] = permit.tier_request
+        super().on_new_request(request)
+        if permit is None or not permit.may_load:
+            self._bar_loads(request.request_id)
+        if permit is None or not permit.may_save:
+            self._bar_saves(request.request_id)
+
+    @override
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
+        for request_id in self._barrier.run(self._requests.find_doubtful, self._all_requests):
+            self._bar_saves(request_id)
+        return super().build_connector_meta(scheduler_output)
+
+    @override
+    def request_finished_all_groups(
+        self, request: "Request", block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._barrier.run(partial(self._requests.end, request), lambda: None)
+        finished: tuple[bool, dict[str, Any] | None] = super().request_finished_all_groups(
+            request, block_ids
+        )
+        return finished
+
+    @override
+    def reset_cache(self) -> bool | None:
+        """Empty the host tier, and begin a new generation below.
+
+        Running requests have KV of before the reset, which vLLM would store once more from their
+        first block on: they store nothing any more.
+        """
+        is_reset: bool | None = super().reset_cache()
+        for request_id in self._all_requests():
+            self._bar_saves(request_id)
+        return is_reset
+
+    @classmethod
+    @override
+    def build_prom_metrics(
+        cls,
+        vllm_config: "VllmConfig",
+        metric_types: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> "KVConnectorPromMetrics":
+        """Define the metrics of the tier, in a process where no connector is ever made."""
+        return super().build_prom_metrics(
+            with_tier(vllm_config), metric_types, labelnames, per_engine_labelvalues
+        )
+
+    @property
+    def _statuses(self) -> dict[str, Any]:
+        """What vLLM's offloading knows of each request."""
+        statuses: dict[str, Any] = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
+        return statuses
+
+    def _all_requests(self) -> list[str]:
+        return [*self._statuses]
+
+    def _bar_loads(self, request_id: str) -> None:
+        self._statuses[request_id].max_load_tokens = 0
+
+    def _bar_saves(self, request_id: str) -> None:
+        if status := self._statuses.get(request_id):
+            status.max_offload_tokens = 0
+
+
+def _uses_ssd(engine: OffloadingEngine, *, says_so: bool) -> bool:
+    if engine.cache.ssd_cache_bytes is None:
+        return False
+    reason = why_no_ssd(engine.vllm_config, engine.cache)
+    if reason is not None and says_so:
+        logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
+    return reason is None
+
+
+FlexKVOffloadingConnector.__name__ = "flexkv-offload"
+"""As it is registered: MultiConnector looks a child's statistics up by the name of its class."""

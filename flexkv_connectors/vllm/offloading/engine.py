@@ -1,0 +1,38 @@
+"""What the tier has to know of its engine beyond what vLLM hands to it."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flexkv_core.block.types import BlockKey
+from flexkv_core.config import CacheConfig
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+__all__ = ["OffloadingEngine", "TierRequest"]
+
+
+@dataclass(slots=True)
+class TierRequest:
+    """One request as the tier sees it."""
+
+    adapter: bytes | None = None
+    """Stands for the content of its LoRA in keys, which vLLM's do not; None without one."""
+
+    num_durable_tokens: int | None = None
+    """Leading tokens whose KV may outlive the process; None for all."""
+
+    refused: set[BlockKey] = field(default_factory=set)
+    """Keys that have failed it, and are not to be offered to it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadingEngine:
+    """One engine, in the process of its scheduler."""
+
+    vllm_config: "VllmConfig"
+    kv_cache_config: "KVCacheConfig"
+    cache: CacheConfig
+    requests: dict[str, TierRequest] = field(default_factory=dict)
+    """By vLLM's id: the connector adds them, and the tier takes them out when no call follows."""

@@ -1,0 +1,53 @@
+"""The host memory that vLLM's offloading shares among its processes: how much, and whose."""
+
+import os
+from pathlib import Path
+
+from flexkv_core.data.host_memory import limit_bytes
+
+__all__ = ["default_region_bytes", "forget_name", "why_no_room"]
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 that is where vLLM makes it
+_GIB = 2**30
+_MAX_DEFAULT_BYTES = 256 * _GIB
+
+
+def default_region_bytes(num_engines: int, folder: Path = _SHARED_MEMORY) -> int:
+    """Return the size of a region for which the user set none.
+
+    It is half of what shared memory may take at all, divided among the engines of the node. What is
+    free is not asked: every process of an engine has to come to the same answer, and the first
+    ones fill the region while the last ones start.
+    """
+    status = os.statvfs(folder)
+    total_bytes = min(status.f_blocks * status.f_frsize, limit_bytes())
+    return min(total_bytes // 2, _MAX_DEFAULT_BYTES) // num_engines
+
+
+def why_no_room(engine_id: str, num_bytes: int, folder: Path = _SHARED_MEMORY) -> str | None:
+    """Name what keeps an engine from having a region of `num_bytes`, if anything does.
+
+    A region that exists was found to fit by the process that made it.
+    """
+    if _regions(engine_id, folder):
+        return None
+    status = os.statvfs(folder)
+    free_bytes = status.f_bavail * status.f_frsize
+    if num_bytes <= free_bytes:
+        return None
+    return (
+        f"{folder} has {free_bytes / _GIB:.2f} GiB free and vLLM's host tier needs "
+        f"{num_bytes / _GIB:.2f}: start the container with a larger --shm-size, or set "
+        "cpu_cache_gb to less"
+    )
+
+
+def forget_name(engine_id: str, folder: Path = _SHARED_MEMORY) -> None:
+    """Unlink a region that all processes have mapped, so that it goes with the last of them."""
+    for path in _regions(engine_id, folder):
+        path.unlink(missing_ok=True)
+
+
+def _regions(engine_id: str, folder: Path) -> list[Path]:
+    prefix = f"vllm_offload_{engine_id}.mmap"
+    return [path for path in folder.iterdir() if path.name.startswith(prefix)]

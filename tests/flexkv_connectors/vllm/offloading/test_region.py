@@ -1,0 +1,67 @@
+"""How large vLLM's host memory is by default, what keeps it from fitting, and whose name goes."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from flexkv_connectors.vllm.offloading import region
+
+GIB = 2**30
+
+
+@pytest.fixture
+def shared_memory(tmp_path, monkeypatch):
+    """Return a function that sets what shared memory is in all and has free; here is its folder."""
+
+    def have(total_bytes, free_bytes, limit_bytes=1024 * GIB):
+        page = 4096
+        status = SimpleNamespace(
+            f_blocks=total_bytes // page, f_bavail=free_bytes // page, f_frsize=page
+        )
+        monkeypatch.setattr(os, "statvfs", lambda _: status)
+        monkeypatch.setattr(region, "limit_bytes", lambda: limit_bytes)
+        return tmp_path
+
+    return have
+
+
+def test_the_default_is_half_of_shared_memory_whatever_is_free(shared_memory):
+    assert region.default_region_bytes(1, shared_memory(64 * GIB, 0)) == 32 * GIB
+
+
+def test_the_default_is_divided_among_the_engines_of_a_node(shared_memory):
+    assert region.default_region_bytes(4, shared_memory(64 * GIB, 0)) == 8 * GIB
+
+
+def test_a_container_may_have_less_memory_than_its_shared_memory_says(shared_memory):
+    assert (
+        region.default_region_bytes(1, shared_memory(64 * GIB, 0, limit_bytes=8 * GIB)) == 4 * GIB
+    )
+
+
+def test_a_region_that_does_not_fit_names_the_option_of_the_container(shared_memory):
+    reason = region.why_no_room("engine", 2 * GIB, shared_memory(64 * GIB, GIB))
+    assert reason is not None
+    assert "--shm-size" in reason
+
+
+def test_a_region_that_fits_is_no_reason(shared_memory):
+    assert region.why_no_room("engine", GIB, shared_memory(64 * GIB, GIB)) is None
+
+
+def test_a_region_that_another_rank_has_made_fits(shared_memory):
+    folder = shared_memory(64 * GIB, 0)
+    (folder / "vllm_offload_engine.mmap").touch()
+    assert region.why_no_room("engine", GIB, folder) is None
+    assert region.why_no_room("other", GIB, folder) is not None
+
+
+def test_only_the_names_of_one_engine_are_forgotten(tmp_path):
+    for name in ("engine.mmap", "engine.mmap.1", "engine-2.mmap", "other.mmap"):
+        (tmp_path / f"vllm_offload_{name}").touch()
+    region.forget_name("engine", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "vllm_offload_engine-2.mmap",
+        "vllm_offload_other.mmap",
+    }
