@@ -1,13 +1,14 @@
 """Blocks of a chain that are stored although those before them are not."""
 
 import random
+import threading
 
 import pytest
 from store_rig import DirectRig, Rig, chain
 
 from flexkv_core.block_store.blocks import Blocks
 from flexkv_core.plan import Status
-from flexkv_core.testing.doubles import FaultyTier
+from flexkv_core.testing.doubles import FaultyTier, SlowTier
 
 KEYS = chain(0, 10)
 
@@ -49,6 +50,19 @@ def test_a_gap_heals_when_its_blocks_are_stored(rig):
     assert rig.find(KEYS) == 10
     assert rig.load(KEYS, range(20, 30)) == 10
     assert rig.content(range(20, 30)) == expected
+
+
+def test_what_is_behind_a_gap_that_is_being_filled_is_not_found_yet(start):
+    gate = threading.Event()
+    gate.set()
+    rig = start(wrap=lambda tier: SlowTier(tier, gate))
+    rig.save(KEYS[:8], [6, 7])
+    gate.clear()
+    job_id = rig.store.submit_save(Blocks(KEYS[:6], range(6)))
+    assert rig.find(KEYS) == 0
+    gate.set()
+    rig.store.wait(job_id)
+    assert rig.find(KEYS) == 8
 
 
 def test_the_next_process_finds_the_blocks_and_the_one_after_it_the_whole_chain(start):

@@ -173,9 +173,10 @@ class _OpenLog:
         """Whether the log has not been given up, replaced or truncated, as far as can be seen."""
         try:
             is_there = self._file.is_owned and self._file.is_named(self._path)
-            return is_there and self._file.size >= self._position
+            is_whole = self._file.size >= self._position
         except OSError:  # "stale" on a network file system
             return False
+        return is_there and is_whole
 
     def open_slab(self, number: int, *, is_aligned: bool) -> SlabView | None:
         """Open a slab that records name; None if it is gone or cannot be opened now."""

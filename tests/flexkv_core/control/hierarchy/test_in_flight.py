@@ -37,6 +37,13 @@ def test_a_plan_is_overdue_two_seconds_after_its_deadline_and_that_is_told_once(
     assert not copies.has_newly_overdue()
 
 
+def test_a_pause_of_the_engine_makes_no_plan_overdue(copies):
+    copies.start("a", KEYS, 4, patience_s=10.0)
+    listen(copies, 5)
+    copies.listen(100.0)
+    assert not copies.has_newly_overdue()
+
+
 def test_another_plan_that_becomes_overdue_is_told(copies):
     copies.start("a", KEYS, 4, patience_s=10.0)
     copies.start("a", KEYS, 8, patience_s=20.0)

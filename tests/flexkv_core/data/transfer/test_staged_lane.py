@@ -240,9 +240,9 @@ def test_what_was_read_in_time_counts_though_nobody_has_polled_until_the_deadlin
 def test_of_a_plan_that_is_polled_too_late_the_blocks_that_were_read_count_and_no_part_begins():
     clock = ManualClock(100.0)
     case = Staged(saves=False, wrap=NotingTier, clock=clock)
-    case.lane.submit(case.plan(1, MANY, deadline_s=101.0))
+    case.lane.submit(case.plan(1, MANY))  # the lane's own limit, which the tier does not know
     assert case.lane._far.drain(30.0)
-    clock.advance(1)
+    clock.advance(61)
     (late,) = case.lane.poll()
     assert (late.status, late.num_blocks) == (Status.TIMEOUT, NUM_SLOTS // 2)
     assert case.lane.drain(30.0)
@@ -267,6 +267,17 @@ def test_a_cancelled_plan_is_reported_by_the_next_poll_and_fills_no_page_afterwa
         page = case.plan(2, 1).target.page_ids[0]
         write_page(case.rig.pages, page, 0, np.frombuffer(case.expected[page], np.uint8))
         assert case.rig.memory.tobytes() == before
+
+
+def test_what_was_read_for_a_plan_before_it_was_cancelled_fills_no_page():
+    case = Staged(saves=False)
+    before = case.target()
+    case.lane.submit(case.plan(1, 1))
+    assert case.lane._far.drain(30.0)
+    case.lane.submit(case.plan(2, 1, deadline_s=0.0))  # takes in what was read
+    case.lane.cancel(1)
+    assert {result.job_id for result in case.lane.poll()} == {1, 2}
+    assert case.target() == before
 
 
 def test_a_cancelled_plan_that_the_tier_has_not_ended_by_its_deadline_shows_that_it_is_stuck():
