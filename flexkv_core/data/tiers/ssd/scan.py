@@ -61,7 +61,7 @@ class SlabScan:
     def take(self, limit: int) -> list[StoredKey]:
         """Return up to `limit` blocks that were found and are still stored, each once."""
         taken = [self._found.popleft() for _ in range(min(limit, len(self._found)))]
-        return [stored for stored in taken if self._is_whole(stored)]
+        return [stored for stored in taken if self._is_kept(stored)]
 
     def join(self) -> None:
         """Wait until all headers have been read."""
@@ -103,16 +103,20 @@ class SlabScan:
     def _end(self) -> None:
         """Check again the blocks that some columns lacked: a write may have added them."""
         for stored in self._partial.values():
-            if self._is_whole(stored):
+            if self._is_kept(stored):
                 self._report(stored)
-            else:
-                for column in self._columns:
-                    column.forget([stored.key])
         self._partial.clear()
 
     def _report(self, stored: StoredKey) -> None:
         self._found.append(stored)
         self._counts.add("ssd_recovered_blocks")
+
+    def _is_kept(self, stored: StoredKey) -> bool:
+        """Return whether a block is whole; forget it where not: a slab may have been lost."""
+        is_whole = self._is_whole(stored)
+        for column in () if is_whole else self._columns:
+            column.forget([stored.key])
+        return is_whole
 
     def _is_whole(self, stored: StoredKey) -> bool:
         return all(stored.key in column for column in self._columns)
