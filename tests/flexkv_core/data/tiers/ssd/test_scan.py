@@ -166,3 +166,12 @@ def test_a_scan_that_is_stopped_asks_a_slow_disk_for_nothing_more(
     assert len(calls) <= 1
     monkeypatch.undo()
     assert disk.open().recovered() == list(range(8))
+
+
+def test_a_block_that_has_lost_a_column_since_it_was_found_takes_no_room(disk):
+    disk.store([1, 2], columns=disk.columns)
+    rank = disk.open(columns=disk.columns)
+    first, second = rank.tier._columns
+    second.space.retire(second.space.slabs)
+    assert rank.tier.take_recovered(9) == []
+    assert disk.key(1) not in first
