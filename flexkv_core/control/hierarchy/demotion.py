@@ -97,12 +97,15 @@ class Demoter:
         plans: list[TransferPlan] = []
         self._in_flight.listen(now_s)
         self._check_silence(now_s)
-        while self._waiting and self._in_flight.num_more and self._health.allows(now_s):
-            request_id, (keys, num_wanted) = next(iter(self._waiting.items()))
+        for request_id, (keys, num_wanted) in tuple(self._waiting.items()):
+            if not (self._in_flight.num_more and self._health.allows(now_s)):
+                break
             started = self._in_flight.start(request_id, keys, num_wanted)
             if started:
                 self._health.begin(now_s)
                 plans += started
+            elif self._in_flight.copies_for(request_id):
+                continue  # what lies behind a part that was refused has to leave first
             if self._in_flight.num_more:
                 self._give_up(request_id)  # nothing more of it can be copied for now
         if self._health.is_off:
@@ -147,11 +150,10 @@ class Demoter:
             self._give_up(next(iter(self._waiting)))
 
     def _offer_again(self, request_id: RequestId, copy: CopyInFlight) -> None:
-        """Queue what a busy tier has refused, unless a reset made it useless."""
+        """Queue what a busy tier has refused, and what followed it, unless a reset was made."""
         _, num_waiting = self._waiting.get(request_id, ((), 0))
-        end_block = copy.first_block + copy.plan.num_blocks
-        if copy.keys and num_waiting < end_block:
-            self._queue(request_id, copy.keys, end_block)
+        if copy.keys and num_waiting < copy.end_block:
+            self._queue(request_id, copy.keys, copy.end_block)
 
     def _give_up(self, request_id: RequestId) -> None:
         keys, num_wanted = self._waiting.pop(request_id)

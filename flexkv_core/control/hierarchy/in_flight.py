@@ -37,6 +37,9 @@ class CopyInFlight:
     """Empty once a reset has emptied its tiers."""
 
     first_block: int
+    end_block: int
+    """Where the chain was to be copied to, by this plan and those after it."""
+
     overdue_s: float
     """On the clock that runs while the engine listens."""
 
@@ -78,7 +81,11 @@ class CopiesInFlight:
     @property
     def num_more(self) -> int:
         """Blocks that may be started now."""
-        return self._max_blocks - self._num_blocks
+        return max(0, self._max_blocks - self._num_blocks)
+
+    def copies_for(self, request_id: RequestId) -> bool:
+        """Return whether something is on its way for a request."""
+        return any(self._manager.request_of(job_id) == request_id for job_id in self._in_flight)
 
     def listen(self, now_s: float) -> None:
         """Note that a step begins: reports of those before it have been taken in."""
@@ -88,7 +95,7 @@ class CopiesInFlight:
 
     def narrow(self) -> None:
         """Have no more in flight than there is: more was refused."""
-        self._max_blocks = max(self._num_blocks, self._plan_blocks)
+        self._max_blocks = min(max(self._num_blocks, self._plan_blocks), self._limit_blocks)
 
     def widen(self) -> None:
         """Have a block more in flight: what was there has ended well."""
@@ -129,7 +136,8 @@ class CopiesInFlight:
             if planned is None:
                 break
             plan, first_block = planned
-            self._in_flight[plan.job_id] = CopyInFlight(plan, keys, first_block, overdue_s)
+            copy = CopyInFlight(plan, keys, first_block, end_block, overdue_s)
+            self._in_flight[plan.job_id] = copy
             self._num_blocks += plan.num_blocks
             plans.append(plan)
             position += plan.num_blocks

@@ -125,7 +125,7 @@ class Promoter:
         if completion.status is Status.BUSY:
             self._recorder.add("ssd_busy_blocks", completion.num_lost)
         if completion.status.is_loss:
-            bad_block = copy.first_block + completion.num_blocks
+            bad_block = copy.first_block + completion.num_sound
             self._manager.drop_from(copy.keys[: bad_block + 1], tier=self._tier)
         self._recorder.add("promoted_blocks", completion.num_published)
         return True

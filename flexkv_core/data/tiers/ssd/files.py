@@ -139,14 +139,6 @@ class SharedFile(OpenFile):
             weakref.finalize(file, os.close, fd)
             return file
 
-    @property
-    def is_owned(self) -> bool:
-        """Whether the process that writes it has it open."""
-        if try_lock(self.fd):
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
-            return False
-        return True
-
     def is_named(self, path: Path) -> bool:
         """Return whether `path` is still its name."""
         try:

@@ -161,8 +161,6 @@ class _OpenLog:
         """Open a log; None if it is missing or cannot be read."""
         try:
             file = SharedFile.open(path)
-            if not file.is_owned:  # its writer could not delete it
-                return None
             found = LogHeader.unpack(_read(file, 0, min(_MAX_HEADER_BYTES, file.size)))
         except OSError:
             return None
@@ -170,13 +168,11 @@ class _OpenLog:
 
     @property
     def is_current(self) -> bool:
-        """Whether the log has not been given up, replaced or truncated, as far as can be seen."""
+        """Whether the log has not been replaced or truncated, as far as can be seen."""
         try:
-            is_there = self._file.is_owned and self._file.is_named(self._path)
-            is_whole = self._file.size >= self._position
+            return self._file.is_named(self._path) and self._file.size >= self._position
         except OSError:  # "stale" on a network file system
             return False
-        return is_there and is_whole
 
     def open_slab(self, number: int, *, is_aligned: bool) -> SlabView | None:
         """Open a slab that records name; None if it is gone or cannot be opened now."""
