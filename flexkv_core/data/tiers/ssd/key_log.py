@@ -187,18 +187,12 @@ class KeyLog:
         self._max_size = len(content) + len(records) + _MIN_RECORDS * RECORD_BYTES
 
     def _end(self) -> None:
-        """Delete the log, unless another has taken its name; empty one that cannot be deleted.
-
-        Otherwise followers would stay with it, and find nothing that is in the next one.
-        """
+        """Delete the log, unless another has taken its name."""
         file, self._file = self._file, None
         if file is None:
             return
-        with suppress(OSError):
-            try:
-                file.unlink(self._path)
-            except OSError:
-                file.truncate(0)
+        with suppress(OSError):  # then it stays as a leftover
+            file.unlink(self._path)
         file.close()
 
 
