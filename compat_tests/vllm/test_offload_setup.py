@@ -99,6 +99,7 @@ def test_a_usual_engine_is_served(reason_of):
     [
         ("parallel_config", {"nnodes": 2}, "2 nodes"),
         ("parallel_config", {"world_size": 2, "distributed_executor_backend": "ray"}, "by ray"),
+        ("parallel_config", {"world_size": 2, "pipeline_parallel_size": 2}, "pipeline"),
         ("parallel_config", {"decode_context_parallel_size": 2}, "decode context"),
         ("cache_config", {"calculate_kv_scales": True}, "scales"),
         ("model_config", {"hf_overrides": print}, "function"),

@@ -156,6 +156,37 @@ def test_a_store_that_raises_costs_its_hits_alone(stored, hook, monkeypatch, key
     assert stored.find("third", keys[1]) is MISS
 
 
+def test_a_prompt_that_is_longer_than_host_memory_gets_an_answer(start, offload):
+    rig = start(cpu_cache_gb=8 * 81920 / 2**30)
+    keys = [offload.key_of(number) for number in range(12)]
+    rig.begin("first")
+    for part in (keys[:6], keys[6:]):
+        rig.save("first", dict.fromkeys(part, 1))
+        rig.settle()
+    rig.forget_rows()
+    rig.begin("second")
+    for _ in range(50):
+        answers = {rig.lookup("second", key) for key in keys}
+        rig.step()
+        rig.settle()
+        if PENDING not in answers:
+            break
+    assert PENDING not in answers
+
+
+def test_a_reset_counts_even_if_the_tier_is_off(start, keys, monkeypatch):
+    rig = start(weight_version="one")
+    rig.begin("first")
+    rig.save("first", {keys[0]: 1})
+    rig.settle()
+    rig.tier._barrier.switch_off("a test says so")
+    rig.manager.reset_cache()
+    rig.close()
+    other = start(weight_version="one")
+    other.begin("second")
+    assert other.lookup("second", keys[0]) is MISS
+
+
 def test_vllm_can_release_its_region(stored):
     stored.close()
     with pytest.raises(ValueError, match="released"):

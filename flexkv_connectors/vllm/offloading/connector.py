@@ -22,7 +22,7 @@ from flexkv_connectors.vllm.offloading.options import (
     translated,
     with_tier,
 )
-from flexkv_connectors.vllm.offloading.region import forget_name, why_no_room
+from flexkv_connectors.vllm.offloading.region import forget_name, is_there, why_no_room
 from flexkv_connectors.vllm.offloading.requests import Requests
 from flexkv_connectors.vllm.offloading.support import why_no_ssd, why_not
 from flexkv_core.metrics import Counters
@@ -59,11 +59,13 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         reason = why_not(
             vllm_config, kv_cache_config, moves_on_cpu=replaces_spec(vllm_config)
         ) or why_no_room(engine_id, region_bytes(vllm_config, cache))
+        if reason is None and role is KVConnectorRole.SCHEDULER and not is_there(engine_id):
+            # Workers see each layer's cache and the room of an earlier moment: they were refused.
+            reason = "its workers could not be served: see above"
         if reason is None:
             chosen: FlexKVOffloadingConnector = super().__new__(cls)
             return chosen
-        if role is KVConnectorRole.SCHEDULER:
-            FaultBarrier().switch_off(reason)
+        FaultBarrier().switch_off(reason)
         return IdleConnector(vllm_config, role, kv_cache_config)
 
     @refusals_in_one_line()
@@ -110,9 +112,24 @@ class FlexKVOffloadingConnector(OffloadingConnector):
 
     @override
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
-        for request_id in self._barrier.run(self._requests.find_doubtful, self._all_requests):
-            self._bar_saves(request_id)
+        self._bar_doubtful()
+        self._drop_barred_tails(scheduler_output)
         return super().build_connector_meta(scheduler_output)
+
+    @override
+    def get_num_new_matched_tokens(
+        self, request: "Request", num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """Ask vLLM's offloading, and again in a later step if it has begun to promote.
+
+        To promote, it evicts from host memory: it may be what this very answer counts on.
+        """
+        self._bar_doubtful()
+        num_offered = self._engine.num_offered
+        found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
+            request, num_computed_tokens
+        )
+        return (None, False) if self._engine.num_offered > num_offered else found
 
     @override
     def request_finished_all_groups(
@@ -156,11 +173,27 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         statuses: dict[str, Any] = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
         return statuses
 
+    def _bar_doubtful(self) -> None:
+        """Neither load nor save for requests whose adapter may have changed under them."""
+        for request_id in self._barrier.run(self._requests.find_doubtful, self._all_requests):
+            self._bar_loads(request_id)
+            self._bar_saves(request_id)
+
+    def _drop_barred_tails(self, scheduler_output: "SchedulerOutput") -> None:
+        """Take from vLLM what it would store of barred requests: their 0 is no limit there."""
+        state = getattr(scheduler_output, "kv_connector_block_state", None)
+        tails = getattr(state, "boundary_state_offloads", None) or {}
+        for request_id in [*tails]:
+            status = self._statuses.get(request_id)
+            if status is not None and status.max_offload_tokens == 0:
+                del tails[request_id]
+
     def _all_requests(self) -> list[str]:
         return [*self._statuses]
 
     def _bar_loads(self, request_id: str) -> None:
-        self._statuses[request_id].max_load_tokens = 0
+        if status := self._statuses.get(request_id):
+            status.max_load_tokens = 0
 
     def _bar_saves(self, request_id: str) -> None:
         if status := self._statuses.get(request_id):

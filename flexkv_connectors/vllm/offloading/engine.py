@@ -23,11 +23,12 @@ class TierRequest:
     num_durable_tokens: int | None = None
     """Leading tokens whose KV may outlive the process; None for all."""
 
-    refused: set[BlockKey] = field(default_factory=set)
-    """Keys that have failed it, and are not to be offered to it again."""
+    asked: set[BlockKey] = field(default_factory=set)
+    """Keys that were read for it. One that failed must not be offered to it again, nor one that has
+    left host memory since: where its prompt is longer than that, this would never end."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OffloadingEngine:
     """One engine, in the process of its scheduler."""
 
@@ -36,3 +37,6 @@ class OffloadingEngine:
     cache: CacheConfig
     requests: dict[str, TierRequest] = field(default_factory=dict)
     """By vLLM's id: the connector adds them, and the tier takes them out when no call follows."""
+
+    num_offered: int = 0
+    """Blocks that the tier has said it has: vLLM begins to promote each."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flexkv_core.data.host_memory import limit_bytes
 
-__all__ = ["default_region_bytes", "forget_name", "why_no_room"]
+__all__ = ["default_region_bytes", "forget_name", "is_there", "why_no_room"]
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 that is where vLLM makes it
 _GIB = 2**30
@@ -29,7 +29,7 @@ def why_no_room(engine_id: str, num_bytes: int, folder: Path = _SHARED_MEMORY) -
 
     A region that exists was found to fit by the process that made it.
     """
-    if _regions(engine_id, folder):
+    if is_there(engine_id, folder):
         return None
     status = os.statvfs(folder)
     free_bytes = status.f_bavail * status.f_frsize
@@ -40,6 +40,11 @@ def why_no_room(engine_id: str, num_bytes: int, folder: Path = _SHARED_MEMORY) -
         f"{num_bytes / _GIB:.2f}: start the container with a larger --shm-size, or set "
         "cpu_cache_gb to less"
     )
+
+
+def is_there(engine_id: str, folder: Path = _SHARED_MEMORY) -> bool:
+    """Return whether a process of an engine has made its region."""
+    return bool(_regions(engine_id, folder))
 
 
 def forget_name(engine_id: str, folder: Path = _SHARED_MEMORY) -> None:

@@ -80,6 +80,8 @@ def _why_not_ranks(vllm_config: "VllmConfig") -> str | None:
     parallel: Any = vllm_config.parallel_config
     if parallel.nnodes_within_dp > 1:
         return f"it spans {parallel.nnodes_within_dp} nodes, and vLLM's host memory is one node's"
+    if parallel.pipeline_parallel_size > 1:
+        return "its pipeline stages may differ in size, and vLLM gives them rows of one size"
     if parallel.world_size == 1:
         return None
     if parallel.distributed_executor_backend != "mp":

@@ -51,9 +51,9 @@ class FlexKVTier(SecondaryTierManager):
     """Keeps rows of vLLM's host region on SSD: verified, bounded, and for later processes.
 
     vLLM waits for a job for as long as it takes, and asks again for what has failed. So every load
-    has a deadline, and a key that has failed a request is a miss for it from then on. Rows are read
-    and written within these calls alone, never by a thread of ours: what a disk returns too late
-    stays in our staging memory.
+    has a deadline, and a key that was read for a request is a miss for it from then on. Rows are
+    read and written within these calls alone, never by a thread of ours: what a disk returns too
+    late stays in our staging memory.
 
     Thread: the scheduler's.
     """
@@ -87,6 +87,7 @@ class FlexKVTier(SecondaryTierManager):
         super().__init__(offloading_spec, primary_kv_view, tier_type, **detector)
         self._barrier = FaultBarrier(without="the SSD tier")
         self._keeps_name = bool(engine.cache.weight_version)
+        self._engine = engine
         self._requests = engine.requests
         self._jobs: dict[JobId, _Job] = {}
         """Under way, by the store's id."""
@@ -131,7 +132,8 @@ class FlexKVTier(SecondaryTierManager):
         """End every job, and forget all blocks: vLLM calls this when weights may have changed."""
         self._barrier.run(self._cancel, nothing)
         self._abandon()
-        self._barrier.run(lambda: self._stores.reset(keeps_name=self._keeps_name), nothing)
+        # Whatever has failed before: what is on disk must not be found under these weights.
+        FaultBarrier().run(lambda: self._stores.reset(keeps_name=self._keeps_name), self._give_up)
 
     @override
     def shutdown(self) -> None:
@@ -164,8 +166,9 @@ class FlexKVTier(SecondaryTierManager):
         if store is None or request is None or not _is_durable(key, request, req_context):
             return LookupResult.MISS
         block_key = _block_key(key, request)
-        if block_key in request.refused or not all(store.lookup([block_key])):
+        if block_key in request.asked or not all(store.lookup([block_key])):
             return LookupResult.MISS
+        self._engine.num_offered += 1
         return LookupResult.HIT
 
     def _submit(self, submit: Callable[[BlockStore, Blocks], JobId], job: TransferJob) -> None:
@@ -201,8 +204,7 @@ class FlexKVTier(SecondaryTierManager):
         is_good = [status is Status.OK for status in statuses]
         request = self._requests.get(job.req_context.req_id)
         if job.is_promotion and request is not None:
-            pairs = zip(block_keys, is_good, strict=True)
-            request.refused.update(key for key, good in pairs if not good)
+            request.asked.update(block_keys)
         self._end(job, [key for key, good in zip(keys, is_good, strict=True) if good])
 
     def _end(self, job: TransferJob, good_keys: "list[OffloadKey]") -> None:
@@ -214,6 +216,9 @@ class FlexKVTier(SecondaryTierManager):
         if store is not None:
             for job_id in self._jobs:
                 store.cancel(job_id)
+
+    def _give_up(self) -> None:
+        self._barrier.switch_off("a reset could not be done")
 
     def _abandon(self) -> None:
         """Report every job under way as failed."""
