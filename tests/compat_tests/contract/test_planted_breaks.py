@@ -45,7 +45,7 @@ def found(engine, needs, known):
         new = [one for one in verdict.findings if one.is_broken and one not in known]
         assert not new or verdict.status == BROKEN
         for one in new:
-            assert re.fullmatch(r"flexkv_connectors/vllm/\w+\.py(:\d+)?", one.place)
+            assert re.fullmatch(r"flexkv_connectors/vllm/[\w/]+\.py(:\d+)?", one.place)
         return {(one.place.partition(":")[0].rpartition("/")[2], one.text) for one in new}
 
     return compare
