@@ -192,6 +192,7 @@ class KeyLog:
         Otherwise followers would stay with it, and find nothing that is in the next one.
         """
         file, self._file = self._file, None
+        self._max_size = 0  # the next one begins with all keys
         if file is None:
             return
         with suppress(OSError):
