@@ -189,6 +189,7 @@ class KeyLog:
     def _end(self) -> None:
         """Delete the log, unless another has taken its name."""
         file, self._file = self._file, None
+        self._max_size = 0  # the next one begins with all keys
         if file is None:
             return
         with suppress(OSError):  # then it stays as a leftover
