@@ -187,13 +187,19 @@ class KeyLog:
         self._max_size = len(content) + len(records) + _MIN_RECORDS * RECORD_BYTES
 
     def _end(self) -> None:
-        """Delete the log, unless another has taken its name."""
+        """Delete the log, unless another has taken its name; empty one that cannot be deleted.
+
+        Otherwise followers would stay with it, and find nothing that is in the next one.
+        """
         file, self._file = self._file, None
         self._max_size = 0  # the next one begins with all keys
         if file is None:
             return
-        with suppress(OSError):  # then it stays as a leftover
-            file.unlink(self._path)
+        with suppress(OSError):
+            try:
+                file.unlink(self._path)
+            except OSError:
+                file.truncate(0)
         file.close()
 
 

@@ -112,6 +112,24 @@ def test_a_log_that_cannot_grow_is_deleted(disk, monkeypatch):
     assert follower.found([0]) == 0
 
 
+def test_a_log_that_could_be_neither_written_nor_deleted_is_followed_no_longer(
+    disk, tmp_path, monkeypatch
+):
+    directories = [tmp_path / "bad", tmp_path / "good"]
+    writer, follower = disk.lead(directories=directories), disk.follow(directories=directories)
+    writer.write([0])
+    assert follower.found([0]) == 1
+    log = writer.tier._columns[0]._log
+    monkeypatch.setattr(log._file, "write", _no_room)
+    monkeypatch.setattr(log._file, "unlink", _no_room)
+    writer.write([1])
+    assert [path.stat().st_size for path in directories[0].glob(".*.keys")] == [0]
+    assert follower.found([0]) == 0
+    writer.clock.advance(61)
+    writer.write([2])
+    assert follower.found([0, 1, 2]) == 3
+
+
 def test_the_next_directory_has_the_log_when_one_has_failed(disk, tmp_path):
     directories = [tmp_path / "bad", tmp_path / "good"]
     writer, follower = disk.lead(directories=directories), disk.follow(directories=directories)
