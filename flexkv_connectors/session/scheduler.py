@@ -98,6 +98,11 @@ class SchedulerSession(Generic[S]):
         manager, ssd = self._tiers
         return manager.num_in_flight > 0 or (ssd is not None and ssd.can_proceed)
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether the SSD tier has not taken in all that its owners may still find."""
+        return self.ssd is not None and self.ssd.has_work
+
     def fetch(self, state: S, block_compute_s: float | None = None) -> bool:
         """Start what SSD has of a request on its way to host memory.
 

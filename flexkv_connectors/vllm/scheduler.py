@@ -48,6 +48,10 @@ class SchedulerHalf:
         the ranks' first report, which opens it, comes after the requests that end in its step."""
 
         self._timeout = ReportTimeout(limit_s=30.0)
+        self._opening = ReportTimeout(limit_s=10.0)
+        """Not restarted: the first request is to find what is on SSD if the model is known soon; one
+        that is hashed for minutes is not stepped for again and again."""
+
         self._speed = PrefillSpeed()
 
     def match(self, request: "Request", num_local_tokens: int) -> int | None:
@@ -141,7 +145,8 @@ class SchedulerHalf:
     def has_pending_work(self) -> bool:
         """Whether an idle engine has to keep stepping, so that the workers' reports arrive."""
         waiting = bool(self._late_saves) or self.session.is_waiting
-        return self._timeout.allows(waiting=waiting)
+        is_opening = self._opening.allows(waiting=self.session.is_opening)
+        return self._timeout.allows(waiting=waiting) or is_opening
 
     def take_events(self) -> Sequence[object]:
         """Return events, in vLLM's form, about blocks that became findable or left."""
