@@ -38,7 +38,11 @@ def request(**fields):
 
 def num_keys(asked):
     adapters = Adapters(bytes(32), None, Judge(0.0, Mounts("")))
-    return len(VllmRequest(asked, adapters, SimpleNamespace(block_tokens=64), Switches()).keys())
+    return len(
+        VllmRequest(
+            asked, adapters, SimpleNamespace(block_tokens=64, draft_blocks=0), Switches()
+        ).keys()
+    )
 
 
 @pytest.mark.parametrize("with_name", [with_salt, with_medium])

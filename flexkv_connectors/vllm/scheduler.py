@@ -49,8 +49,8 @@ class SchedulerHalf:
 
         self._timeout = ReportTimeout(limit_s=30.0)
         self._opening = ReportTimeout(limit_s=10.0)
-        """Not restarted: the first request is to find what is on SSD if the model is known soon, and
-        an engine does not step on and on for one that is hashed for minutes."""
+        """Not restarted: the first request is to find what is on SSD if the model is known soon,
+        and an engine does not step on and on for one that is hashed for minutes."""
 
         self._speed = PrefillSpeed()
 
