@@ -150,10 +150,10 @@ def raised(monkeypatch):
     """What has ended a thread, which Python says on stderr."""
     raised = []
     monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
+    before = threading.enumerate()
     yield raised
-    for thread in threading.enumerate():  # what ends one last says so to the hook above
-        if thread.name.startswith("flexkv-dict"):
-            thread.join(WAIT_S)
+    for thread in set(threading.enumerate()).difference(before):
+        thread.join(WAIT_S)  # what ends one last says so to the hook above
 
 
 @pytest.fixture

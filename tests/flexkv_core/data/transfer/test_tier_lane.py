@@ -404,10 +404,10 @@ def broken(tier, monkeypatch):
                 raise error
             return super().read(blocks, deadline_s)
 
+    before = threading.enumerate()
     yield Broken(tier)
-    for thread in threading.enumerate():  # what ends one last says so to the hook above
-        if thread.name.startswith("flexkv-dict"):
-            thread.join(WAIT_S)
+    for thread in set(threading.enumerate()).difference(before):
+        thread.join(WAIT_S)  # what ends one last says so to the hook above
 
 
 def test_a_tier_that_raises_ends_its_plan_and_the_lane_goes_on(broken, start):
