@@ -109,7 +109,7 @@ def retry_late(patch):
 )
 def test_what_breaks_a_promise_is_noticed(kind, spoil, reason, tmp_path, monkeypatch):
     reasons = []
-    for seed in range(12):
+    for seed in range(40):
         root = tmp_path / str(seed)
         root.mkdir()
         try:
