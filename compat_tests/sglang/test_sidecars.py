@@ -1,6 +1,7 @@
 """Models that keep more than KV, on SGLang's real controller for them and its real host pools."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,7 +265,10 @@ def test_parts_of_weights_that_changed_while_it_was_detached_are_not_found(start
     rig.controller.detach_storage_backend()
     with monkeypatch.context() as this_process:
         this_process.setattr(weight_updates, "_changed", threading.Event())
-        weight_updates.updated(None)
+        scheduler = SimpleNamespace(forward_ct=0)
+        weight_updates.begin()
+        weight_updates.flushed(True, scheduler)
+        weight_updates.updated(None, SimpleNamespace(scheduler=scheduler))
         rig.attach()
         assert not any(found(rig, PoolName.SWA))
     assert all(found(start(PoolName.SWA), PoolName.SWA))
