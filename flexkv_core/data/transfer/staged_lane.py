@@ -257,7 +257,7 @@ class StagedLane(AsyncLane):
                 if part is None:
                     return
                 if job.is_save:
-                    self._near.submit(part.near_step(range(part.num_blocks)))
+                    self._near.submit_all([part.near_step(range(part.num_blocks))])
                     (gathered,) = self._near.poll()
                     if gathered.status is not Status.OK:
                         self._end(part, gathered)
@@ -296,7 +296,7 @@ class StagedLane(AsyncLane):
             return
         statuses = statuses_of(read, part.num_blocks)
         good = [at for at, status in enumerate(statuses) if status is Status.OK]
-        self._near.submit(part.near_step(good))
+        self._near.submit_all([part.near_step(good)])
         (filled,) = self._near.poll()
         self._end(part, read if filled.status is Status.OK else filled)
 
