@@ -31,6 +31,7 @@ NAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "test_scheduler_gpu.py",
             "test_worker_gpu.py",
             "test_scheduler_half.py",
+            "test_scheduler_adapters.py",
             "test_identity.py",
             "test_columns.py",
             "test_why_not.py",

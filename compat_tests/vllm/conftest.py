@@ -7,14 +7,22 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from flexkv_connectors.vllm.adapters import Adapters
+from flexkv_connectors.vllm.deployment import VllmDeployment
+from flexkv_core.identity.as_read import Judge, Mounts
+
+if TYPE_CHECKING:
+    from flexkv_connectors.vllm.scheduler import SchedulerHalf
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))
 
-from engine_process import EngineProcess  # noqa: E402 the line above makes it importable
+import half_rig  # noqa: E402 the line above makes it importable
+from engine_process import EngineProcess  # noqa: E402 the same
 from environment import restored_environment, safe_environment  # noqa: E402 the same
 
 
@@ -90,3 +98,27 @@ def config_of(identity: ModuleType, model: Callable[[str], Path]) -> Callable[..
         return identity.engine_config(model(name), **options) if options else plain(name)
 
     return config_of
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> VllmDeployment:
+    """Return the deployment of an engine of two ranks, whose halves are tested without it."""
+    return half_rig.deployment_in(tmp_path)
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Adapters:
+    """Return the adapters of an engine, of which none is loaded."""
+    return Adapters(bytes(32), tmp_path / "hub", Judge(0.0, Mounts("")))
+
+
+@pytest.fixture
+def half(deployment: VllmDeployment, adapters: Adapters) -> "SchedulerHalf":
+    """Return the scheduler half of that engine."""
+    return half_rig.half_of(deployment, adapters)
+
+
+@pytest.fixture
+def ready(deployment: VllmDeployment, adapters: Adapters) -> "SchedulerHalf":
+    """Return the same once both ranks have told what they have: nothing."""
+    return half_rig.ready_half_of(deployment, adapters)

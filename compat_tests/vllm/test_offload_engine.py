@@ -1,43 +1,13 @@
 """Models of every kind of cache below vLLM's own offloading: killed, started again, damaged."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from engine_process import Ask, Completion, EngineProcess, random_tokens
+from engine_process import Completion, EngineProcess
+from offload_engines import connector_on, flip_all, hits_of, serve, tokens_of
 
-PROMPTS = [random_tokens(seed, 1350) for seed in (1, 2)]
 SHARED_MEMORY = Path("/dev/shm")
-
-
-def connector_on(directory: Path, **options: Any) -> dict[str, Any]:
-    """Return the connector with its SSD tier in `directory`."""
-    return {
-        "kv_connector": "OffloadGlassConnector",
-        "kv_connector_module_path": "offload_glass",
-        "kv_connector_extra_config": {
-            "cpu_cache_gb": 0.25,
-            "ssd_cache_gb": 1,
-            "ssd_cache_dir": str(directory),
-            "promotion_timeout_s": 60,
-            "spec_name": "OffloadingOnCpu",
-            "spec_module_path": "offloading_on_cpu",
-        }
-        | options,
-    }
-
-
-def serve(engine: EngineProcess) -> list[Completion]:
-    """Serve the prompts one after the other."""
-    return engine.complete_each(Ask(prompt=prompt) for prompt in PROMPTS)
-
-
-def tokens_of(completions: list[Completion]) -> list[list[int]]:
-    return [completion.tokens for completion in completions]
-
-
-def hits_of(completions: list[Completion]) -> list[int]:
-    return [completion.num_cached_tokens for completion in completions]
 
 
 class History(NamedTuple):
@@ -106,13 +76,3 @@ def test_damage_is_computed_again(history):
 
 def test_nothing_is_left_in_shared_memory_after_a_kill(history):
     assert history.leftovers == set()
-
-
-def flip_all(directory: Path) -> None:
-    """Change a byte in every page of every slab; no engine may be running."""
-    for slab in directory.rglob("*.slab"):
-        content = bytearray(slab.read_bytes())
-        for at in range(2048, len(content), 4096):
-            content[at] ^= 1
-        with slab.open("r+b") as file:
-            file.write(content)

@@ -2,7 +2,7 @@
 
 import pytest
 from engine_process import EngineProcess
-from test_offload_engine import connector_on, hits_of, serve, tokens_of
+from offload_engines import connector_on, hits_of, serve, tokens_of
 
 
 @pytest.fixture(scope="module")

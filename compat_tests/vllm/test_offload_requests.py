@@ -1,11 +1,12 @@
 """Requests below vLLM's own offloading: weights changed under them, adapters, salts, switches."""
 
 import shutil
+from zlib import crc32
 
 import pytest
 from engine_checks import NO_LOAD, NO_SAVE
 from engine_process import Ask, EngineProcess, random_tokens
-from test_offload_engine import connector_on
+from offload_engines import connector_on
 
 HIT_TOKENS = 512
 
@@ -35,7 +36,7 @@ def engine(model, directory, tmp_path_factory):
 @pytest.fixture
 def prompt(request):
     """Return a prompt that no other test has."""
-    return random_tokens(hash(request.node.name) % 2**31, 600)
+    return random_tokens(crc32(request.node.name.encode()), 600)
 
 
 def hits(engine, prompt, **more):

@@ -2,7 +2,7 @@
 
 import pytest
 from engine_process import Ask, EngineProcess, random_tokens
-from test_offload_engine import connector_on
+from offload_engines import connector_on
 
 from flexkv_core.errors import ConfigError
 

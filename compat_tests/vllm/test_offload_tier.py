@@ -3,9 +3,9 @@
 import errno
 import os
 import threading
-from pathlib import Path
 
 import pytest
+from offload_engines import flip_all
 
 HIT, MISS, PENDING = "HIT", "MISS", "HIT_PENDING"
 
@@ -51,6 +51,7 @@ def test_what_left_host_memory_comes_back_from_disk(stored, keys):
 def test_all_that_one_request_asks_for_in_a_step_is_one_job(stored, keys):
     stored.begin("second")
     assert {stored.lookup("second", key) for key in keys} == {PENDING}
+    assert stored.engine.num_offered == len(keys)
     stored.step()
     assert len(stored.tier._jobs) == 1
     stored.settle()
@@ -191,16 +192,6 @@ def test_vllm_can_release_its_region(stored):
     stored.close()
     with pytest.raises(ValueError, match="released"):
         len(stored.manager.primary_tier.get_kv_memoryview())
-
-
-def flip_all(folder: Path) -> None:
-    """Change a byte in the middle of every row that is stored."""
-    for slab in folder.rglob("*.slab"):
-        content = bytearray(slab.read_bytes())
-        for at in range(8192, len(content), 4096):
-            content[at] ^= 1
-        with slab.open("r+b") as file:
-            file.write(content)
 
 
 @pytest.fixture

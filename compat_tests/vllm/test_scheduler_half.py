@@ -8,162 +8,24 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from half_rig import (
+    BLOCK_TOKENS,
+    NUM_TOKENS,
+    PROMPT,
+    compute,
+    demoted,
+    num_in_host_memory,
+    ready_half_of,
+    report_of,
+    request_of,
+    saved,
+    serve,
+)
 
-from flexkv_connectors.session.deployment import PageShape
-from flexkv_connectors.session.orders import RankReport
-from flexkv_connectors.vllm.cpu_pages import PLAIN
-from flexkv_connectors.vllm.deployment import VllmDeployment
-from flexkv_core.config import parse_config
-from flexkv_core.data.tiers.host import PoolAddress
-from flexkv_core.identity.as_read import Judge, Mounts
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import Status, StoredBlocks, StoredKey, TierReport, TransferResult
+from flexkv_core.plan import StoredKey
 
 KEY = sha256(b"block").digest()
-BLOCK_TOKENS = 64
-NUM_TOKENS = 4 * BLOCK_TOKENS
-PROMPT = list(range(NUM_TOKENS))
-
-
-@pytest.fixture
-def deployment(tmp_path):
-    """An engine of two ranks, with room for 32 blocks in each tier."""
-    return VllmDeployment(
-        cache=parse_config({"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}),
-        rank=0,
-        num_ranks=2,
-        num_replicas=1,
-        num_engines=1,
-        num_nodes=1,
-        page_shape=PageShape(num_heads=1, page_tokens=16, token_bytes=64),
-        page_order=PLAIN,
-        head_size=16,
-        element_bytes=2,
-        num_layers=2,
-        first_layer=0,
-        total_heads=2,
-        cell_heads=1,
-        block_tokens=BLOCK_TOKENS,
-        step_tokens=2048,
-        draft_blocks=0,
-        publishes_events=False,
-        engine_id="engine",
-    )
-
-
-@pytest.fixture
-def adapters(tmp_path):
-    from flexkv_connectors.vllm.adapters import Adapters
-
-    return Adapters(bytes(32), tmp_path / "hub", Judge(0.0, Mounts("")))
-
-
-@pytest.fixture
-def half(deployment, adapters):
-    """The scheduler half of that engine."""
-    from flexkv_connectors.vllm.scheduler import SchedulerHalf
-
-    return SchedulerHalf(deployment, Counters(), adapters)
-
-
-@pytest.fixture
-def ready(half):
-    """The same once both ranks have told what they have: nothing."""
-    for rank in range(2):
-        half.handle_reports(report_of(rank, []))
-    half.session.ssd.take_orders(0.0)
-    return half
-
-
-def report_of(rank, recovered):
-    """Return the first report of a rank that has found some blocks."""
-    from flexkv_connectors.vllm.metadata import VllmReports
-
-    found = TierReport(
-        tier="ssd", rank=rank, capacity_blocks=32, recovered=recovered, is_recovered=True
-    )
-    pool = PoolAddress(1, 1, 1, 1, 32, 64)
-    return VllmReports([RankReport(rank=rank, pool=pool, ssd=found)])
-
-
-def request_of(lora=None, media=(), request_id="request"):
-    """Return a request for `PROMPT`, with media of 20 tokens from the tokens `media` on."""
-    from vllm import SamplingParams
-    from vllm.v1.request import Request
-
-    request = Request(
-        request_id=request_id,
-        prompt_token_ids=PROMPT,
-        sampling_params=SamplingParams(max_tokens=8),
-        pooling_params=None,
-        lora_request=lora,
-    )
-    request.mm_features = [
-        SimpleNamespace(
-            mm_position=SimpleNamespace(offset=offset, length=20), identifier=f"picture {offset}"
-        )
-        for offset in media
-    ]
-    return request
-
-
-def compute(half, request, begin=0, end=NUM_TOKENS):
-    """Let the engine compute tokens of the prompt in one step; return the plan that saves them."""
-    name, pages = request.request_id, list(range(NUM_TOKENS // 16))
-    new = SimpleNamespace(req_id=name, block_ids=(pages,), num_computed_tokens=0)
-    known = SimpleNamespace(
-        req_ids=[name] if begin else [],
-        new_block_ids=[None] if begin else [],
-        num_computed_tokens=[begin] if begin else [],
-        resumed_req_ids=(),
-    )
-    output = SimpleNamespace(
-        scheduled_new_reqs=[] if begin else [new],
-        scheduled_cached_reqs=known,
-        num_scheduled_tokens={name: end - begin},
-        total_num_scheduled_tokens=end - begin,
-    )
-    orders = half.build_orders(output)
-    assert len(orders.saves) <= 1
-    return orders.saves[0] if orders.saves else None
-
-
-def saved(half, plan):
-    """Tell that both ranks have executed a plan."""
-    from flexkv_connectors.vllm.metadata import VllmReports
-
-    results = [
-        TransferResult(
-            job_id=plan.job_id,
-            rank=rank,
-            status=Status.OK,
-            num_blocks=plan.num_blocks,
-            epoch=plan.epoch,
-        )
-        for rank in range(2)
-    ]
-    half.handle_reports(
-        VllmReports([RankReport(rank=result.rank, results=[result]) for result in results])
-    )
-
-
-def serve(half, request):
-    """Serve a request from its arrival to its end, and keep what it may keep."""
-    num_offered = half.match(request, 0)
-    if plan := compute(half, request):
-        saved(half, plan)
-    half.finish(request)
-    return num_offered
-
-
-def num_in_host_memory(half):
-    return half.session.manager.num_used_blocks("host")
-
-
-def demoted(half):
-    """Return how many blocks are on their way to SSD."""
-    plans = half.session.ssd.take_orders(0.0).plans
-    return sum(plan.num_blocks for plan in plans if isinstance(plan.target, StoredBlocks))
 
 
 def test_what_a_rank_has_found_counts_although_another_reports_later(half):
@@ -229,13 +91,9 @@ def test_blocks_from_the_first_picture_on_stay_in_the_process(ready, media, num_
 
 
 def test_pictures_whose_identifiers_are_hashes_may_leave_it(deployment, adapters):
-    from flexkv_connectors.vllm.scheduler import SchedulerHalf
-
     cache = msgspec.structs.replace(deployment.cache, media_ids_are_hashes=True)
     trusting = dataclasses.replace(deployment, cache=cache)
-    half = SchedulerHalf(trusting, Counters(), adapters)
-    for rank in range(2):
-        half.handle_reports(report_of(rank, []))
+    half = ready_half_of(trusting, adapters)
     serve(half, request_of(media=(140,)))
     assert demoted(half) == 4
 
@@ -257,120 +115,6 @@ def test_pictures_are_not_brought_back_from_where_an_earlier_process_left_them(h
 def test_pictures_in_host_memory_are_found_there(ready):
     serve(ready, request_of(media=(140,)))
     assert serve(ready, request_of(media=(140,), request_id="again")) == NUM_TOKENS
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_adapter(tmp_path / "adapter", b"weights")
-
-
-def write_adapter(folder, weights):
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_bytes(weights)
-    return folder
-
-
-def lora(folder, **more):
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("adapter", 1, str(folder), **more)
-
-
-def know(adapters):
-    """Wait until the files of all adapters have been read."""
-    while adapters.has_work:
-        pass
-
-
-def introduce(ready, adapters, folder):
-    """Let an adapter become known."""
-    serve(ready, request_of(lora(folder), request_id="first"))
-    know(adapters)
-    ready.session.reset()
-
-
-def test_a_request_whose_adapter_is_not_known_yet_is_saved_from_its_first_block_on_later(
-    ready, adapters, folder
-):
-    digest = adapters._reader.read
-    asked = []
-    adapters._reader.read = lambda *question: asked.append(question)
-    request = request_of(lora(folder))
-    assert ready.match(request, 0) == 0
-    assert compute(ready, request) is None
-    digest(*asked[0])
-    know(adapters)
-    assert compute(ready, request).num_blocks == 4
-
-
-def test_a_request_finds_what_another_of_its_adapter_has_saved(ready, adapters, folder):
-    introduce(ready, adapters, folder)
-    assert serve(ready, request_of(lora(folder))) == 0
-    assert serve(ready, request_of(lora(folder), request_id="again")) == NUM_TOKENS
-
-
-def test_a_request_whose_adapter_changes_before_it_is_computed_is_not_saved(
-    ready, adapters, folder
-):
-    introduce(ready, adapters, folder)
-    request = request_of(lora(folder))
-    ready.match(request, 0)
-    write_adapter(folder, b"WEIGHTS")
-    assert compute(ready, request) is None
-
-
-def test_a_request_whose_adapter_changes_while_it_is_computed_is_saved_no_further(
-    ready, adapters, folder
-):
-    introduce(ready, adapters, folder)
-    request = request_of(lora(folder))
-    ready.match(request, 0)
-    assert compute(ready, request, 0, 128).num_blocks == 2
-    write_adapter(folder, b"WEIGHTS")
-    assert compute(ready, request, 128, 256) is None
-
-
-def test_what_was_computed_while_its_adapter_changed_is_not_found(ready, adapters, folder):
-    introduce(ready, adapters, folder)
-    request = request_of(lora(folder))
-    ready.match(request, 0)
-    plan = compute(ready, request)
-    write_adapter(folder, b"WEIGHTS")
-    saved(ready, plan)
-    assert num_in_host_memory(ready) == 0
-    assert demoted(ready) == 0
-
-
-def test_an_offer_ends_when_the_adapter_changes(ready, adapters, folder):
-    introduce(ready, adapters, folder)
-    serve(ready, request_of(lora(folder)))
-    request = request_of(lora(folder), request_id="again")
-    assert ready.match(request, 0) == NUM_TOKENS
-    write_adapter(folder, b"WEIGHTS")
-    adapters.look_again()
-    assert ready.match(request, 0) == 0
-    assert not ready.session.manager._claims
-
-
-@pytest.mark.parametrize(("num_local_tokens", "num_saved"), [(0, 4), (BLOCK_TOKENS, 0)])
-def test_what_vllm_kept_under_the_name_of_an_adapter_is_not_saved_once_that_was_another(
-    ready, adapters, folder, num_local_tokens, num_saved
-):
-    introduce(ready, adapters, folder)
-    write_adapter(folder, b"WEIGHTS")
-    adapters.begin_load(lora(folder, load_inplace=True))
-    adapters.end_load(lora(folder, load_inplace=True))
-    know(adapters)
-    request = request_of(lora(folder))
-    ready.match(request, num_local_tokens)
-    plan = compute(ready, request)
-    assert (plan.num_blocks if plan else 0) == num_saved
-
-
-def test_requests_that_have_ended_leave_nothing_of_their_adapter(ready, adapters, folder):
-    serve(ready, request_of(lora(folder)))
-    assert not adapters._num_requests
 
 
 def test_a_reset_before_the_workers_have_told_anything_is_not_lost(half):
@@ -407,14 +151,7 @@ def test_requests_that_have_ended_are_not_kept_for_ever(ready):
 @pytest.mark.parametrize("media", [(), (100,)])
 def test_with_events_on_a_request_that_has_ended_is_let_go_of(deployment, adapters, media):
     """Its pictures may take megabytes, and its blocks may be announced long after its end."""
-    from flexkv_connectors.vllm.scheduler import SchedulerHalf
-
-    half = SchedulerHalf(
-        dataclasses.replace(deployment, publishes_events=True), Counters(), adapters
-    )
-    for rank in range(2):
-        half.handle_reports(report_of(rank, []))
-    half.session.ssd.take_orders(0.0)
+    half = ready_half_of(dataclasses.replace(deployment, publishes_events=True), adapters)
     request = request_of(media=media)
     half.match(request, 0)
     plan = compute(half, request)
@@ -434,13 +171,9 @@ def test_with_events_on_a_request_that_has_ended_is_let_go_of(deployment, adapte
 def test_loaded_tokens_are_counted_whether_their_step_waits_for_them_or_not(
     deployment, adapters, load_async
 ):
-    from flexkv_connectors.vllm.scheduler import SchedulerHalf
-
     cache = msgspec.structs.replace(deployment.cache, load_async=load_async)
     counters = Counters()
-    half = SchedulerHalf(dataclasses.replace(deployment, cache=cache), counters, adapters)
-    for rank in range(2):
-        half.handle_reports(report_of(rank, []))
+    half = ready_half_of(dataclasses.replace(deployment, cache=cache), adapters, counters)
     serve(half, request_of())
     request = request_of(request_id="again")
     num_tokens = half.match(request, 0)
@@ -495,12 +228,7 @@ def decode(half, request, num_tokens, page_ids=None):
 def test_a_request_that_decodes_is_looked_at_when_a_block_can_be_saved(
     deployment, adapters, draft_blocks
 ):
-    from flexkv_connectors.vllm.scheduler import SchedulerHalf
-
-    deployment = dataclasses.replace(deployment, draft_blocks=draft_blocks)
-    half = SchedulerHalf(deployment, Counters(), adapters)
-    for rank in range(2):
-        half.handle_reports(report_of(rank, []))
+    half = ready_half_of(dataclasses.replace(deployment, draft_blocks=draft_blocks), adapters)
     request = request_of()
     half.match(request, 0)
     compute(half, request)

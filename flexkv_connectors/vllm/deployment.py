@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
-__all__ = ["VllmDeployment", "draft_of", "read_cache_config", "translate", "why_not"]
+__all__ = [
+    "VllmDeployment",
+    "draft_of",
+    "num_engines_on_node",
+    "read_cache_config",
+    "translate",
+    "why_not",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +132,7 @@ def translate(
         rank=parallel.rank,
         num_ranks=degree * parallel.pipeline_parallel_size,
         num_replicas=replicas,
-        num_engines=max(parallel.data_parallel_size_local, 1),
+        num_engines=num_engines_on_node(vllm_config),
         num_nodes=parallel.nnodes_within_dp,
         page_shape=shape,
         page_order=page_order(vllm_config, spec),
@@ -141,6 +148,11 @@ def translate(
         publishes_events=_publishes_events(vllm_config),
         engine_id=str(vllm_config.kv_transfer_config.engine_id),
     )
+
+
+def num_engines_on_node(vllm_config: "VllmConfig") -> int:
+    """Return how many data-parallel engines share the memory and the drives of this node."""
+    return max(int(vllm_config.parallel_config.data_parallel_size_local), 1)
 
 
 def _num_replicas(vllm_config: "VllmConfig") -> int:

@@ -1,6 +1,7 @@
 """The class that vLLM calls: its own offloading, with our options and our tier below it."""
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from flexkv_connectors.vllm.offloading.options import (
 from flexkv_connectors.vllm.offloading.region import forget_name, is_there, why_no_room
 from flexkv_connectors.vllm.offloading.requests import Requests
 from flexkv_connectors.vllm.offloading.support import why_no_ssd, why_not
-from flexkv_core.metrics import Counters
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -55,15 +55,17 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         with refusals_in_one_line():
             require_supported("vllm", vllm.__version__)
             cache = read_options(vllm_config)
+        engine = OffloadingEngine(vllm_config, kv_cache_config, cache)
         engine_id = vllm_config.kv_transfer_config.engine_id
         reason = why_not(
             vllm_config, kv_cache_config, moves_on_cpu=replaces_spec(vllm_config)
-        ) or why_no_room(engine_id, region_bytes(vllm_config, cache))
+        ) or why_no_room(engine_id, region_bytes(engine))
         if reason is None and role is KVConnectorRole.SCHEDULER and not is_there(engine_id):
             # Workers see each layer's cache and the room of an earlier moment: they were refused.
             reason = "its workers could not be served: see above"
         if reason is None:
             chosen: FlexKVOffloadingConnector = super().__new__(cls)
+            chosen._engine = engine
             return chosen
         FaultBarrier().switch_off(reason)
         return IdleConnector(vllm_config, role, kv_cache_config)
@@ -77,17 +79,13 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         Raises:
             ConfigError: An option cannot be used.
         """
-        cache = read_options(vllm_config)
-        self._engine = OffloadingEngine(vllm_config, kv_cache_config, cache)
         is_scheduler = role is KVConnectorRole.SCHEDULER
         self._uses_ssd = _uses_ssd(self._engine, says_so=is_scheduler)
         config = translated(self._engine, uses_ssd=self._uses_ssd, says_so=is_scheduler)
         super().__init__(config, role, kv_cache_config)
         if is_scheduler:
             self._barrier = FaultBarrier()
-            self._requests = Requests(
-                cache, follow_adapters(vllm_config, self._barrier), Counters()
-            )
+            self._requests = Requests(self._engine, follow_adapters(vllm_config, self._barrier))
             forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
 
     @override
@@ -112,7 +110,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
 
     @override
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
-        self._bar_doubtful()
+        self._bar_doubtful(self._statuses)
         self._drop_barred_tails(scheduler_output)
         return super().build_connector_meta(scheduler_output)
 
@@ -124,7 +122,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
 
         To promote, it evicts from host memory: it may be what this very answer counts on.
         """
-        self._bar_doubtful()
+        self._bar_doubtful([request.request_id])
         num_offered = self._engine.num_offered
         found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
             request, num_computed_tokens
@@ -149,7 +147,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         first block on: they store nothing any more.
         """
         is_reset: bool | None = super().reset_cache()
-        for request_id in self._all_requests():
+        for request_id in self._statuses:
             self._bar_saves(request_id)
         return is_reset
 
@@ -173,11 +171,13 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         statuses: dict[str, Any] = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
         return statuses
 
-    def _bar_doubtful(self) -> None:
+    def _bar_doubtful(self, names: Iterable[str]) -> None:
         """Neither load nor save for requests whose adapter may have changed under them."""
-        for request_id in self._barrier.run(self._requests.find_doubtful, self._all_requests):
-            self._bar_loads(request_id)
-            self._bar_saves(request_id)
+        for name in self._barrier.run(
+            lambda: self._requests.find_doubtful(names), lambda: list(names)
+        ):
+            self._bar_loads(name)
+            self._bar_saves(name)
 
     def _drop_barred_tails(self, scheduler_output: "SchedulerOutput") -> None:
         """Take from vLLM what it would store of barred requests: their 0 is no limit there."""
@@ -187,9 +187,6 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             status = self._statuses.get(request_id)
             if status is not None and status.max_offload_tokens == 0:
                 del tails[request_id]
-
-    def _all_requests(self) -> list[str]:
-        return [*self._statuses]
 
     def _bar_loads(self, request_id: str) -> None:
         if status := self._statuses.get(request_id):

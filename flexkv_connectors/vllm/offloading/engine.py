@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flexkv_core.block.types import BlockKey
 from flexkv_core.config import CacheConfig
+from flexkv_core.metrics import Counters
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -40,3 +41,6 @@ class OffloadingEngine:
 
     num_offered: int = 0
     """Blocks that the tier has said it has: vLLM begins to promote each."""
+
+    counters: Counters = field(default_factory=Counters)
+    """What the connector counts; the tier reports it with its own."""

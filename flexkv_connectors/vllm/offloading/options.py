@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 
+from flexkv_connectors.vllm.deployment import num_engines_on_node
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
 from flexkv_connectors.vllm.offloading.region import default_region_bytes
 from flexkv_core.config import CacheConfig, parse_config
@@ -55,11 +56,11 @@ def replaces_spec(vllm_config: "VllmConfig") -> bool:
     return "spec_name" in _extra(vllm_config)
 
 
-def region_bytes(vllm_config: "VllmConfig", cache: CacheConfig) -> int:
+def region_bytes(engine: OffloadingEngine) -> int:
     """Return the size of an engine's host tier; the same in all of its processes."""
-    num_engines = max(int(vllm_config.parallel_config.data_parallel_size_local), 1)
-    if cache.cpu_cache_bytes is not None:
-        return cache.cpu_cache_bytes // num_engines
+    num_engines = num_engines_on_node(engine.vllm_config)
+    if engine.cache.cpu_cache_bytes is not None:
+        return engine.cache.cpu_cache_bytes // num_engines
     return default_region_bytes(num_engines)
 
 
@@ -78,7 +79,7 @@ def translated(engine: OffloadingEngine, *, uses_ssd: bool, says_so: bool = Fals
     tier = {**_TIER, "engine": engine}
     extra: dict[str, Any] = {
         "spec_name": _SPEC,
-        "cpu_bytes_to_use": region_bytes(config, cache),
+        "cpu_bytes_to_use": region_bytes(engine),
         "blocks_per_chunk": _blocks_per_chunk(engine),
         "eviction_policy": "lru",
         "offload_prompt_only": False,

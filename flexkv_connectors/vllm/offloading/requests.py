@@ -1,13 +1,12 @@
 """Which requests vLLM's offloading may serve and keep, and what else names their KV."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from flexkv_connectors.vllm.adapters import Adapter, Adapters
-from flexkv_connectors.vllm.offloading.engine import TierRequest
+from flexkv_connectors.vllm.offloading.engine import OffloadingEngine, TierRequest
 from flexkv_connectors.vllm.support import why_not_request, why_not_skip
 from flexkv_connectors.vllm.switches import SwitchReader
-from flexkv_core.config import CacheConfig
-from flexkv_core.metrics import Recorder
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -32,11 +31,11 @@ class Requests:
     Thread: the scheduler's.
     """
 
-    def __init__(self, cache: CacheConfig, adapters: Adapters, recorder: Recorder) -> None:
+    def __init__(self, engine: OffloadingEngine, adapters: Adapters) -> None:
         """Begin without requests."""
-        self._media_ids_are_hashes = cache.media_ids_are_hashes
+        self._media_ids_are_hashes = engine.cache.media_ids_are_hashes
         self._adapters = adapters
-        self._switches = SwitchReader(recorder)
+        self._switches = SwitchReader(engine.counters)
         self._of_adapters: dict[str, tuple[Request, Adapter]] = {}
 
     def begin(self, request: "Request") -> Permit:
@@ -53,13 +52,13 @@ class Requests:
         may_load = is_known and switches.load and why_not_skip(request) is None
         return Permit(may_load, is_known and switches.save, tier_request)
 
-    def find_doubtful(self) -> list[str]:
-        """Return the requests whose adapter may have changed under them."""
+    def find_doubtful(self, names: Iterable[str]) -> list[str]:
+        """Return those of some requests whose adapter may have changed under them."""
         if not self._of_adapters:
             return []
         self._adapters.look_again()
-        running = self._of_adapters.items()
-        return [name for name, (_, adapter) in running if not self._is_certain(adapter)]
+        asked = [(name, self._of_adapters[name]) for name in names if name in self._of_adapters]
+        return [name for name, (_, adapter) in asked if not self._is_certain(adapter)]
 
     def end(self, request: "Request") -> None:
         """Note that a request has ended."""

@@ -12,6 +12,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, Tra
 from flexkv_connectors.below_host.deferred_stores import DeferredStores
 from flexkv_connectors.below_host.rank import StorageRank
 from flexkv_connectors.fault_barrier import FaultBarrier, nothing, refusals_in_one_line
+from flexkv_connectors.vllm.deployment import num_engines_on_node
 from flexkv_connectors.vllm.offloading.drift import end_of, make_result, rows_of
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine, TierRequest
 from flexkv_connectors.vllm.offloading.rows import ROWS, Rows, describe_rows, origin_of_rows
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.tiering.backpressure import BackpressureDetector
 
 __all__ = ["FlexKVTier"]
+
+
+_WITHOUT = "the SSD tier"
 
 
 class _Job(NamedTuple):
@@ -85,7 +89,7 @@ class FlexKVTier(SecondaryTierManager):
         # Before 0.31 there is no such argument, so it is passed only where vLLM has one.
         detector = {"backpressure_detector": backpressure_detector} if backpressure_detector else {}
         super().__init__(offloading_spec, primary_kv_view, tier_type, **detector)
-        self._barrier = FaultBarrier(without="the SSD tier")
+        self._barrier = FaultBarrier(_WITHOUT)
         self._keeps_name = bool(engine.cache.weight_version)
         self._engine = engine
         self._requests = engine.requests
@@ -133,17 +137,19 @@ class FlexKVTier(SecondaryTierManager):
         self._barrier.run(self._cancel, nothing)
         self._abandon()
         # Whatever has failed before: what is on disk must not be found under these weights.
-        FaultBarrier().run(lambda: self._stores.reset(keeps_name=self._keeps_name), self._give_up)
+        barrier = FaultBarrier(_WITHOUT)
+        barrier.run(lambda: self._stores.reset(keeps_name=self._keeps_name), self._give_up)
 
     @override
     def shutdown(self) -> None:
         self._barrier.run(self._cancel, nothing)
-        FaultBarrier().run(self._stores.close, nothing)
+        FaultBarrier(_WITHOUT).run(self._stores.close, nothing)
 
     @override
     def get_stats(self) -> "OffloadingConnectorStats | None":
         stores = self._stores.opened
-        changes = {"switched_off": float(bool(self._barrier.reason))}
+        changes = self._engine.counters.drain()
+        changes["switched_off"] = float(bool(self._barrier.reason))
         for _, store in stores or ():
             changes |= self._barrier.run(store.take_counts, dict)
         return stats_of(changes)
@@ -230,10 +236,9 @@ class FlexKVTier(SecondaryTierManager):
 def _rank_of(engine: OffloadingEngine, engine_id: str) -> StorageRank:
     """Return the one process that stores what all ranks have: its scheduler."""
     assert engine.cache.ssd_cache_bytes is not None
-    num_engines = max(engine.vllm_config.parallel_config.data_parallel_size_local, 1)
     return StorageRank(
         cache=engine.cache,
-        quota_bytes=engine.cache.ssd_cache_bytes // num_engines,
+        quota_bytes=engine.cache.ssd_cache_bytes // num_engines_on_node(engine.vllm_config),
         num_replicas=1,
         is_follower=False,
         engine_id=engine_id,

@@ -1,0 +1,150 @@
+"""What the connector decides above vLLM's own offloading, without an engine."""
+
+import uuid
+from types import SimpleNamespace
+
+import pytest
+from engine_checks import NO_SAVE
+from half_rig import know, lora, request_of, write_adapter
+from offload_engines import connector_on
+
+FOUND = 128, True
+"""What vLLM's offloading finds for each request of these tests."""
+
+
+@pytest.fixture
+def connector_of(identity, config_of, tmp_path, monkeypatch):
+    """Return a function to the scheduler's side of an engine, whose workers were served or not."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+    from flexkv_connectors.vllm.offloading import connector
+
+    made = []
+
+    def connector_of(*, workers_are_served=True):
+        monkeypatch.setattr(connector, "is_there", lambda _engine_id: workers_are_served)
+        options = connector_on(tmp_path / "ssd", cpu_cache_gb=0.01, ssd_cache_gb=0.1)
+        config = identity.changed(
+            config_of(enable_lora=True, max_lora_rank=8),
+            "kv_transfer_config",
+            kv_connector_extra_config=options["kv_connector_extra_config"],
+            engine_id=uuid.uuid4().hex,
+        )
+        cache = identity.declared_cache(config)
+        made.append(connector.FlexKVOffloadingConnector(config, KVConnectorRole.SCHEDULER, cache))
+        return made[-1]
+
+    yield connector_of
+    for each in made:
+        each.shutdown()
+
+
+@pytest.fixture
+def connector(connector_of, monkeypatch):
+    """Return the scheduler's side of an engine, where vLLM finds `FOUND` for each request."""
+    connector = connector_of()
+    monkeypatch.setattr(
+        connector.scheduler, "get_num_new_matched_tokens", lambda *_args, **_more: FOUND
+    )
+    return connector
+
+
+def test_where_the_workers_are_served_the_scheduler_is(connector_of):
+    assert type(connector_of()).__name__ == "flexkv-offload"
+
+
+def test_where_the_workers_were_refused_the_scheduler_serves_without_it(connector_of):
+    connector = connector_of(workers_are_served=False)
+    assert connector.get_num_new_matched_tokens(request_of(), 0) == (0, False)
+
+
+def test_what_vllm_finds_is_the_answer(connector):
+    request = request_of()
+    connector.on_new_request(request)
+    assert connector.get_num_new_matched_tokens(request, 0) == FOUND
+
+
+def test_where_a_promotion_has_begun_there_is_no_answer_yet(connector, monkeypatch):
+    """To promote, vLLM evicts from host memory: perhaps what it has just found there."""
+
+    def find(*_args, **_more):
+        connector._engine.num_offered += 1
+        return FOUND
+
+    monkeypatch.setattr(connector.scheduler, "get_num_new_matched_tokens", find)
+    request = request_of()
+    connector.on_new_request(request)
+    assert connector.get_num_new_matched_tokens(request, 0) == (None, False)
+
+
+def test_what_is_kept_of_a_running_request_between_blocks_is_not_stored_if_it_is_barred(
+    connector, monkeypatch
+):
+    stored = []
+    monkeypatch.setattr(connector.scheduler, "build_connector_meta", stored.append)
+    barred, free = request_of(request_id="barred"), request_of(request_id="free")
+    barred.kv_transfer_params = NO_SAVE
+    for request in (barred, free):
+        connector.on_new_request(request)
+    tails = {"barred": [(0, 1, 40)], "free": [(0, 2, 40)]}
+    state = SimpleNamespace(boundary_state_offloads=tails)
+    connector.build_connector_meta(SimpleNamespace(kv_connector_block_state=state))
+    [output] = stored
+    assert output.kv_connector_block_state.boundary_state_offloads == {"free": [(0, 2, 40)]}
+
+
+def test_a_switch_that_cannot_be_read_is_counted(connector):
+    (tier,) = connector.scheduler.manager.secondary_tiers
+    for name, switches in (("good", {"save": False}), ("bad", {"save": "perhaps"})):
+        request = request_of(request_id=name)
+        request.kv_transfer_params = {"flexkv": switches}
+        connector.on_new_request(request)
+        assert ("switches_refused" in str(tier.get_stats().data)) is (name == "bad")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return the folder of an adapter."""
+    return write_adapter(tmp_path / "adapter", b"weights")
+
+
+@pytest.fixture
+def of_adapter(connector, folder):
+    """Return a running request of an adapter that is known."""
+    for name in ("first", "request"):
+        request = request_of(lora(folder), request_id=name)
+        connector.on_new_request(request)
+        know(connector._requests._adapters)
+    return request
+
+
+def limits_of(connector, request):
+    """Return how many tokens of a request vLLM's offloading may load, and how many store."""
+    status = connector.scheduler._req_status[request.request_id]
+    return status.max_load_tokens, status.max_offload_tokens
+
+
+def test_a_request_of_a_known_adapter_is_loaded_and_stored(connector, of_adapter):
+    connector.get_num_new_matched_tokens(of_adapter, 0)
+    assert limits_of(connector, of_adapter) == (None, None)
+
+
+def test_a_request_whose_adapter_changes_is_not_loaded_any_more(connector, of_adapter, folder):
+    write_adapter(folder, b"WEIGHTS")
+    connector.get_num_new_matched_tokens(of_adapter, 0)
+    assert limits_of(connector, of_adapter) == (0, 0)
+
+
+def test_a_request_whose_adapter_changes_while_it_runs_is_stored_no_further(
+    connector, of_adapter, folder, monkeypatch
+):
+    monkeypatch.setattr(connector.scheduler, "build_connector_meta", lambda _output: None)
+    write_adapter(folder, b"WEIGHTS")
+    connector.build_connector_meta(SimpleNamespace())
+    assert limits_of(connector, of_adapter) == (0, 0)
+
+
+def test_once_a_hook_has_failed_a_request_is_neither_loaded_nor_stored(connector, of_adapter):
+    connector._barrier.switch_off("a test says so")
+    connector.get_num_new_matched_tokens(of_adapter, 0)
+    assert limits_of(connector, of_adapter) == (0, 0)
