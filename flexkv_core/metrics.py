@@ -76,7 +76,7 @@ METRICS: Mapping[str, Metric] = {
         Metric(
             "ssd_busy_blocks",
             "counter",
-            "Blocks that SSD had no time for: those to be stored are offered again",
+            "Blocks that SSD had no time for; those in host memory are offered to it again",
         ),
         Metric("ssd_failed", "counter", "Times SSD went off: errors, again and again"),
         Metric("ssd_unheard", "counter", "Times SSD went off: no answer, or none in time"),

@@ -101,7 +101,7 @@ class SchedulerSession(Generic[S]):
     @property
     def is_opening(self) -> bool:
         """Whether the SSD tier has not taken in all that its owners may still find."""
-        return self.ssd is not None and self.ssd.has_work
+        return self.ssd is not None and self.ssd.is_restoring
 
     def fetch(self, state: S, block_compute_s: float | None = None) -> bool:
         """Start what SSD has of a request on its way to host memory.

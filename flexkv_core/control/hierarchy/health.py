@@ -21,7 +21,7 @@ _METRICS = {"failed": "ssd_failed", "unheard": "ssd_unheard", "closed": "ssd_clo
 class Health:
     """Whether one direction of one tier is used, and why not.
 
-    - **busy**: it has enough to do. That is no failure; what was refused is offered again.
+    - **busy**: it has enough to do, and refuses more. That is no failure.
     - **failed**: attempts end with errors, three in a row. Off, but for a trial every 30 seconds;
       the first that succeeds switches it on again.
     - **unheard**: no answer came while one could have come. The same.
@@ -80,7 +80,7 @@ class Health:
 
     def _note_busy(self) -> None:
         if not self._is_busy:
-            logger.info("tier.busy: %s has to wait; what waits is offered again", self._subject)
+            logger.info("tier.busy: %s has to wait", self._subject)
         self._is_busy = True
 
     def _note_answer(self) -> None:

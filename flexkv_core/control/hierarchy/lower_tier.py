@@ -79,9 +79,14 @@ class LowerTier:
         return self.promoter.is_off or self.demoter.is_off
 
     @property
+    def is_restoring(self) -> bool:
+        """Whether blocks of earlier processes may still be found."""
+        return not self._restorer.is_over
+
+    @property
     def has_work(self) -> bool:
         """Whether there is work that only proceeds while the engine steps, now or later."""
-        return self._must_order_generation or self.demoter.has_work or not self._restorer.is_over
+        return self._must_order_generation or self.demoter.has_work or self.is_restoring
 
     @property
     def can_proceed(self) -> bool:

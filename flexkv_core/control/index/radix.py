@@ -138,9 +138,6 @@ class PrefixIndex:
         """
         node, shared_end = self._tree.walk(keys, start)
         end = len(keys) if end is None else end
-        while node.start >= end > 0:
-            assert node.parent is not None
-            node = node.parent
         shared_end = min(shared_end, end)
         entry = self._deepest(node, tier)
         known_end = min(entry.end, shared_end)

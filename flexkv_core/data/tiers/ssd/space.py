@@ -32,6 +32,8 @@ _MAX_ADOPTED = 64
 _RETRY_S = 60.0
 """How long a directory that failed or had no room is left alone."""
 
+_ANY = (0,)
+"""A slot, to be pinned for the sake of its slab."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _NO_ROOM = "No room below ssd_directory_cap_gb, or on the file system but for its reserve"
@@ -78,6 +80,9 @@ class Space:
         self._is_aligned = is_aligned
         self._folders = {directory: directory.folder(superblock) for directory in directories}
         self._retry_s: dict[Directory, float] = dict.fromkeys(directories, 0.0)
+        self._leaving: list[Slab] = []
+        """Retired, and still in use; guarded by `lock`."""
+
         self._turn = 0
         self._is_closed = False
         self._changing = threading.Lock()
@@ -143,13 +148,16 @@ class Space:
         with self.lock:
             slab.slots.unpin(slots)
             is_over = slab.is_retired and slab.slots.is_idle
+            if is_over:
+                self._leaving.remove(slab)
         if is_over:
             slab.close()
 
     def note_write(self, slab: Slab, error: OSError | None) -> None:
         """Tell the directory of `slab` that a write has failed for want of room, or succeeded."""
         if error is None or error.errno in _FULL:
-            [directory] = (it for it in self._retry_s if it.path == slab.path.parents[2])
+            places = self._folders.items()
+            [directory] = (it for it, folder in places if folder == slab.folder)
             directory.note("be written", error)
 
     def retire(self, slabs: Sequence[Slab]) -> None:
@@ -182,8 +190,14 @@ class Space:
         Slabs that were retired, or never adopted, hold the same blocks: they are deleted as well.
         """
         with self._changing:
-            for slab in self.slabs:
+            with self.lock:
+                leaving = [*self._leaving]
+                for slab in leaving:
+                    slab.slots.pin(_ANY)  # else its last call could close it meanwhile
+            for slab in (*self.slabs, *leaving):
                 _try_to_delete(slab.path, slab.unlink)
+            for slab in leaving:
+                self.unpin(slab, _ANY)
             for directory, folder in self._folders.items():
                 leftovers = partial(directory.delete_leftovers, self._superblock)
                 _try_to_delete(folder / ("*" + SLAB_SUFFIX), leftovers)
@@ -201,6 +215,7 @@ class Space:
             for slab in retired:
                 slab.is_retired = True
             idle = [slab for slab in retired if slab.slots.is_idle]
+            self._leaving += [slab for slab in retired if slab not in idle]
         for slab in idle:
             slab.close()
 

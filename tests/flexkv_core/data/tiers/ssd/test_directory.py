@@ -1,7 +1,6 @@
 """A directory that many share: caps, leftovers, and slabs that are never touched."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -175,25 +174,25 @@ def test_what_links_elsewhere_is_left_alone(tmp_path, leave):
     assert target.read_text() == "mine"
 
 
-def test_all_files_are_closed_afterwards(tmp_path, leave):
+def test_all_files_are_closed_afterwards(tmp_path, leave, open_files):
     leave("a")
     leave("b", is_temporary=True)
-    num_open = num_open_files()
+    before = open_files()
     room(tmp_path, 1)
-    assert num_open_files() == num_open
+    assert not open_files() - before
 
 
 @pytest.mark.parametrize("cap", [None, 1])
-def test_leftovers_are_opened_one_at_a_time(tmp_path, leave, monkeypatch, cap):
+def test_leftovers_are_opened_one_at_a_time(tmp_path, leave, monkeypatch, cap, open_files):
     """Thousands that are open at once leave no descriptor to the engine."""
     paths = [leave(str(number)) for number in range(50)]
-    before, most_open = num_open_files(), 0
+    before, most_open = open_files(), 0
     opened = os.open
 
     def count(*arguments):
         nonlocal most_open
         fd = opened(*arguments)
-        most_open = max(most_open, num_open_files() - before)
+        most_open = max(most_open, len(open_files() - before))
         return fd
 
     monkeypatch.setattr(os, "open", count)
@@ -213,10 +212,6 @@ def test_a_leftover_that_was_taken_meanwhile_stays(tmp_path, leave, monkeypatch)
     monkeypatch.setattr(SlabFile, "take", take_once)
     assert room(tmp_path, 5000, cap=5000) == 0
     assert path.exists()
-
-
-def num_open_files():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_directory_that_is_a_file_cannot_be_locked(tmp_path):

@@ -4,7 +4,6 @@ import errno
 import mmap
 import os
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -315,10 +314,10 @@ def test_unlinking_twice_is_unlinking_once(path, file):
     assert not path.exists()
 
 
-def test_no_file_stays_open_that_was_not_taken(path, file):
-    num_open = len(list(Path("/proc/self/fd").iterdir()))
+def test_no_file_stays_open_that_was_not_taken(path, file, open_files):
+    before = open_files()
     assert SlabFile.take(path) is None
-    assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+    assert not open_files() - before
 
 
 def test_a_folder_is_locked_by_one_alone(tmp_path, monkeypatch):
@@ -364,15 +363,15 @@ class TestDurably:
         write_durably(path, b"now")
         assert path.read_bytes() == b"now"
 
-    def test_no_file_stays_open(self, path, monkeypatch):
-        num_open = len(list(Path("/proc/self/fd").iterdir()))
+    def test_no_file_stays_open(self, path, monkeypatch, open_files):
+        before = open_files()
         write_durably(path, b"now")
         empty_durably(path)
         remove_durably(path)
         monkeypatch.setattr(os, "pwritev", _fail)
         with pytest.raises(OSError, match="Input/output error"):
             write_durably(path, b"now")
-        assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+        assert not open_files() - before
 
     def test_a_file_is_emptied_or_made_empty(self, path):
         for _ in range(2):
