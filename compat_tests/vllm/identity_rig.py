@@ -4,6 +4,7 @@ Run as a script with the folder of a model, it prints the digest of that model's
 """
 
 import copy
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
     MLAAttentionSpec,
+    SlidingWindowSpec,
 )
 
 from flexkv_connectors.vllm.deployment import VllmDeployment, translate
@@ -90,6 +92,27 @@ def cache_of(spec: AttentionSpec, end: int, start: int = 0) -> KVCacheConfig:
     )
 
 
+def whole_windows(config: VllmConfig) -> KVCacheConfig:
+    """Return what a worker declares where layers with windows keep all tokens, too."""
+    (group,) = declared_cache(config).kv_cache_groups
+    spec = dataclasses.replace(group.kv_cache_spec, sliding_window=8)
+    return cache_of(spec, len(group.layer_names))
+
+
+def window_group(config: VllmConfig) -> KVCacheGroupSpec:
+    """Return a group of layers that keep what their windows see."""
+    (group,) = declared_cache(config).kv_cache_groups
+    spec = group.kv_cache_spec
+    window = SlidingWindowSpec(
+        block_size=spec.block_size,
+        num_kv_heads=spec.num_kv_heads,
+        head_size=spec.head_size,
+        dtype=spec.dtype,
+        sliding_window=8,
+    )
+    return KVCacheGroupSpec(group.layer_names, window)
+
+
 def deployment_of(config: VllmConfig, num_draft_layers: int = 0, **options: Any) -> VllmDeployment:
     """Return the deployment with our `options`."""
     return translate(config, declared_cache(config, num_draft_layers), parse_config(options))
@@ -103,6 +126,12 @@ def origin_of_blocks(config: VllmConfig, **options: Any) -> Origin:
 def identify(config: VllmConfig, **options: Any) -> Namespace | None:
     """Return the namespace with our `options`; None if files do not say of what."""
     return find(origin_of_blocks(config, **options), parse_config(options))
+
+
+def identify_cache(config: VllmConfig, cache: KVCacheConfig) -> Namespace | None:
+    """Return the namespace of a cache of another kind."""
+    options = parse_config({})
+    return find(origin_of(config, cache, translate(config, cache, options)), options)
 
 
 def find(found: Origin, cache: CacheConfig) -> Namespace | None:

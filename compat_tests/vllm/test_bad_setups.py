@@ -6,7 +6,6 @@ engines and one server show what a user gets to see.
 """
 
 import copy
-import dataclasses
 import logging
 import re
 from functools import partial
@@ -263,11 +262,6 @@ def with_overrides_in_code(config, cache):
     config.model_config.hf_overrides = lambda hf_config: hf_config
 
 
-def with_a_window(config, cache):
-    (group,) = cache.kv_cache_groups
-    group.kv_cache_spec = dataclasses.replace(group.kv_cache_spec, sliding_window=8)
-
-
 def with_two_groups(config, cache):
     cache.kv_cache_groups = cache.kv_cache_groups * 2
 
@@ -283,7 +277,6 @@ UNCACHED = {
     with_prefill_context_parallelism: "prefill context parallelism spreads a block over ranks",
     with_scales_from_the_first_batch: "its KV scales are computed at run time",
     with_overrides_in_code: "its model overrides are a function",
-    with_a_window: "its attention sees only a window of the sequence",
     with_two_groups: "the model mixes 2 cache groups (FullAttentionSpec)",
     without_attention: "the model mixes 0 cache groups (none)",
 }

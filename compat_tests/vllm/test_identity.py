@@ -126,6 +126,13 @@ def test_an_option_that_changes_no_kv_changes_nothing(identity, config_of, plain
     assert differences(plain, identity.identify(config_of(**options))) == set()
 
 
+def test_windows_of_which_all_tokens_are_kept_are_blocks_of_their_own(identity, config_of, plain):
+    config = config_of()
+    found = identity.identify_cache(config, identity.whole_windows(config))
+
+    assert differences(plain, found) == {"cache_group"}
+
+
 OURS = {
     "namespace": ("tenants", {"user"}),
     "weight_version": ("2026-11", {"weight_version"}),

@@ -74,6 +74,20 @@ def test_layers_that_look_ahead_are_not(reason, identity, config_of):
     )
 
 
+def test_windows_are_cached_where_all_tokens_are_kept(reason, identity, config_of):
+    assert reason(config_of(), identity.whole_windows(config_of())) is None
+
+
+def test_where_only_windows_are_kept_it_says_what_to_do(reason, identity, config_of):
+    cache = identity.declared_cache(config_of())
+    cache.kv_cache_groups.append(identity.window_group(config_of()))
+
+    assert reason(config_of(), cache) == (
+        "the model mixes 2 cache groups (FullAttentionSpec, SlidingWindowSpec): with "
+        "--disable-hybrid-kv-cache-manager, layers with windows keep all tokens too"
+    )
+
+
 def test_routed_experts_are_of_all_tokens(reason, identity, config_of):
     config = config_of()
     part = "aux_output_config" if hasattr(config, "aux_output_config") else "model_config"

@@ -12,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 _SESSION = "flexkv_connectors.vllm.connector", "FlexKVConnector"
 _OFFLOADING = "flexkv_connectors.vllm.offloading.connector", "FlexKVOffloadingConnector"
-_CONNECTORS = {"flexkv": _SESSION, "flexkv-session": _SESSION, "flexkv-offload": _OFFLOADING}
+_BY_DEVICE = "flexkv_connectors.vllm.by_device", "FlexKVByDevice"
+_CONNECTORS = {"flexkv": _BY_DEVICE, "flexkv-session": _SESSION, "flexkv-offload": _OFFLOADING}
 """Module and class, by the names that users write."""
 
 

@@ -28,6 +28,7 @@ from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
 from flexkv_connectors.vllm.metadata import VllmOrders, VllmReports
 from flexkv_connectors.vllm.scheduler import SchedulerHalf
 from flexkv_connectors.vllm.stats import FlexKVPromMetrics, FlexKVStats
+from flexkv_connectors.vllm.support import window_of
 from flexkv_connectors.vllm.worker import WorkerHalf
 from flexkv_core.metrics import Counters
 
@@ -97,6 +98,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
             uses_ssd = False
             logger.warning("tier.off tier=ssd: serving without it, because %s", reason)
         if role is KVConnectorRole.SCHEDULER:
+            _say_what_windows_cost(kv_cache_config)
             adapters = follow_adapters(vllm_config, self._barrier)
             self._scheduler = SchedulerHalf(deployment, self._counters, adapters)
             return
@@ -317,6 +319,15 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         per_engine_labelvalues: dict[int, list[object]],
     ) -> "KVConnectorPromMetrics":
         return FlexKVPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+def _say_what_windows_cost(kv_cache_config: "KVCacheConfig") -> None:
+    if window := window_of(kv_cache_config):
+        logger.info(
+            "windows.kept_whole: layers that see %d tokens keep KV of all while vLLM's hybrid "
+            "manager is off: in each tier they take as much room as layers of full attention",
+            window,
+        )
 
 
 def _orders(metadata: KVConnectorMetadata) -> VllmOrders:

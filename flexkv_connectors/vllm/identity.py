@@ -7,6 +7,7 @@ import msgspec
 
 from flexkv_connectors.vllm.deployment import VllmDeployment
 from flexkv_connectors.vllm.model_identity import describe_model, origin_with, why_unknown
+from flexkv_connectors.vllm.support import window_of
 from flexkv_core.block.cells import BLOCK_FORMAT_VERSION
 from flexkv_core.block.namespace import Namespace, canonical_dtype
 from flexkv_core.identity.origin import Origin
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
 __all__ = ["namespace_of", "origin_of", "why_no_ssd"]
+
+_WHOLE_WINDOWS = "windows-kept-whole"
+"""Names blocks of a model with windows: other engines keep only what its windows see."""
 
 
 def why_no_ssd(
@@ -73,6 +77,7 @@ def namespace_of(
         block_format_version=BLOCK_FORMAT_VERSION,
         cell_heads=deployment.cell_heads,
         cell_layers=-(-model.num_layers // vllm_config.parallel_config.pipeline_parallel_size),
+        cache_group=_WHOLE_WINDOWS if window_of(kv_cache_config) else "",
     )
 
 

@@ -25,7 +25,11 @@ __all__ = [
     "why_not_reuse",
     "why_not_settings",
     "why_not_skip",
+    "window_of",
 ]
+
+_WINDOWS = frozenset({"ChunkedLocalAttentionSpec", "SlidingWindowSpec"})
+_KEEP_WINDOWS = ": with --disable-hybrid-kv-cache-manager, layers with windows keep all tokens too"
 
 _POOLED_FROM_THE_LAST = ("classify", "embed")
 """Pooling tasks that need one token's hidden state only, if `why_not_reuse` has no objection."""
@@ -133,7 +137,8 @@ def why_not_group(kv_cache_config: "KVCacheConfig") -> str | None:
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
-        return f"the model mixes {len(groups)} cache groups ({', '.join(kinds) or 'none'})"
+        advice = _KEEP_WINDOWS if _WINDOWS.intersection(kinds) else ""
+        return f"the model mixes {len(groups)} cache groups ({', '.join(kinds) or 'none'}){advice}"
     return _why_not_spec(groups[0].kv_cache_spec)
 
 
@@ -148,14 +153,23 @@ def _why_not_spec(spec: Any) -> str | None:  # noqa: ANN401 vLLM's KVCacheSpec, 
         return "its layers keep KV of different shapes"
     if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):
         return f"its cache is a {type(spec).__name__}, not full attention or MLA"
-    if spec.sliding_window is not None or spec.attention_chunk_size is not None:
-        return "its attention sees only a window of the sequence"
     if spec.non_causal:
         return "in its attention, tokens see those after them"
     states = getattr(spec, "tokens_per_state", 1), getattr(spec, "compress_ratio", 1)
     if states != (1, 1):
         return "several tokens share one cached state"
     return None
+
+
+def window_of(kv_cache_config: "KVCacheConfig") -> int | None:
+    """Return how many tokens the layers with windows see, if all tokens are kept for them, too.
+
+    vLLM does that where its hybrid manager is off: all layers are one group then.
+    """
+    (group,) = kv_cache_config.kv_cache_groups
+    spec = group.kv_cache_spec
+    window: int | None = spec.sliding_window or spec.attention_chunk_size
+    return window
 
 
 def why_not_request(request: Any) -> str | None:  # noqa: ANN401 vLLM's Request

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
-__all__ = ["FlexKVOffloadingConnector"]
+__all__ = ["FlexKVOffloadedByDevice", "FlexKVOffloadingConnector"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,10 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         config = translated(self._engine, uses_ssd=self._uses_ssd, says_so=is_scheduler)
         super().__init__(config, role, kv_cache_config)
         if is_scheduler:
+            logger.info(
+                "offload.on: vLLM's own code moves KV between its device and host memory, and "
+                "FlexKV verifies what comes from below; we have not run this on a GPU yet"
+            )
             self._barrier = FaultBarrier()
             self._requests = Requests(self._engine, follow_adapters(vllm_config, self._barrier))
             forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
@@ -208,3 +212,10 @@ def _uses_ssd(engine: OffloadingEngine, *, says_so: bool) -> bool:
 
 FlexKVOffloadingConnector.__name__ = "flexkv-offload"
 """As it is registered: MultiConnector looks a child's statistics up by the name of its class."""
+
+
+class FlexKVOffloadedByDevice(FlexKVOffloadingConnector):
+    """The same for who has named `flexkv` alone."""
+
+
+FlexKVOffloadedByDevice.__name__ = "flexkv"

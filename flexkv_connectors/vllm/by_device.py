@@ -1,0 +1,107 @@
+"""What vLLM's users name `flexkv`: the way into the engine that suits its device."""
+
+from typing import TYPE_CHECKING, Any
+
+import vllm
+from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorRole,
+    SupportsHMA,
+)
+
+from flexkv_connectors.fault_barrier import refusals_in_one_line
+from flexkv_core.env import read_environment
+from flexkv_core.metrics import METRICS
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        KVConnectorStats,
+    )
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+__all__ = ["FlexKVByDevice"]
+
+_OFFLOADED_ON = frozenset({(0, 32)})
+"""Versions of vLLM below whose offloading FlexKV ran, from engine to SSD and back."""
+
+
+class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
+    """Stands for the session on a CPU, and for vLLM's own offloading on a GPU; is never made.
+
+    `enable_gpu` is about the session's own way to a GPU: where it is set, to whatever value, it is
+    the session that reads it. Where vLLM's offloading has not been tried in this version, too.
+    """
+
+    def __new__(
+        cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
+    ) -> KVConnectorBase_V1:
+        """Make the connector that is stood for."""
+        return _kind_for(vllm_config)(vllm_config, role, kv_cache_config)
+
+    @classmethod
+    @override
+    def get_required_kvcache_layout(cls, vllm_config: "VllmConfig") -> str | None:
+        layout: str | None = _kind_for(vllm_config).get_required_kvcache_layout(vllm_config)
+        return layout
+
+    @classmethod
+    @override
+    def build_kv_connector_stats(
+        cls, data: dict[str, Any] | None = None
+    ) -> "KVConnectorStats | None":
+        """Take in counts as either way sends them: vLLM does not say whose they are."""
+        kind = _session() if METRICS.keys() >= (data or {}).keys() else _offloading()
+        return kind.build_kv_connector_stats(data)
+
+    @classmethod
+    @override
+    def build_prom_metrics(
+        cls,
+        vllm_config: "VllmConfig",
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> "KVConnectorPromMetrics | None":
+        return _kind_for(vllm_config).build_prom_metrics(
+            vllm_config, metric_types, labelnames, per_engine_labelvalues
+        )
+
+
+FlexKVByDevice.__name__ = "flexkv"
+"""As it is registered: MultiConnector looks a child's statistics up by the name of its class."""
+
+
+@refusals_in_one_line()
+def _kind_for(vllm_config: "VllmConfig") -> type[KVConnectorBase_V1]:
+    return _offloading() if _is_offloaded(vllm_config) else _session()
+
+
+def _is_offloaded(vllm_config: "VllmConfig") -> bool:
+    if vllm.__version_tuple__[:2] not in _OFFLOADED_ON:
+        return False
+    transfer = vllm_config.kv_transfer_config
+    options = {**read_environment(), **transfer.kv_connector_extra_config}
+    if "spec_name" in options:  # a way of the user's own to offload
+        return True
+    enable_gpu = options.get("enable_gpu")
+    is_unsaid = enable_gpu is None or enable_gpu == ""
+    return is_unsaid and vllm_config.device_config.device_type == "cuda"
+
+
+def _session() -> type[KVConnectorBase_V1]:
+    from flexkv_connectors.vllm.connector import (  # noqa: PLC0415 only what is used is loaded
+        FlexKVConnector,
+    )
+
+    return FlexKVConnector
+
+
+def _offloading() -> type[KVConnectorBase_V1]:
+    from flexkv_connectors.vllm.offloading.connector import (  # noqa: PLC0415 the same
+        FlexKVOffloadedByDevice,
+    )
+
+    return FlexKVOffloadedByDevice
