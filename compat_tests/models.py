@@ -6,6 +6,7 @@ a comparison of outputs passes on garbage.
 
     oracle   Llama, float32: cold runs, local hits and external hits give equal tokens
     demo     Qwen3, bfloat16, 31 M parameters: big enough that a hit is visibly faster
+    windows  Gemma 3, bfloat16, 21 M parameters: the same with sliding windows
     mla      DeepSeek-V2, float32: one latent head instead of keys and values
     hybrid   Gemma 3, bfloat16: two layers of three see a sliding window only
     state    LFM2, float32: two layers of three keep a state instead of KV
@@ -243,6 +244,13 @@ def _hybrid(vocab_size: int) -> tuple[Any, str]:
     return config, "bfloat16"
 
 
+def _windows(vocab_size: int) -> tuple[Any, str]:
+    config, dtype = _hybrid(vocab_size)
+    config.hidden_size = 512
+    config.intermediate_size = 2048
+    return config, dtype
+
+
 def _state(vocab_size: int) -> tuple[Any, str]:
     from transformers import Lfm2Config
 
@@ -314,6 +322,7 @@ _MODELS: dict[str, Callable[[int], tuple[Any, str]]] = {
     "mla": _mla,
     "hybrid": _hybrid,
     "state": _state,
+    "windows": _windows,
     "sinks": _sinks,
     "window": _window,
     "mtp": _mtp,

@@ -22,7 +22,7 @@ def test_offline_example_hits_host_memory(tmp_path):
 def test_demo_shows_what_it_claims(tmp_path):
     # The demo itself is not installed: it is found in the working directory.
     python = ["env", "--unset=PYTHONSAFEPATH", sys.executable]
-    command = [*python, "-m", "demo", "--rounds", "1", "--work", tmp_path]
+    command = [*python, "-m", "demo", "--model", "demo", "--rounds", "1", "--work", tmp_path]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "report.html").read_text().count("FlexKV, host memory") >= 2
+    assert (tmp_path / "report-demo.html").read_text().count("FlexKV, host memory") >= 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from demo.client import Client
 from demo.disk import flexkv_fsck, flexkv_ls, flip_first_blocks, ssd_directory
-from demo.model import build_model, describe, kv_token_bytes
+from demo.model import MODELS, build_model, describe, kv_token_bytes
 from demo.report import Row, summarise, write_report
 from demo.scenario import (
     COLD,
@@ -31,6 +31,7 @@ MEMORY_BYTES = 4 << 30
 def main() -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--model", choices=MODELS, help="show this one alone (default: both)")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
     parser.add_argument("--work", type=Path, default=WORK, help="where to write (default: .work)")
     arguments = parser.parse_args()
@@ -39,7 +40,8 @@ def main() -> int:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
     try:
-        run(arguments.rounds, arguments.work)
+        for name in [arguments.model] if arguments.model else MODELS:
+            run(name, arguments.rounds, arguments.work)
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -49,8 +51,8 @@ def main() -> int:
     return 0
 
 
-def run(num_rounds: int, work: Path) -> None:
-    """Serve the model, go through the rounds, print the table and write the report.
+def run(name: str, num_rounds: int, work: Path) -> None:
+    """Serve a model, go through the rounds, print the table and write the report.
 
     Raises:
         DemoError: Something is missing, or something shown is not true.
@@ -62,16 +64,16 @@ def run(num_rounds: int, work: Path) -> None:
     ssd_cache_gb = 1 + num_rounds // 8
     with ssd_directory(work, ssd_cache_gb << 30) as ssd:
         say("a model with random weights: made on this machine, once")
-        model = build_model(work)
+        model = build_model(work, name)
         subject = f"vLLM {vllm_version()} on this machine's CPU, {describe(model)}"
         say(subject)
         token_bytes = kv_token_bytes(model)
         rounds = [Round(number, token_bytes, say) for number in range(num_rounds + 1)]
-        listings = show_all(Setup(model, work, ssd, ssd_cache_gb), rounds, say)
+        listings = show_all(Setup(model, work, ssd, ssd_cache_gb, MODELS[name]), rounds, say)
     rows = summarise([one.shown for one in rounds[1:]])
     print_table(rows)
     print("", *listings, sep="\n")
-    report = work / "report.html"
+    report = work / f"report-{name}.html"
     report.write_text(write_report(subject, rows, num_rounds))
     print(f"\nEvery answer was checked. Report: {report}")
 

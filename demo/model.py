@@ -1,4 +1,4 @@
-"""The model that the demo serves: random weights, made on this machine, once."""
+"""The models that the demo serves: random weights, made on this machine, once."""
 
 import hashlib
 import json
@@ -9,12 +9,15 @@ from pathlib import Path
 
 from demo.server import DemoError
 
+MODELS = {"demo": (), "windows": ("--disable-hybrid-kv-cache-manager",)}
+"""With what vLLM is told, so that all layers keep all tokens and a CPU's session can hold them."""
+
 BUILDER = Path(__file__).parents[1] / "compat_tests/models.py"
 FLOAT32_BYTES = 4
 
 
-def build_model(work: Path) -> Path:
-    """Return the folder of the demo's model; makes it if it is not there yet.
+def build_model(work: Path, name: str) -> Path:
+    """Return the folder of one of `MODELS`; makes it if it is not there yet.
 
     Raises:
         DemoError: It cannot be made.
@@ -22,14 +25,14 @@ def build_model(work: Path) -> Path:
     # Named after what makes it, so that another recipe never meets yesterday's weights.
     recipe = hashlib.sha256(BUILDER.read_bytes()).hexdigest()[:12]
     folder = work / f"models-{recipe}"
-    if not (folder / "demo").exists():
-        _run_builder(folder, work)
-    return folder / "demo"
+    if not (folder / name).exists():
+        _run_builder(folder, work, name)
+    return folder / name
 
 
-def _run_builder(folder: Path, work: Path) -> None:
+def _run_builder(folder: Path, work: Path, name: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(BUILDER), "demo", str(folder)],
+        [sys.executable, str(BUILDER), name, str(folder)],
         env={**os.environ, "HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

@@ -41,6 +41,8 @@ class Setup:
     work: Path
     ssd: Path
     ssd_cache_gb: int
+    options: tuple[str, ...] = ()
+    """Of vLLM's command line, for this model."""
 
 
 class Server(NamedTuple):
@@ -66,7 +68,7 @@ def running_server(setup: Setup, log_path: Path) -> Iterator[Server]:
     outside = tempfile.mkdtemp(prefix="flexkv-demo-")
     with log_path.open("w") as log:
         server = subprocess.Popen(
-            _command(setup.model, port),
+            _command(setup, port),
             cwd=outside,
             env=_environment(setup),
             stdin=subprocess.DEVNULL,
@@ -100,11 +102,11 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _command(model: Path, port: int) -> list[str]:
+def _command(setup: Setup, port: int) -> list[str]:
     # The module, not the `vllm` command: with the CPU wheel the command does not find its version.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     options = {
-        "model": model,
+        "model": setup.model,
         "served-model-name": "demo",
         "host": HOST,
         "port": port,
@@ -117,7 +119,12 @@ def _command(model: Path, port: int) -> list[str]:
         "kv-transfer-config": json.dumps(KV_TRANSFER),
     }
     flags = ["--enforce-eager", "--enable-prompt-tokens-details"]
-    return [*command, *(f"--{key}={value}" for key, value in options.items()), *flags]
+    return [
+        *command,
+        *(f"--{key}={value}" for key, value in options.items()),
+        *flags,
+        *setup.options,
+    ]
 
 
 def _environment(setup: Setup) -> dict[str, str]:

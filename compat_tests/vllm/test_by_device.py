@@ -34,8 +34,8 @@ def scheduler_of(identity, config_of, monkeypatch):
     monkeypatch.setattr(connector, "is_there", lambda _engine_id: True)
     made = []
 
-    def scheduler_of(config):
-        cache = identity.declared_cache(config_of())
+    def scheduler_of(config, cache=None):
+        cache = cache or identity.declared_cache(config_of())
         made.append(KVConnectorFactory.create_connector(config, KVConnectorRole.SCHEDULER, cache))
         return made[-1]
 
@@ -88,6 +88,19 @@ def test_without_caching_on_a_gpu_it_is_as_before(config_with, scheduler_of, cap
 def test_on_a_gpu_the_log_says_who_does_what(config_with, scheduler_of, caplog):
     scheduler_of(config_with(cpu_cache_gb=0.01))
     assert caplog.text.count("offload.on: vLLM's own code moves KV") == 1
+
+
+@pytest.mark.parametrize(("interval", "is_said"), [(0, True), (256, False), (None, False)])
+def test_where_windows_share_no_prefixes_it_says_what_to_do(
+    identity, config_with, scheduler_of, caplog, interval, is_said
+):
+    config = identity.changed(
+        config_with(cpu_cache_gb=0.01), "cache_config", prefix_cache_retention_interval=interval
+    )
+    cache = identity.declared_cache(config)
+    cache.kv_cache_groups.append(identity.window_group(config))
+    scheduler_of(config, cache)
+    assert ("--prefix-cache-retention-interval" in caplog.text) == is_said
 
 
 def test_counts_are_taken_in_as_they_were_sent():

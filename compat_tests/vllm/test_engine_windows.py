@@ -23,7 +23,7 @@ class History(NamedTuple):
     log: str
 
 
-@pytest.fixture(scope="module", params=["hybrid", "sinks"])
+@pytest.fixture(scope="module", params=["hybrid", pytest.param("sinks", marks=pytest.mark.nightly)])
 def history(request, model, tmp_path_factory):
     """Let three engines serve the same prompts; the first is killed, the last finds damage."""
     directory = tmp_path_factory.mktemp("ssd")

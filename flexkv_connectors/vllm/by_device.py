@@ -88,7 +88,7 @@ def _is_offloaded(vllm_config: "VllmConfig") -> bool:
         return True
     enable_gpu = options.get("enable_gpu")
     is_unsaid = enable_gpu is None or enable_gpu == ""
-    return is_unsaid and vllm_config.device_config.device_type == "cuda"
+    return is_unsaid and str(vllm_config.device_config.device_type) == "cuda"
 
 
 def _session() -> type[KVConnectorBase_V1]:

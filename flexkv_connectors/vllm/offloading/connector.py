@@ -25,7 +25,7 @@ from flexkv_connectors.vllm.offloading.options import (
 )
 from flexkv_connectors.vllm.offloading.region import forget_name, is_there, why_no_room
 from flexkv_connectors.vllm.offloading.requests import Requests
-from flexkv_connectors.vllm.offloading.support import why_no_ssd, why_not
+from flexkv_connectors.vllm.offloading.support import shares_prefixes, why_no_ssd, why_not
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -84,10 +84,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         config = translated(self._engine, uses_ssd=self._uses_ssd, says_so=is_scheduler)
         super().__init__(config, role, kv_cache_config)
         if is_scheduler:
-            logger.info(
-                "offload.on: vLLM's own code moves KV between its device and host memory, and "
-                "FlexKV verifies what comes from below; we have not run this on a GPU yet"
-            )
+            _say_what_to_expect(vllm_config, kv_cache_config)
             self._barrier = FaultBarrier()
             self._requests = Requests(self._engine, follow_adapters(vllm_config, self._barrier))
             forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
@@ -199,6 +196,19 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     def _bar_saves(self, request_id: str) -> None:
         if status := self._statuses.get(request_id):
             status.max_offload_tokens = 0
+
+
+def _say_what_to_expect(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
+    logger.info(
+        "offload.on: vLLM's own code moves KV between its device and host memory, and FlexKV "
+        "verifies what comes from below; we have not run this on a GPU yet"
+    )
+    if not shares_prefixes(vllm_config, kv_cache_config):
+        logger.warning(
+            "offload.no_shared_prefixes: of this model's windows and states vLLM keeps only where "
+            "a prompt ended, so other prompts that begin alike find nothing: set "
+            "--prefix-cache-retention-interval to a multiple of the page, such as 256"
+        )
 
 
 def _uses_ssd(engine: OffloadingEngine, *, says_so: bool) -> bool:

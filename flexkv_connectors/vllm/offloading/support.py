@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-__all__ = ["why_no_ssd", "why_not"]
+__all__ = ["shares_prefixes", "why_no_ssd", "why_not"]
 
 _KINDS = frozenset({"FullAttentionSpec", "MLAAttentionSpec", "MambaSpec", "SlidingWindowSpec"})
 """Caches that were restored on a real engine."""
+
+_WHOLE = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
+"""Of them, those that keep all tokens."""
 
 _SLOTS_BY_RANK = (0, 32)
 """Before, a worker's place in a row was that of its device, which two of them may share."""
@@ -53,6 +56,16 @@ def why_no_ssd(vllm_config: "VllmConfig", cache: CacheConfig) -> str | None:
     if "xxhash" in algorithm:
         return f"{algorithm} is no hash that two prompts cannot share: use sha256"
     return why_unknown(vllm_config, cache)
+
+
+def shares_prefixes(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> bool:
+    """Return whether vLLM keeps a place from which another prompt with the same head can go on.
+
+    Of windows and states it keeps only where a prompt ended, unless it is told an interval.
+    """
+    kinds = {type(group.kv_cache_spec).__name__ for group in kv_cache_config.kv_cache_groups}
+    interval = getattr(vllm_config.cache_config, "prefix_cache_retention_interval", None)
+    return interval != 0 or kinds <= _WHOLE
 
 
 def _why_not_device(vllm_config: "VllmConfig", *, moves_on_cpu: bool) -> str | None:
