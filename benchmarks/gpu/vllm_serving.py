@@ -80,7 +80,7 @@ QUICK = Size(TINY, rounds=1, batch=2, prompt_tokens=600, new_tokens=8)
 
 
 def contenders(size: Size, *, has_gpu: bool) -> list[Contender]:
-    """Return who is compared; vLLM's own connector does not exist on a CPU."""
+    """Return who is compared; vLLM's own offloading, with or without us, is for GPUs."""
     arguments = {
         "kv_cache_memory_bytes": size.kv_gib << 30,
         "load_format": "dummy",
@@ -89,14 +89,23 @@ def contenders(size: Size, *, has_gpu: bool) -> list[Contender]:
         "max_model_len": size.prompt_tokens + size.new_tokens,
     }
     host_gib = 2 * size.kv_gib
-    options = {"cpu_cache_gb": host_gib, "enable_gpu": has_gpu}
-    flexkv = {"kv_connector": "flexkv", "kv_connector_extra_config": options}
-    vllm = {
-        "kv_connector": "OffloadingConnector",
-        "kv_connector_extra_config": {"cpu_bytes_to_use": host_gib << 30},
+    session = {"cpu_cache_gb": host_gib, "enable_gpu": has_gpu}
+    on_any = {
+        "none": None,
+        "FlexKV": _connector("flexkv-session", session),
     }
-    found = [Contender("none", None, arguments), Contender("FlexKV", flexkv, arguments)]
-    return [*found, Contender("OffloadingConnector", vllm, arguments)] if has_gpu else found
+    on_gpu = {
+        "FlexKV below vLLM's": _connector("flexkv-offload", {"cpu_cache_gb": host_gib}),
+        "OffloadingConnector": _connector(
+            "OffloadingConnector", {"cpu_bytes_to_use": host_gib << 30}
+        ),
+    }
+    compared = on_any | on_gpu if has_gpu else on_any
+    return [Contender(name, connector, arguments) for name, connector in compared.items()]
+
+
+def _connector(name: str, options: Config) -> Config:
+    return {"kv_connector": name, "kv_connector_extra_config": options}
 
 
 def measure(work: Path, size: Size, *, has_gpu: bool) -> Iterator[Row]:
