@@ -30,7 +30,7 @@ def assert_one_sentence(text):
 def base(model):
     from scheduler_harness import base_config
 
-    return base_config(model("oracle"), FLEXKV)
+    return base_config(model("oracle"), {"kv_connector": "flexkv-session"})
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_name_that_another_plug_in_has_taken_is_said_once_with_a_way_out(
     assert registry["flexkv"] is strangers
     way_out = dict(re.findall(r'"(kv_connector\w*)": "(.+?)"', sentence))
     chosen = KVConnectorFactory.get_connector_class(KVTransferConfig(kv_role="kv_both", **way_out))
-    assert chosen.__module__ == "flexkv_connectors.vllm.connector"
+    assert chosen.__module__ == "flexkv_connectors.vllm.by_device"
 
 
 def test_vllms_own_connector_of_flexkv_keeps_its_name(registry, said):
