@@ -102,6 +102,15 @@ def test_a_switch_that_cannot_be_read_is_counted(connector):
         assert ("switches_refused" in str(tier.get_stats().data)) is (name == "bad")
 
 
+def test_who_asks_for_a_namespace_is_told_once_what_to_ask_for(connector, caplog):
+    for name in ("one", "two"):
+        request = request_of(request_id=name)
+        request.kv_transfer_params = {"flexkv": {"namespace": "mine"}}
+        connector.on_new_request(request)
+        assert limits_of(connector, request) == (0, 0)
+    assert caplog.text.count("set cache_salt") == 1
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Return the folder of an adapter."""

@@ -1,5 +1,6 @@
 """Which requests vLLM's offloading may serve and keep, and what else names their KV."""
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 __all__ = ["Permit", "Requests"]
+
+logger = logging.getLogger(__name__)
 
 
 class Permit(NamedTuple):
@@ -37,13 +40,13 @@ class Requests:
         self._adapters = adapters
         self._switches = SwitchReader(engine.counters)
         self._of_adapters: dict[str, tuple[Request, Adapter]] = {}
+        self._has_said_namespaces = False
 
     def begin(self, request: "Request") -> Permit:
         """Judge a request that is seen for the first time; `end` has to follow."""
         switches = self._switches.read(request.kv_transfer_params)
         adapter = self._begin_adapter(request)
-        # The host tier has no namespaces: a request that asks for one is served without a cache.
-        is_known = why_not_request(request) is None and switches.namespace is None
+        is_known = why_not_request(request) is None and not self._asks_for(switches.namespace)
         if adapter is not None:
             is_known = is_known and adapter.digest is not None and self._is_certain(adapter)
         tier_request = TierRequest(
@@ -66,6 +69,16 @@ class Requests:
             _, adapter = of_adapter
             is_computed = request.num_output_tokens > 0
             self._adapters.end(request.lora_request, adapter, is_computed=is_computed)
+
+    def _asks_for(self, namespace: str | None) -> bool:
+        """Return whether a request asks for a namespace, which the host tier does not have."""
+        if namespace is not None and not self._has_said_namespaces:
+            self._has_said_namespaces = True
+            logger.warning(
+                "request.namespace: requests with a namespace of their own are not cached, as "
+                "vLLM's host memory knows none: set cache_salt, which keeps tenants apart"
+            )
+        return namespace is not None
 
     def _begin_adapter(self, request: "Request") -> Adapter | None:
         if request.lora_request is None:
