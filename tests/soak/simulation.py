@@ -82,6 +82,11 @@ class Simulation:
         self._rng = rng
         self._is_stuck = False
 
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the test itself that runs."""
+        return self.current is self.main
+
     def clock(self) -> float:
         return self.now_s
 
