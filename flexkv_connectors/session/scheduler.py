@@ -368,6 +368,9 @@ class SchedulerSession(Generic[S]):
         moved, took, lost = _METRICS[completion.kind]
         self._counters.add(moved, completion.num_bytes)
         self._counters.add(took, completion.seconds)
+        if completion.kind is JobKind.PUT and completion.status is Status.BUSY:
+            self._counters.add("save_busy_blocks", completion.num_lost)
+            return
         self._counters.add(lost, completion.num_lost)
         if completion.num_lost:
             logger.warning(

@@ -296,6 +296,14 @@ def test_a_request_whose_save_found_a_busy_lane_tries_again_with_its_next_block(
     assert session.plan_save(request, 32).num_blocks == 4
 
 
+def test_a_busy_lane_is_no_failed_save(session, begin, counters, caplog):
+    request = begin(session, "r", 32, first_page=0)
+    end(session, session.plan_save(request, 24), Status.BUSY)
+    counts = counters.drain()
+    assert (counts["save_busy_blocks"], counts.get("save_failed_blocks", 0)) == (3, 0)
+    assert "transfer.failed" not in caplog.text
+
+
 def test_only_blocks_that_nobody_has_are_saved(session, save, begin):
     save(session)
     request = begin(session, "r", 32, first_page=10)
