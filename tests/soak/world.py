@@ -36,6 +36,12 @@ def content_of(key, weights, rank, num_bytes):
     return np.arange(first, first + num_bytes // 8, dtype=np.uint64).tobytes()
 
 
+def findable(manager, tier):
+    """Return the keys of all blocks of a tier that can be found."""
+    root = manager._index.root.entries[manager._tiers[tier].index]
+    return sorted(key for entry in root.subtree() for key in entry.node.keys[: entry.num_ready])
+
+
 class World:
     """What all kinds have in common; a kind says what its engine does."""
 
