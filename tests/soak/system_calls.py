@@ -62,7 +62,7 @@ HARMLESS = [
     Weather(4, frozenset({"preadv", "pread"})),
     Weather(1, frozenset({"open", "create", "scandir"}), code=errno.EMFILE),
     Weather(2, frozenset({"flock"})),
-    Weather(2, frozenset({"close", "fstat", "fsync", "statvfs"})),
+    Weather(2, frozenset({"close", "fsync", "statvfs"})),
     Weather(3, frozenset({"preadv", "pread"}), ("short",)),
     Weather(3, frozenset(MOVES | {"fsync", "open"}), ("delay",)),
     Weather(3, frozenset(TAKES_MEMORY), ("memory",)),
@@ -70,6 +70,8 @@ HARMLESS = [
 """No block that was stored is changed, nor one half written."""
 
 HARMFUL = [
+    # Where `fstat` fails, a reset empties slabs that it would delete, even while they are read.
+    Weather(2, frozenset({"close", "fstat", "fsync", "statvfs"})),
     Weather(50, kinds=ALL_KINDS),
     Weather(8, kinds=ALL_KINDS),
     Weather(2, kinds=("error", "late error")),

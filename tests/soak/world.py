@@ -25,6 +25,7 @@ RETRY_S = 61.0
 MAX_OBJECTS = 5000
 """Of Python, when nothing is under way; 3200 have been seen, after any number of operations."""
 
+LOGGER = logging.getLogger("flexkv_core")
 MAX_CHAIN = 12
 CHAINS_KEPT = 24
 
@@ -268,10 +269,12 @@ class _Operator(logging.Handler):
         self._world = world
 
     def __enter__(self):
-        logging.getLogger("flexkv_core").addHandler(self)
+        LOGGER.addHandler(self)
+        LOGGER.propagate = False  # or pytest would keep every line of the log: "memory is lost"
 
     def __exit__(self, *_):
-        logging.getLogger("flexkv_core").removeHandler(self)
+        LOGGER.propagate = True
+        LOGGER.removeHandler(self)
 
     def emit(self, record):
         world, message = self._world, record.getMessage()
