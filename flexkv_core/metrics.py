@@ -38,6 +38,11 @@ METRICS: Mapping[str, Metric] = {
         Metric("save_bytes", "counter", "Bytes copied out of engine pages"),
         Metric("save_seconds", "counter", "Seconds spent copying out of engine pages"),
         Metric("save_failed_blocks", "counter", "Blocks whose save failed and was rolled back"),
+        Metric(
+            "save_busy_blocks",
+            "counter",
+            "Blocks that a full staging area on a GPU refused; tried again with the next block",
+        ),
         Metric("save_no_room_blocks", "counter", "Blocks not saved: everything else was in use"),
         Metric(
             "save_delayed_blocks",

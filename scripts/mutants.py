@@ -50,42 +50,38 @@ def mutants(content: str) -> Iterator[Mutant]:
             yield Mutant(f"flexkv_core/{path}", tests=tests, **fields)
 
 
-def why_not_planted(root: Path, mutant: Mutant) -> str:
-    """Plant a mutant; return why that is impossible, or ""."""
-    path = root / mutant.path
-    content = path.read_text() if path.exists() else ""
-    if content.count(mutant.old) != 1:
-        return f"{mutant.path} has {content.count(mutant.old)} times: {mutant.old}"
-    path.write_text(content.replace(mutant.old, mutant.new))
-    return ""
+def verdict(root: Path, tests: Sequence[str], limit_s: float | None = LIMIT_S) -> str:
+    """Run `tests` on the sources in `root`.
 
-
-def passes(root: Path, tests: Sequence[str], limit_s: float | None = LIMIT_S) -> bool:
-    """Return whether all of `tests` pass on the sources in `root`."""
+    Returns:
+        "survives" if all of them pass, "noticed" if one fails, or what kept them from running.
+    """
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider"]
     command += ["--hypothesis-seed=0", *tests]
     seen = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        return not subprocess.run(
+        status = subprocess.run(
             command, cwd=root, env=seen, capture_output=True, timeout=limit_s, check=False
         ).returncode
     except subprocess.TimeoutExpired:
-        return False
+        return "noticed"
+    return {0: "survives", 1: "noticed"}.get(status, f"pytest ended with {status}")
 
 
 def judge(root: Path, mutant: Mutant) -> str:
     """Plant a mutant in `root`, run its tests, and undo it; return what is wrong, or ""."""
-    problem = why_not_planted(root, mutant)
-    if problem:
-        return f"NOT FOUND {problem}"
+    path = root / mutant.path
+    content = path.read_text() if path.exists() else ""
+    if content.count(mutant.old) != 1:
+        return f"NOT FOUND {mutant.path} has {content.count(mutant.old)} times: {mutant.old}"
     begin_s = time.monotonic()
-    survives = passes(root, mutant.tests)
-    shutil.copy(ROOT / mutant.path, root / mutant.path)
-    seconds = time.monotonic() - begin_s
-    print(f"{'survives' if survives else 'noticed'} {seconds:5.1f} s  {mutant}", flush=True)
-    if survives == bool(mutant.same):
+    path.write_text(content.replace(mutant.old, mutant.new))
+    found = verdict(root, mutant.tests)
+    path.write_text(content)
+    print(f"{found:8} {time.monotonic() - begin_s:5.1f} s  {mutant}", flush=True)
+    if found == ("survives" if mutant.same else "noticed"):
         return ""
-    return f"{'SURVIVES' if survives else 'NOTICED, though listed as the same:'} {mutant}"
+    return f"{found.upper()}{', though listed as the same' if mutant.same else ''}: {mutant}"
 
 
 def main(names: Sequence[str]) -> int:
@@ -100,8 +96,9 @@ def main(names: Sequence[str]) -> int:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, root / name)
-        if not passes(root, sorted({test for mutant in chosen for test in mutant.tests}), None):
-            print("the tests fail without a mutant")
+        tests = sorted({test for mutant in chosen for test in mutant.tests})
+        if (found := verdict(root, tests, None)) != "survives":
+            print(f"without a mutant: {found}")
             return 1
         problems = list(filter(None, [judge(root, mutant) for mutant in chosen]))
     print("\n".join([*problems, f"{len(chosen)} mutants, {len(problems)} problems"]))

@@ -1,6 +1,7 @@
 """What is known of one request of an engine that gives us pages."""
 
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -27,13 +28,13 @@ class RequestState(ABC):
 
     __slots__ = (
         "_deployment",
+        "_may_save",
         "chain",
         "is_counted",
         "is_loading",
         "lease",
         "lower",
         "may_load",
-        "may_save",
         "next_save_tokens",
         "num_tried_blocks",
         "offer",
@@ -55,7 +56,7 @@ class RequestState(ABC):
         self._deployment = deployment
         self.chain = chain
         self.may_load = True
-        self.may_save = True
+        self._may_save = True
         self.lease: Lease | None = None
         """The blocks of the last offer, until its load is planned or the offer is withdrawn."""
 
@@ -74,6 +75,16 @@ class RequestState(ABC):
         self.note_tried(0)
         self.lower: LowerTierRequest | None = None
         """Its dealings with the SSD tier, if there is one."""
+
+    @property
+    def may_save(self) -> bool:
+        """Whether its blocks are still to be saved."""
+        return self._may_save
+
+    @may_save.setter
+    def may_save(self, may_save: bool) -> None:
+        self._may_save = may_save
+        self.note_tried(self.num_tried_blocks)
 
     @property
     @abstractmethod
@@ -127,7 +138,8 @@ class RequestState(ABC):
         """
         self.num_tried_blocks = num_blocks
         num_full_blocks = num_blocks + 1 + self.num_draft_blocks
-        self.next_save_tokens = num_full_blocks * self._deployment.block_tokens
+        num_tokens = num_full_blocks * self._deployment.block_tokens
+        self.next_save_tokens = num_tokens if self._may_save else sys.maxsize
         """Computed tokens below which there is nothing more to save: engines ask in each step."""
 
     def offered_pages(self) -> list[int]:

@@ -93,9 +93,9 @@ class SchedulerSession(Generic[S]):
     @property
     def is_waiting(self) -> bool:
         """Whether a report is expected, or another step brings the SSD tier's work forward."""
-        if self._tiers is None or not self.pools.are_ready:
+        if (tiers := self._readable) is None:
             return True
-        manager, ssd = self._tiers
+        manager, ssd = tiers
         return manager.num_in_flight > 0 or (ssd is not None and ssd.can_proceed)
 
     @property
@@ -114,7 +114,7 @@ class SchedulerSession(Generic[S]):
             Whether it is worth waiting for. Ask again until it is not.
         """
         self._note_use(state)
-        lower = self._lower(state) if self.pools.are_ready else None
+        lower = None if self._readable is None else self._lower(state)
         return lower is not None and lower.fetch(state.keys(), time.monotonic(), block_compute_s)
 
     def offer(self, state: S, num_local_tokens: int) -> int:
@@ -127,11 +127,11 @@ class SchedulerSession(Generic[S]):
         Returns:
             How many tokens are offered, in whole pages; 0 for none.
         """
-        if self._tiers is None or not self.pools.are_ready:
+        if (tiers := self._readable) is None:
             return 0
         self._note_use(state)
         if state.lease is None:
-            state.lease = self._tiers.manager.match(state.request_id, state.keys())
+            state.lease = tiers.manager.match(state.request_id, state.keys())
         num_blocks = 0 if state.lease is None else state.lease.num_blocks
         usable = min(num_blocks * self._deployment.block_tokens, state.max_usable_tokens)
         num_tokens = usable - num_local_tokens
@@ -277,6 +277,11 @@ class SchedulerSession(Generic[S]):
             self._tiers.record_use(self._counters)
         return self._counters.drain()
 
+    @property
+    def _readable(self) -> Tiers | None:
+        """The tiers, once every rank can read what its owner has written."""
+        return self._tiers if self.pools.are_ready else None
+
     def _open(self, num_slots: int) -> Tiers:
         num_ssd_blocks = min((report.capacity_blocks for report in self._ssd_reports), default=0)
         if self._ssd_reports and not num_ssd_blocks:
@@ -293,10 +298,11 @@ class SchedulerSession(Generic[S]):
 
         It finds what is there when it comes: what is brought from SSD for it is not used again.
         """
-        if self._tiers is None or not self.pools.are_ready or state.is_counted:
+        tiers = self._readable
+        if tiers is None or state.is_counted:
             return
         state.is_counted = True
-        if not self._tiers.manager.note_use(state.keys()):
+        if not tiers.manager.note_use(state.keys()):
             self._counters.add("match_miss")
 
     def _lower(self, state: S) -> LowerTierRequest | None:
@@ -368,6 +374,9 @@ class SchedulerSession(Generic[S]):
         moved, took, lost = _METRICS[completion.kind]
         self._counters.add(moved, completion.num_bytes)
         self._counters.add(took, completion.seconds)
+        if completion.kind is JobKind.PUT and completion.status is Status.BUSY:
+            self._counters.add("save_busy_blocks", completion.num_lost)
+            return
         self._counters.add(lost, completion.num_lost)
         if completion.num_lost:
             logger.warning(

@@ -178,7 +178,7 @@ class SchedulerHalf:
                 state.page_ids += _pages_of(data)
                 self._named.add(state.request_id)
                 num_tokens = data.computed_position + data.num_scheduled_tokens
-                if num_tokens >= state.next_save_tokens and state.may_save:
+                if num_tokens >= state.next_save_tokens:
                     yield state, num_tokens
 
 

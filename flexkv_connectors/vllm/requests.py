@@ -177,5 +177,5 @@ def computed_by(
         elif new_block_ids:
             state.page_ids.extend(new_block_ids[0])
         num_tokens = num_computed + num_scheduled[request_id]
-        if num_tokens >= state.next_save_tokens and state.may_save:
+        if num_tokens >= state.next_save_tokens:
             yield state, num_tokens

@@ -205,7 +205,7 @@ class WriterCatalog(Catalog):
         """Yield a chain in parts, each of which but for its end lies in one fragment."""
         starts = [fragment.start for fragment in self._fragments(chain.keys, chain.first_block)]
         ends = [*starts[1:], len(chain.keys)]
-        for start, end in zip(starts or [0], ends, strict=False):
+        for start, end in zip(starts or [0], ends, strict=True):
             yield chain.part(start, end)
 
     def _plan_load(self, chain: Chain, deadline_s: float) -> TransferPlan | None:

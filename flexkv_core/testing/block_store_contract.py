@@ -6,7 +6,6 @@ class TestMyStore(BlockStoreContract):
         return MyCase(tmp_path)
 """
 
-import copy
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.block_store.block_store import BlockStore
@@ -46,12 +45,6 @@ class ScriptedTier(SlowTier):
         super().__init__(inner, threading.Event())
         self.gate.set()
         self.faults: dict[BlockKey, Status] = {}
-
-    @override
-    def snapshot(self) -> Self:
-        snapshot = copy.copy(self)
-        snapshot.inner = self.inner.snapshot()
-        return snapshot
 
     def hold(self) -> None:
         """Hold back the calls that come from now on; those before must have ended."""

@@ -1,10 +1,12 @@
 """Doubles for tiers, lanes and time; behaviour is added by wrapping one in another."""
 
+import copy
+import itertools
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
 
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.data.tiers.base import Capabilities, Tier, TierBlock
@@ -111,6 +113,15 @@ class TierWrapper(Tier):
         return self.inner.write(blocks, deadline_s)
 
     @override
+    def snapshot(self) -> Self:
+        inner = self.inner.snapshot()
+        if inner is self.inner:
+            return self
+        snapshot = copy.copy(self)
+        snapshot.inner = inner
+        return snapshot
+
+    @override
     def delete(self, keys: Sequence[BlockKey]) -> None:
         self.inner.delete(keys)
 
@@ -154,7 +165,7 @@ class FaultyTier(TierWrapper):
     def __init__(self, inner: Tier, faults: Mapping[int, Status]) -> None:
         super().__init__(inner)
         self._faults = faults
-        self._num_operations = 0
+        self._operations = itertools.count()  # snapshots count together
 
     @override
     def read(self, blocks: Sequence[TierBlock], deadline_s: float | None) -> list[Status]:
@@ -171,9 +182,7 @@ class FaultyTier(TierWrapper):
         ]
 
     def _next_faults(self, num_blocks: int) -> list[Status | None]:
-        first = self._num_operations
-        self._num_operations += num_blocks
-        return [self._faults.get(first + index) for index in range(num_blocks)]
+        return [self._faults.get(next(self._operations)) for _ in range(num_blocks)]
 
 
 class SlowTier(TierWrapper):

@@ -4,7 +4,7 @@ import random
 from typing import ClassVar
 
 import numpy as np
-from world import CELL_BYTES, World, content_of
+from world import CELL_BYTES, World, content_of, findable
 
 from flexkv_core.block.layout import Column
 from flexkv_core.control.hierarchy.lower_tier import LowerTier
@@ -289,7 +289,7 @@ class SessionWorld(World):
         assert not manager.num_in_flight
         for copies in (tier.promoter._in_flight, tier.demoter._in_flight):
             assert not copies.num_blocks
-        known = sorted(_findable(manager))
+        known = findable(manager, "ssd")
         assert len(known) == manager.num_used_blocks("ssd")
         files = 0
         for rank in engine.ranks:
@@ -363,15 +363,6 @@ def check_columns(tier, known):
         assert not set(found) - set(known), "blocks are kept that nobody knows"
         assert len(found) == len(set(found)), "a block is stored twice"
     return num_files
-
-
-def _findable(manager):
-    nodes = [manager._index.root]
-    for node in nodes:
-        nodes += node.children.values()
-        held = node.entries[1]
-        if held is not None:
-            yield from node.keys[: held.num_ready]
 
 
 def _columns(num_ranks):

@@ -82,6 +82,11 @@ class Simulation:
         self._rng = rng
         self._is_stuck = False
 
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the test itself that runs."""
+        return self.current is self.main
+
     def clock(self) -> float:
         return self.now_s
 
@@ -89,7 +94,6 @@ class Simulation:
         self.block(lambda: False, seconds)
 
     def begin_process(self) -> None:
-        self.threads = [thread for thread in self.threads if thread.is_alive()]
         self.process = self.main.process = Process()
 
     def kill(self) -> None:
@@ -293,8 +297,10 @@ class _Thread:
         self._real = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self):
-        self._simulation.tasks.append(self._task)
-        self._simulation.threads.append(self._real)
+        simulation = self._simulation
+        simulation.tasks.append(self._task)
+        alive = [thread for thread in simulation.threads if thread.is_alive()]
+        simulation.threads = [*alive, self._real]
         self._real.start()
 
     def is_alive(self):

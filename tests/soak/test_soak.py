@@ -13,6 +13,7 @@ from world import soak
 from flexkv_core.control.manager import CacheManager
 from flexkv_core.data.tiers.ssd import slab, slots, space
 from flexkv_core.data.transfer.staging import StagingRing
+from flexkv_core.data.transfer.tier_lane import TierLane
 
 KINDS = [SessionWorld, StoreWorld]
 NIGHTLY_OPERATIONS = 1_000_000
@@ -86,6 +87,10 @@ def lose_staging(patch):
     patch.setattr(StagingRing, "give_back", lose)
 
 
+def let_threads_end(patch):
+    patch.setattr(TierLane, "_replace_thread", lambda _: None)
+
+
 def retry_late(patch):
     patch.setattr(space, "_RETRY_S", 600.0)
 
@@ -99,6 +104,7 @@ def retry_late(patch):
         (SessionWorld, leave_files_open, "left open|[.]slab"),
         (SessionWorld, keep_leases, "_claims"),
         (StoreWorld, lose_staging, "staging is lost"),
+        (SessionWorld, let_threads_end, "it never comes to an end"),
         (SessionWorld, retry_late, "a tier has not come back"),
     ],
 )

@@ -25,6 +25,7 @@ RETRY_S = 61.0
 MAX_OBJECTS = 5000
 """Of Python, when nothing is under way; 3200 have been seen, after any number of operations."""
 
+LOGGER = logging.getLogger("flexkv_core")
 MAX_CHAIN = 12
 CHAINS_KEPT = 24
 
@@ -34,6 +35,12 @@ def content_of(key, weights, rank, num_bytes):
     digest = hashlib.sha256(key + b"%d %d" % (weights, rank)).digest()
     first = int.from_bytes(digest[:7], "big")
     return np.arange(first, first + num_bytes // 8, dtype=np.uint64).tobytes()
+
+
+def findable(manager, tier):
+    """Return the keys of all blocks of a tier that can be found."""
+    root = manager._index.root.entries[manager._tiers[tier].index]
+    return sorted(key for entry in root.subtree() for key in entry.node.keys[: entry.num_ready])
 
 
 class World:
@@ -262,10 +269,12 @@ class _Operator(logging.Handler):
         self._world = world
 
     def __enter__(self):
-        logging.getLogger("flexkv_core").addHandler(self)
+        LOGGER.addHandler(self)
+        LOGGER.propagate = False  # or pytest would keep every line of the log: "memory is lost"
 
     def __exit__(self, *_):
-        logging.getLogger("flexkv_core").removeHandler(self)
+        LOGGER.propagate = True
+        LOGGER.removeHandler(self)
 
     def emit(self, record):
         world, message = self._world, record.getMessage()

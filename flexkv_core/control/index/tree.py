@@ -31,7 +31,6 @@ class KeyTree:
 
     def __init__(self, num_tiers: int) -> None:
         """Begin empty."""
-        self._num_tiers = num_tiers
         self.root = Node(0, [], None, [None] * num_tiers)
         self._place = _Place((0, BlockKey(b"")), self.root, 0, 0)
 
@@ -76,7 +75,7 @@ class KeyTree:
             node = node.split(shared_end)
         node.version += 1
         if node.children or node.parent is None:
-            child = Node(shared_end, list(keys), node, [None] * self._num_tiers)
+            child = Node(shared_end, list(keys), node, [None] * len(node.entries))
             node.children[keys[0]] = child
             return child
         node.keys += keys

@@ -127,9 +127,9 @@ class TierLane(AsyncLane):
     def submit(self, plan: TransferPlan) -> None:
         match plan.source, plan.target:
             case HostSlots() as slots, StoredBlocks() as stored:
-                move: _Move = self._tier.snapshot().write
+                is_save = True
             case StoredBlocks() as stored, HostSlots() as slots:
-                move = self._tier.snapshot().read
+                is_save = False
             case _:
                 self._refuse(plan, Status.ERROR, "a tier lane serves host slots and stored blocks")
                 return
@@ -139,6 +139,8 @@ class TierLane(AsyncLane):
         elif _is_late(plan, self._clock()):
             self._refuse(plan, Status.TIMEOUT)
         else:
+            tier = self._tier.snapshot()
+            move = tier.write if is_save else tier.read
             self._enqueue(_Job(plan, move, stored.is_chain), self._blocks(slots, stored))
 
     @override

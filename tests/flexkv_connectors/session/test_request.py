@@ -62,6 +62,9 @@ def test_a_request_that_is_not_to_be_saved_has_nothing_to_save(make_request):
     request = make_request("r", 25)
     request.page_ids, request.may_save = list(range(6)), False
     assert request.num_savable_blocks(24) == 0
+    for num_tried in range(2):
+        assert request.next_save_tokens > 1 << 40, "an engine would ask about it in every step"
+        request.note_tried(num_tried)
 
 
 @pytest.mark.parametrize("num_draft_blocks", [0, 1])

@@ -296,6 +296,14 @@ def test_a_request_whose_save_found_a_busy_lane_tries_again_with_its_next_block(
     assert session.plan_save(request, 32).num_blocks == 4
 
 
+def test_a_busy_lane_is_no_failed_save(session, begin, counters, caplog):
+    request = begin(session, "r", 32, first_page=0)
+    end(session, session.plan_save(request, 24), Status.BUSY)
+    counts = counters.drain()
+    assert (counts["save_busy_blocks"], counts.get("save_failed_blocks", 0)) == (3, 0)
+    assert "transfer.failed" not in caplog.text
+
+
 def test_only_blocks_that_nobody_has_are_saved(session, save, begin):
     save(session)
     request = begin(session, "r", 32, first_page=10)
@@ -366,6 +374,15 @@ def test_saved_blocks_go_on_to_ssd(open_session, save):
     assert plan.num_blocks == 2, "a quarter of host memory at once"
 
 
+def test_a_tier_with_blocks_to_copy_is_open_once_its_own_are_restored(open_session, save):
+    session = open_session(ssd_blocks=8, recovered=[StoredKey(bytes(32), None)])
+    assert session.is_opening
+    session.take_ssd_orders()
+    save(session)
+    assert session.ssd.has_work
+    assert not session.is_opening
+
+
 def test_blocks_on_ssd_are_fetched_and_counted_when_they_are_loaded(
     open_session, make_request, begin, counters
 ):
@@ -393,7 +410,7 @@ def test_what_a_preempted_request_gets_back_of_its_own_does_not_come_from_ssd(
     end(session, session.plan_save(request, 25))
     session.offer(request, 0)
     plan = session.plan_load(request).plan
-    request.num_tried_blocks = 0  # it runs again
+    request.note_tried(0)  # it runs again
     end(session, plan)
     counts = counters.drain()
     assert (counts["load_tokens"], counts.get("ssd_load_tokens", 0)) == (24, 0)
@@ -450,7 +467,6 @@ def test_blocks_on_ssd_are_looked_for_once_however_many_copies_bring_them(
     make_request, open_session, begin, walks, monkeypatch
 ):
     monkeypatch.setattr(in_flight, "_MIN_PLAN_BYTES", 1)
-    """A copy takes at most half of host memory."""
     keys = list(make_request("earlier process", 48).keys())
     chain = [StoredKey(key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
     session = open_session(ssd_blocks=8, recovered=chain)
@@ -464,5 +480,5 @@ def test_blocks_on_ssd_are_looked_for_once_however_many_copies_bring_them(
         assert session.fetch(request)
         end(session, plan)
     assert not session.fetch(request)
-    assert session.offer(request, 0) == 32
+    assert session.offer(request, 0) == 32, "a copy takes at most half of host memory"
     assert len(walks) == 1

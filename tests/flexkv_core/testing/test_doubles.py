@@ -1,5 +1,6 @@
 """The doubles keep the contracts of what they stand for, and misbehave only as told."""
 
+import copy
 import threading
 
 import pytest
@@ -83,6 +84,29 @@ def test_a_wrapper_has_the_name_and_abilities_of_what_it_wraps():
     inner = DurableDictTier(SlotMemory(memoryview(b""), 0, slot_bytes=8, stride=8))
     wrapper = TierWrapper(inner)
     assert (wrapper.name, wrapper.capabilities) == ("dict", Capabilities(durable=True))
+
+
+class RenewedTier(DictTier):
+    """A dict whose plans go to the generation in which they were submitted."""
+
+    def snapshot(self):
+        return copy.copy(self)
+
+
+def test_the_snapshot_of_a_wrapper_is_the_same_over_that_of_what_it_wraps():
+    inner = RenewedTier(SlotMemory(memoryview(bytearray(16)), 2, slot_bytes=8, stride=8))
+    counting = CountingTier(inner)
+    before = counting.snapshot()
+    inner.stored = {}
+    before.write([block(1)], None)
+    assert (counting.writes, list(inner.stored)) == ([block(1).key], [])
+
+
+def test_faults_are_counted_over_all_snapshots():
+    inner = RenewedTier(SlotMemory(memoryview(bytearray(16)), 2, slot_bytes=8, stride=8))
+    faulty = FaultyTier(inner, {1: Status.ERROR})
+    statuses = [faulty.snapshot().write([block(number)], None) for number in range(3)]
+    assert statuses == [[Status.OK], [Status.ERROR], [Status.OK]]
 
 
 def test_counting_remembers_keys_in_order(tier):

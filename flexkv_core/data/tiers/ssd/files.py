@@ -33,7 +33,7 @@ __all__ = [
     "available_bytes",
     "empty_durably",
     "folder_lock",
-    "has_spare_files",
+    "num_spare_files",
     "remove_durably",
     "replacing",
     "unreserved_bytes",
@@ -304,13 +304,13 @@ def available_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def has_spare_files() -> bool:
-    """Return whether this process has opened fewer than half of the files that it may."""
+def num_spare_files() -> int:
+    """Return how many files this process may open before it has half of those that it may have."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        return len(list(Path("/proc/self/fd").iterdir())) < limit // 2
+        return max(0, limit // 2 - len(list(Path("/proc/self/fd").iterdir())))
     except OSError:  # none is left to look with
-        return False
+        return 0
 
 
 def unreserved_bytes(folder: Path) -> int:

@@ -192,8 +192,9 @@ class _OpenLog:
     def _step(self) -> bytes:
         """Return the next complete records."""
         try:
-            num_bytes = min(_STEP_BYTES, self._file.size - self._position)
-            content = _read(self._file, self._position, num_bytes)
+            # Below 0 if the writer has cut it since `is_current`, because it ends.
+            num_left = max(0, self._file.size - self._position)
+            content = _read(self._file, self._position, min(_STEP_BYTES, num_left))
         except OSError:
             return b""
         content = content[: len(content) // RECORD_BYTES * RECORD_BYTES]

@@ -89,8 +89,9 @@ class SlabScan:
                         return
                     for stored in column.recover(scan.slab, first_slot, headers):
                         self._note(stored)
-        except OSError as error:
-            logger.warning("ssd.not_recovered path=%s: %s", scan.slab.path, error.strerror)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", "no memory")
+            logger.warning("ssd.not_recovered path=%s: %s", scan.slab.path, reason)
             column.space.retire([scan.slab])
 
     def _note(self, stored: StoredKey) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flexkv_core.block.types import BlockKey
 from flexkv_core.data.tiers.ssd.directory import Directory
-from flexkv_core.data.tiers.ssd.files import has_spare_files
+from flexkv_core.data.tiers.ssd.files import num_spare_files
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, Superblock, slot_bytes
 from flexkv_core.data.tiers.ssd.slab import Slab
 
@@ -107,10 +107,10 @@ class Space:
 
         There may be thousands: those that would take too many descriptors stay leftovers.
         """
+        max_slabs = min(_MAX_ADOPTED, num_spare_files())
         for directory, path in self._found():
             room = self._room()
-            is_full = self._num_slots_in(room - PAGE_BYTES) < 1
-            if is_full or len(self.slabs) >= _MAX_ADOPTED or not has_spare_files():
+            if self._num_slots_in(room - PAGE_BYTES) < 1 or len(self.slabs) >= max_slabs:
                 return
             try:
                 with directory.locked():

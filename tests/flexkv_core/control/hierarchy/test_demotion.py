@@ -348,12 +348,3 @@ class TestBusy:
         [plan] = take_plans(rig)
         rig.end(plan)
         assert rig.tier.demoter._in_flight.num_more == PLAN_BLOCKS + 1
-
-
-def test_blocks_on_their_way_are_not_admitted_again_when_their_request_grows():
-    rig = Rig()
-    keys = chain("a", 6)
-    assert rig.tier.demoter.admit(keys[:4], 0, 0) == 4
-    assert rig.take("admitted_blocks") == 4
-    assert rig.tier.demoter.admit(keys, 4, 4) == 6
-    assert rig.take("admitted_blocks") == 2

@@ -251,6 +251,16 @@ def test_an_idle_lane_keeps_no_generation_of_its_tier_alive(tier, start, monkeyp
     assert alive() is None
 
 
+def test_a_plan_that_is_refused_takes_no_snapshot_of_the_tier(tier, start, monkeypatch):
+    lane, taken = start(tier), []
+    monkeypatch.setattr(tier, "snapshot", lambda: taken.append(1) or tier)
+    run(lane, store([1], [99]))
+    run(lane, fetch([1], [0], deadline_s=0.0))
+    assert not taken
+    run(lane, store([1], [0]))
+    assert taken
+
+
 def test_a_call_that_waited_past_its_deadline_does_not_reach_the_tier(tier, start, clock):
     slow = SlowTier(CountingTier(tier), threading.Event())
     lane = start(slow)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexkv_core.data.tiers.ssd.key_log import RECORD_BYTES, KeyRecord, LogHeader
+from flexkv_core.data.tiers.ssd.slab import SlabView
 from flexkv_core.plan import Status
 
 OK, _, MISS, CORRUPT, TIMEOUT, ERROR, _ = Status
@@ -110,6 +111,20 @@ def test_a_log_that_was_cut_is_read_from_its_beginning(disk, pair):
     [log] = disk.logs()
     os.truncate(log, log.stat().st_size - 3 * RECORD_BYTES)
     assert follower.found(range(8)) == 5
+
+
+def test_a_log_that_is_cut_while_it_is_read_is_read_again(disk, pair, monkeypatch):
+    _, follower = pair
+    assert follower.found(range(8)) == 8
+    [log] = disk.logs()
+
+    def cut(_):
+        os.truncate(log, log.stat().st_size - RECORD_BYTES)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlabView, "is_lost", property(cut))  # the last thing before it is read
+        follower.found([])
+    assert follower.found(range(8)) == 7
 
 
 @pytest.mark.parametrize("content", [b"", b"FLEXKVK1", b"\0" * 5000], ids=len)

@@ -104,11 +104,12 @@ def test_closing_does_not_wait_for_all_headers(disk, open_early, paused, monkeyp
     assert rank.tier.take_recovered(9) == []
 
 
-def test_a_slab_that_cannot_be_opened_again_is_left_alone(disk, open_early, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()], ids=repr)
+def test_a_slab_that_cannot_be_opened_again_is_left_alone(disk, monkeypatch, error):
     disk.store(range(8))
 
     def fail(*_):
-        raise OSError(24, "Too many open files")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(HeaderFile, "__init__", fail)

@@ -244,6 +244,15 @@ def test_of_very_many_slabs_only_some_are_opened(make, monkeypatch):
     assert len(adopted(make(100, engine_id="x"))) == 4
 
 
+def test_open_files_are_counted_once_however_many_slabs_there_are(make, monkeypatch):
+    leave_slabs(make, 6)
+    space, asked = make(100, engine_id="x"), []
+    monkeypatch.setattr(
+        "flexkv_core.data.tiers.ssd.space.num_spare_files", lambda: asked.append(1) or 4
+    )
+    assert (len(adopted(space)), len(asked)) == (4, 1)
+
+
 def test_half_of_the_files_that_a_process_may_open_are_not_ours(make, monkeypatch, open_files):
     leave_slabs(make, 6)
     space = make(100, engine_id="x")
