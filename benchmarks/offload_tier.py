@@ -154,8 +154,10 @@ class Contender:
         return taken
 
     def count_wrong(self, keys: Sequence[OffloadKey]) -> int:
-        """Return how many rows are delivered that are not what was stored."""
-        return self._load(keys, is_busy=False)[2]
+        """Return how many rows are delivered, none of which is what was stored."""
+        _, num_right, num_wrong = self._load(keys, is_busy=False)
+        assert not num_right, f"{num_right} rows were not changed on disk"
+        return num_wrong
 
     def look_up(self, keys: Sequence[OffloadKey], answer: LookupResult) -> Asked:
         """Ask the tier for keys of one request, step by step, until it gives its answer."""
