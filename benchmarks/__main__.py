@@ -16,6 +16,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "control_plane": ("--rounds", "2", "--tree", "10000"),
     "copy_lane": ("--rounds", "2"),
     "identity": ("--rounds", "1", "--mib", "10"),
+    "offload_tier": ("--rounds", "1"),
     "sglang_restart": ("--quick",),
     "sglang_storage": ("--rounds", "1"),
     "ssd_lane": ("--rounds", "1"),

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -144,6 +144,16 @@ def busy_thread(*, wanted: bool) -> Iterator[None]:
     stop.set()
     if wanted:
         thread.join()
+
+
+def flip_bytes(path: Path, offsets: Iterable[int]) -> None:
+    """Change the bytes of a file that lie at `offsets`."""
+    with path.open("r+b") as file:
+        for offset in offsets:
+            file.seek(offset)
+            byte = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte[0] ^ 1]))
 
 
 def fio_bytes_per_s(path: Path, num_bytes: int, operation: str, cell_kib: int, depth: int) -> float:

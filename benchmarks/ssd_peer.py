@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import rows
 from benchmarks.rows import Row
-from benchmarks.ssd_lane import PAYLOAD_BYTES, Drive
+from benchmarks.ssd_lane import PAYLOAD_BYTES, Drive, flip_bytes
 from flexkv_core.data.tiers.ssd.format import PAGE_BYTES, SLAB_SUFFIX, slot_bytes
 
 try:
@@ -92,7 +92,7 @@ class FlexKvStore:
         """See `Store`."""
         for path in self._folder.rglob(f"*{SLAB_SUFFIX}"):
             offsets = range(2 * PAGE_BYTES, path.stat().st_size, slot_bytes(CHUNK_BYTES))
-            _flip(path, offsets)
+            flip_bytes(path, offsets)
 
     def count_served(self) -> int:
         """See `Store`."""
@@ -145,7 +145,7 @@ class LmCacheStore:
     def flip(self) -> None:
         """See `Store`."""
         for path in self._folder.glob("*.pt"):
-            _flip(path, [PAGE_BYTES])
+            flip_bytes(path, [PAGE_BYTES])
 
     def count_served(self) -> int:
         """See `Store`."""
@@ -202,15 +202,6 @@ class LmCacheStore:
 
 def _key(number: int) -> CacheEngineKey:
     return CacheEngineKey("model", 1, 0, number, torch.bfloat16)
-
-
-def _flip(path: Path, offsets: Iterable[int]) -> None:
-    with path.open("r+b") as file:
-        for offset in offsets:
-            file.seek(offset)
-            byte = file.read(1)
-            file.seek(offset)
-            file.write(bytes([byte[0] ^ 1]))
 
 
 def measure(work: Path, rounds: int) -> Iterator[Row]:

@@ -7,14 +7,16 @@ model, the workers and the copies are left out. Every request decodes one token 
 """
 
 import argparse
+import copy
 import itertools
 import statistics
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from typing_extensions import override
@@ -68,16 +70,20 @@ class Contender(ABC):
 
     name: str
     kind: type[KVConnectorBase_V1]
-    options: ClassVar[dict[str, Any]]
 
-    def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig) -> None:
+    def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig, folder: Path) -> None:
+        config = copy.copy(config)
         config.kv_transfer_config = KVTransferConfig(
             kv_connector=self.kind.__name__,
             kv_role="kv_both",
-            kv_connector_extra_config=self.options,
+            kv_connector_extra_config=self.options_in(folder),
         )
         self._connector = self.kind(config, KVConnectorRole.SCHEDULER, kv_cache)
         self._tell(self.first_report())
+
+    @abstractmethod
+    def options_in(self, folder: Path) -> dict[str, Any]:
+        """Return the connector's options; `folder` is for its files."""
 
     def first_report(self) -> KVConnectorWorkerMetadata | None:
         """Return what the workers tell before the first step."""
@@ -119,7 +125,10 @@ class FlexKV(Contender):
 
     name = "FlexKV"
     kind = FlexKVConnector
-    options: ClassVar[dict[str, Any]] = {"cpu_cache_gb": 1.0, "block_tokens": BLOCK_TOKENS}
+
+    @override
+    def options_in(self, folder: Path) -> dict[str, Any]:
+        return {"cpu_cache_gb": 1.0, "block_tokens": BLOCK_TOKENS}
 
     @override
     def first_report(self) -> VllmReports:
@@ -146,11 +155,11 @@ class FlexKVWithSsd(FlexKV):
     """Ours with a tier below host memory, which takes what it is given at once."""
 
     name = "FlexKV, SSD"
-    options: ClassVar[dict[str, Any]] = {
-        **FlexKV.options,
-        "ssd_cache_gb": 1.0,
-        "ssd_cache_dir": str(rows.ROOT / ".work"),
-    }
+
+    @override
+    def options_in(self, folder: Path) -> dict[str, Any]:
+        ssd = {"ssd_cache_gb": 1.0, "ssd_cache_dir": str(folder)}
+        return super().options_in(folder) | ssd
 
     @override
     def first_report(self) -> VllmReports:
@@ -164,7 +173,10 @@ class Offloading(Contender):
 
     name = "OffloadingConnector"
     kind = OffloadingConnector
-    options: ClassVar[dict[str, Any]] = {"cpu_bytes_to_use": HOST_BYTES}
+
+    @override
+    def options_in(self, folder: Path) -> dict[str, Any]:
+        return {"cpu_bytes_to_use": HOST_BYTES}
 
     @override
     def report(self, orders: KVConnectorMetadata) -> OffloadingWorkerMetadata | None:
@@ -279,14 +291,16 @@ def prompts(num_requests: int, *, in_turn: bool) -> list[list[int]]:
     ]
 
 
-def measure(model: Path, num_requests: int, rounds: int, *, in_turn: bool) -> Iterator[Row]:
+def measure(
+    model: Path, folder: Path, num_requests: int, rounds: int, *, in_turn: bool
+) -> Iterator[Row]:
     """Yield a row for each contender: its median step, over rounds of a step for each block token.
 
     Either blocks fill `in_turn`, some in each step, or only steps count in which none fills.
     """
     config, kv_cache = engine_config(model, num_requests), kv_cache_config()
     engine = Engine(config, kv_cache)
-    contenders = [kind(config, kv_cache) for kind in (FlexKV, FlexKVWithSsd, Offloading)]
+    contenders = [kind(config, kv_cache, folder) for kind in (FlexKV, FlexKVWithSsd, Offloading)]
     engine.begin(prompts(num_requests, in_turn=in_turn), contenders)
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for _ in range(rounds):
@@ -319,12 +333,14 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     vllm = version(packages_distributions()["vllm"][0])
     around = rows.circumstances() | {"vllm": vllm, "rounds": arguments.rounds}
-    model = build_model(arguments.work.resolve())
-    measured = [
-        row | around
-        for in_turn, num_requests in itertools.product((False, True), RUNNING)
-        for row in measure(model, num_requests, arguments.rounds, in_turn=in_turn)
-    ]
+    work = arguments.work.resolve()
+    model = build_model(work)
+    with tempfile.TemporaryDirectory(prefix="step-", dir=work) as name:
+        measured = [
+            row | around
+            for in_turn, num_requests in itertools.product((False, True), RUNNING)
+            for row in measure(model, Path(name), num_requests, arguments.rounds, in_turn=in_turn)
+        ]
     print(rows.render(measured))
     if arguments.json:
         rows.write(arguments.json, measured)

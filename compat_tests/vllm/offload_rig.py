@@ -55,15 +55,17 @@ class OffloadRig:
             engine_id=uuid.uuid4().hex,
         )
         self.engine = OffloadingEngine(transfer, declared_cache(config), read_options(transfer))
-        offloading = build_offloading_config(
-            translated(self.engine, uses_ssd=True), self.engine.kv_cache_config
-        )
+        offloading = build_offloading_config(self.translated(), self.engine.kv_cache_config)
         self._spec = OffloadingSpecFactory.create_spec(offloading)
         # As if the engine started now: the model may have been written a moment ago.
         with mock.patch.object(origin, "engine_start_s", return_value=time.time()):
             self.manager = self._spec.get_manager()
         (self.tier,) = self.manager.secondary_tiers
         self._contexts: dict[str, ReqContext] = {}
+
+    def translated(self) -> VllmConfig:
+        """Return vLLM's configuration with the tier in it."""
+        return translated(self.engine, uses_ssd=True)
 
     def open(self) -> "OffloadRig":
         """Wait until the model is known and what was stored is found."""

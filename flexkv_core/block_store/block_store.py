@@ -64,8 +64,8 @@ class BlockStore:
         if not self._loads.may_try:
             return [False] * len(keys)
         if self._access is Access.SINGLE:
-            return [count == 1 for count in self._catalog.count_found([[key] for key in keys], 0)]
-        (num_found,) = self._catalog.count_found([[*before, *keys]], len(before))
+            return self._catalog.find_single(keys)
+        num_found = self._catalog.count_found([*before, *keys], len(before))
         return [position < num_found for position in range(len(keys))]
 
     def submit_load(self, blocks: Blocks, deadline_s: float | None = None) -> JobId:

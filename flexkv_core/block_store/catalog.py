@@ -21,8 +21,12 @@ class Catalog(ABC):
     """
 
     @abstractmethod
-    def count_found(self, chains: Sequence[Sequence[BlockKey]], first_block: int) -> list[int]:
-        """Return how many blocks of each chain are there from `first_block` on, without a gap."""
+    def count_found(self, keys: Sequence[BlockKey], first_block: int) -> int:
+        """Return how many blocks of a chain are there from `first_block` on, without a gap."""
+
+    @abstractmethod
+    def find_single(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """Tell for each of some blocks that stand alone whether it is there."""
 
     def cut(self, chains: Sequence[Chain]) -> Sequence[Chain]:
         """Cut chains that are held in parts, so that each can be loaded; by default none is."""
@@ -75,8 +79,12 @@ class FollowerCatalog(Catalog):
         self._job_ids = map(JobId, itertools.count(1))
 
     @override
-    def count_found(self, chains: Sequence[Sequence[BlockKey]], first_block: int) -> list[int]:
-        return [self._tier.count_leading(keys[first_block:]) for keys in chains]
+    def count_found(self, keys: Sequence[BlockKey], first_block: int) -> int:
+        return self._tier.count_leading(keys[first_block:])
+
+    @override
+    def find_single(self, keys: Sequence[BlockKey]) -> list[bool]:
+        return [self._tier.count_leading([key]) == 1 for key in keys]
 
     @override
     def plan_loads(
@@ -113,7 +121,7 @@ class FollowerCatalog(Catalog):
 
     def _plan(self, chain: Chain, deadline_s: float) -> TransferPlan | None:
         first = chain.first_block
-        (num_blocks,) = self.count_found([chain.keys], first)
+        num_blocks = self.count_found(chain.keys, first)
         if not num_blocks:
             return None
         parent = chain.keys[first - 1] if first else None

@@ -70,9 +70,14 @@ class WriterCatalog(Catalog):
         self._thread.start()
 
     @override
-    def count_found(self, chains: Sequence[Sequence[BlockKey]], first_block: int) -> list[int]:
+    def count_found(self, keys: Sequence[BlockKey], first_block: int) -> int:
         with self._lock:
-            return [self._count(keys, first_block) for keys in chains]
+            return self._count(keys, first_block)
+
+    @override
+    def find_single(self, keys: Sequence[BlockKey]) -> list[bool]:
+        with self._lock:
+            return [self._manager.is_ready(key, tier=_TIER) for key in keys]
 
     @override
     def cut(self, chains: Sequence[Chain]) -> Sequence[Chain]:

@@ -218,6 +218,10 @@ class CacheManager:
         """Tell whether any tier holds a chain that begins with `key`."""
         return self._index.begins_chain(key)
 
+    def is_ready(self, key: BlockKey, *, tier: str) -> bool:
+        """Tell whether a match of this one key would find it in `tier`."""
+        return self._index.is_ready(self._tiers[tier], key)
+
     def restore(
         self,
         keys: Sequence[BlockKey],

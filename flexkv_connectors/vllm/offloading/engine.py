@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flexkv_core.block.types import BlockKey
 from flexkv_core.config import CacheConfig
 from flexkv_core.metrics import Counters
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_offload.base import OffloadKey
 
 __all__ = ["OffloadingEngine", "TierRequest"]
 
@@ -24,7 +24,7 @@ class TierRequest:
     num_durable_tokens: int | None = None
     """Leading tokens whose KV may outlive the process; None for all."""
 
-    asked: set[BlockKey] = field(default_factory=set)
+    asked: "set[OffloadKey]" = field(default_factory=set)
     """Keys that were read for it. One that failed must not be offered to it again, nor one that has
     left host memory since: where its prompt is longer than that, this would never end."""
 

@@ -47,9 +47,6 @@ class _Job(NamedTuple):
     keys: "Sequence[OffloadKey]"
     """Those of its keys that the store was asked for."""
 
-    block_keys: Sequence[BlockKey]
-    """What the store calls them."""
-
 
 class FlexKVTier(SecondaryTierManager):
     """Keeps rows of vLLM's host region on SSD: verified, bounded, and for later processes.
@@ -107,7 +104,7 @@ class FlexKVTier(SecondaryTierManager):
 
     @override
     def lookup(self, key: "OffloadKey", req_context: "ReqContext") -> LookupResult:
-        return self._barrier.run(lambda: self._lookup(key, req_context), lambda: LookupResult.MISS)
+        return self._barrier.run(lambda: self._lookup(key, req_context), _miss)
 
     @override
     def submit_load(self, job_metadata: TransferJob) -> None:
@@ -171,8 +168,7 @@ class FlexKVTier(SecondaryTierManager):
         store, request = self._store, self._requests.get(req_context.req_id)
         if store is None or request is None or not _is_durable(key, request, req_context):
             return LookupResult.MISS
-        block_key = _block_key(key, request)
-        if block_key in request.asked or not all(store.lookup([block_key])):
+        if key in request.asked or not all(store.lookup([_block_key(key, request)])):
             return LookupResult.MISS
         self._engine.num_offered += 1
         return LookupResult.HIT
@@ -195,7 +191,7 @@ class FlexKVTier(SecondaryTierManager):
             return False
         block_keys = [_block_key(key, request) for key in rows]
         job_id = submit(store, Blocks(block_keys, [*rows.values()]))
-        self._jobs[job_id] = _Job(job, [*rows], block_keys)
+        self._jobs[job_id] = _Job(job, [*rows])
         return True
 
     def _poll(self) -> None:
@@ -206,11 +202,11 @@ class FlexKVTier(SecondaryTierManager):
                 self._take_in(under_way, result.statuses)
 
     def _take_in(self, under_way: _Job, statuses: Sequence[Status]) -> None:
-        job, keys, block_keys = under_way
+        job, keys = under_way
         is_good = [status is Status.OK for status in statuses]
         request = self._requests.get(job.req_context.req_id)
         if job.is_promotion and request is not None:
-            request.asked.update(block_keys)
+            request.asked.update(keys)
         self._end(job, [key for key, good in zip(keys, is_good, strict=True) if good])
 
     def _end(self, job: TransferJob, good_keys: "list[OffloadKey]") -> None:
@@ -260,3 +256,7 @@ def _block_key(key: "OffloadKey", request: TierRequest) -> BlockKey:
     the number of its cache group.
     """
     return BlockKey(sha256(key + (request.adapter or b"")).digest())
+
+
+def _miss() -> LookupResult:
+    return LookupResult.MISS

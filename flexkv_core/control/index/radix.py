@@ -119,6 +119,12 @@ class PrefixIndex:
         """Tell whether any chain begins with `key`."""
         return key in self.root.children
 
+    def is_ready(self, tier: TierState, key: BlockKey) -> bool:
+        """Tell whether `tier` has the first block of a chain that begins with `key`."""
+        node = self.root.children.get(key)
+        entry = None if node is None else node.entries[tier.index]
+        return entry is not None and entry.num_ready > 0
+
     def unpin(self, entry: Entry) -> None:
         """Undo the pin of one match."""
         entry.num_pins -= 1

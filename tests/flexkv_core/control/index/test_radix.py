@@ -633,3 +633,18 @@ def test_only_the_first_key_of_a_chain_begins_one(index):
     index.end(index.begin(B))
     assert index.begins_chain(A[0])
     assert not any(map(index.begins_chain, [*A[1:], *B[4:], C[0]]))
+
+
+def test_the_first_block_of_a_chain_is_ready_once_it_is_written(index):
+    write = index.begin(A[:3])
+    assert not index.is_ready(index.host, A[0])
+    index.end(write)
+    assert index.is_ready(index.host, A[0])
+    assert not index.is_ready(index.host, A[1])
+
+
+def test_a_first_block_that_was_dropped_or_is_in_another_tier_is_not_ready(index):
+    index.store(A)
+    index.store(A[:1], index.ssd)
+    index.drop_from(index.host, A[:1])
+    assert [index.is_ready(tier, A[0]) for tier in index.tiers] == [False, True]
