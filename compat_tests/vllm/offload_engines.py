@@ -4,12 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import vllm
 from engine_process import Ask, Completion, EngineProcess, random_tokens
 
 PROMPTS = [random_tokens(seed, 1350) for seed in (1, 2)]
 
 ON_CPU = {"spec_name": "OffloadingOnCpu", "spec_module_path": "offloading_on_cpu"}
 """Options that have vLLM offload KV although it is in CPU memory."""
+
+LASTING = {"PYTHONHASHSEED": "0"} if vllm.__version_tuple__[:2] < (0, 29) else {}
+"""Environment in which vLLM's keys mean the same to each process: 0.28 has to be told."""
 
 
 def connector_on(directory: Path, **options: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ class OffloadGlassConnector(FlexKVOffloadingConnector):
 
     def wait_open(self) -> None:
         """Wait until the model is known, and what earlier engines left is found."""
-        (tier,) = self.scheduler.manager.secondary_tiers
+        (tier,) = self.connector_scheduler.manager.secondary_tiers
         tier._stores._identification.join()
         tier._store.wait_restored()
 
     def forget_rows(self) -> None:
         """Drop what the host tier holds; no request may be running."""
-        self.scheduler.manager.primary_tier.reset_cache()
+        self.connector_scheduler.manager.primary_tier.reset_cache()

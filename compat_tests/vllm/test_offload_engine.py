@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 from engine_process import Completion, EngineProcess
-from offload_engines import connector_on, flip_all, hits_of, serve, tokens_of
+from offload_engines import LASTING, connector_on, flip_all, hits_of, serve, tokens_of
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -28,7 +28,10 @@ def history(request, model, tmp_path_factory):
 
     def start() -> EngineProcess:
         engine = EngineProcess(
-            model(request.param), tmp_path_factory.mktemp("engine"), connector_on(directory)
+            model(request.param),
+            tmp_path_factory.mktemp("engine"),
+            connector_on(directory),
+            env=LASTING,
         )
         engine.connector("wait_open")
         return engine

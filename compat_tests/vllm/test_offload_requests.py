@@ -6,7 +6,7 @@ from zlib import crc32
 import pytest
 from engine_checks import NO_LOAD, NO_SAVE
 from engine_process import Ask, EngineProcess, random_tokens
-from offload_engines import connector_on
+from offload_engines import LASTING, connector_on
 
 HIT_TOKENS = 512
 
@@ -24,6 +24,7 @@ def engine(model, directory, tmp_path_factory):
         model("oracle"),
         tmp_path_factory.mktemp("engine"),
         connector_on(directory),
+        env=LASTING,
         enable_lora=True,
         max_loras=2,
         max_lora_rank=8,

@@ -1,7 +1,8 @@
 """The class that vLLM calls: its own offloading, with our options and our tier below it."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from flexkv_connectors.fault_barrier import FaultBarrier, refusals_in_one_line
 from flexkv_connectors.versions import require_supported
 from flexkv_connectors.vllm import log_like_vllm
 from flexkv_connectors.vllm.adapter_loads import follow_adapters
+from flexkv_connectors.vllm.offloading.drift import tails_of
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
 from flexkv_connectors.vllm.offloading.idle import IdleConnector
 from flexkv_connectors.vllm.offloading.options import (
@@ -46,6 +48,9 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     vLLM makes one instance in the scheduler's process and one in each worker. Where its offloading
     cannot be used, it gets an `IdleConnector` instead, in all processes.
     """
+
+    _engine: OffloadingEngine
+    """Set before `__init__`, which vLLM calls with no more than its own arguments."""
 
     def __new__(
         cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
@@ -85,6 +90,9 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         super().__init__(config, role, kv_cache_config)
         if is_scheduler:
             self._barrier = FaultBarrier()
+            self._loadable: set[str] = set()
+            """Requests that vLLM may look up, by its id."""
+
             self._requests = Requests(self._engine, follow_adapters(vllm_config, self._barrier))
             forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
 
@@ -103,8 +111,8 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         if permit is not None and self._uses_ssd:
             self._engine.requests[request.request_id] = permit.tier_request
         super().on_new_request(request)
-        if permit is None or not permit.may_load:
-            self._bar_loads(request.request_id)
+        if permit is not None and permit.may_load:
+            self._loadable.add(request.request_id)
         if permit is None or not permit.may_save:
             self._bar_saves(request.request_id)
 
@@ -124,9 +132,10 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         """
         self._bar_doubtful([request.request_id])
         num_offered = self._engine.num_offered
-        found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
-            request, num_computed_tokens
-        )
+        with _skipping(request, skips=request.request_id not in self._loadable):
+            found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
+                request, num_computed_tokens
+            )
         return (None, False) if self._engine.num_offered > num_offered else found
 
     @override
@@ -134,6 +143,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._barrier.run(partial(self._requests.end, request), lambda: None)
+        self._loadable.discard(request.request_id)
         finished: tuple[bool, dict[str, Any] | None] = super().request_finished_all_groups(
             request, block_ids
         )
@@ -176,25 +186,31 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         for name in self._barrier.run(
             lambda: self._requests.find_doubtful(names), lambda: list(names)
         ):
-            self._bar_loads(name)
+            self._loadable.discard(name)
             self._bar_saves(name)
 
     def _drop_barred_tails(self, scheduler_output: "SchedulerOutput") -> None:
         """Take from vLLM what it would store of barred requests: their 0 is no limit there."""
-        state = getattr(scheduler_output, "kv_connector_block_state", None)
-        tails = getattr(state, "boundary_state_offloads", None) or {}
+        tails = tails_of(scheduler_output)
         for request_id in [*tails]:
             status = self._statuses.get(request_id)
             if status is not None and status.max_offload_tokens == 0:
                 del tails[request_id]
 
-    def _bar_loads(self, request_id: str) -> None:
-        if status := self._statuses.get(request_id):
-            status.max_load_tokens = 0
-
     def _bar_saves(self, request_id: str) -> None:
         if status := self._statuses.get(request_id):
             status.max_offload_tokens = 0
+
+
+@contextmanager
+def _skipping(request: "Request", *, skips: bool) -> Iterator[None]:
+    """Have vLLM look nothing up for a request: before 0.31 it has no limit on what is loaded."""
+    before = request.skip_reading_prefix_cache
+    request.skip_reading_prefix_cache = before or skips
+    try:
+        yield
+    finally:
+        request.skip_reading_prefix_cache = before
 
 
 def _uses_ssd(engine: OffloadingEngine, *, says_so: bool) -> bool:
