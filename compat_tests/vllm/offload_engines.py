@@ -15,6 +15,9 @@ ON_CPU = {"spec_name": "OffloadingOnCpu", "spec_module_path": "offloading_on_cpu
 LASTING = {"PYTHONHASHSEED": "0"} if vllm.__version_tuple__[:2] < (0, 29) else {}
 """Environment in which vLLM's keys mean the same to each process: 0.28 has to be told."""
 
+SERVES_RANKS = vllm.__version_tuple__[:2] >= (0, 32)
+"""Whether engines of several ranks are served."""
+
 
 def connector_on(directory: Path, **options: Any) -> dict[str, Any]:
     """Return the connector with its SSD tier in `directory`."""

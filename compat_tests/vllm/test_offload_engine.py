@@ -67,6 +67,7 @@ def test_after_a_kill_all_of_it_comes_from_disk(history):
     assert min(hits_of(history.restarted)) >= 1200
 
 
+@pytest.mark.usefixtures("sources")
 def test_vllm_counts_it_as_from_disk(history):
     disk = history.sources["vllm:prompt_tokens_cached_by_source_total{source=disk}"]
     assert disk == sum(hits_of(history.restarted))

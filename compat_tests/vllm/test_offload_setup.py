@@ -109,6 +109,18 @@ def test_what_was_never_shown_to_work_is_served_without_caching(reason_of, part,
     assert words in reason_of(part, **values)
 
 
+@pytest.mark.parametrize(("version", "is_served"), [((0, 31, 0), False), ((0, 32, 0), True)])
+def test_several_ranks_are_served_since_each_has_its_own_place(
+    reason_of, monkeypatch, version, is_served
+):
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version_tuple__", version)
+    ranks = {"world_size": 2, "distributed_executor_backend": "mp"}
+    reason = reason_of("parallel_config", **ranks)
+    assert reason is None if is_served else "upgrade vLLM" in reason
+
+
 def test_vllm_does_not_offload_from_a_cpu(reason_of):
     assert "flexkv-session" in reason_of(moves_on_cpu=False)
 
