@@ -8,6 +8,10 @@ __all__ = ["OffloadGlassConnector"]
 class OffloadGlassConnector(FlexKVOffloadingConnector):
     """What tests ask of the scheduler's side."""
 
+    def engine_id(self) -> str:
+        """Return what the region of this engine is called after."""
+        return str(self._engine.vllm_config.kv_transfer_config.engine_id)
+
     def wait_open(self) -> None:
         """Wait until the model is known, and what earlier engines left is found."""
         (tier,) = self.connector_scheduler.manager.secondary_tiers

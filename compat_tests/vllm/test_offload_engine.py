@@ -18,7 +18,7 @@ class History(NamedTuple):
     restarted: list[Completion]
     damaged: list[Completion]
     sources: dict[str, float]
-    leftovers: set[str]
+    leftovers: list[Path]
 
 
 @pytest.fixture(scope="module", params=["oracle", "hybrid", "sinks", "state"])
@@ -36,15 +36,15 @@ def history(request, model, tmp_path_factory):
         engine.connector("wait_open")
         return engine
 
-    before = set(SHARED_MEMORY.glob("vllm_offload_*"))
     engine = start()
+    engine_id = engine.connector("engine_id")
     serve(engine)
     local = serve(engine)
     engine.forget()
     host = serve(engine)
     engine.kill()
     engine.close()
-    leftovers = set(SHARED_MEMORY.glob("vllm_offload_*")) - before
+    leftovers = list(SHARED_MEMORY.glob(f"vllm_offload_{engine_id}*"))
     second = start()
     restarted = serve(second)
     sources = {name: value for name, value in second.metrics().items() if "by_source" in name}
@@ -79,4 +79,4 @@ def test_damage_is_computed_again(history):
 
 
 def test_nothing_is_left_in_shared_memory_after_a_kill(history):
-    assert history.leftovers == set()
+    assert history.leftovers == []

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
+        RequestOffloadState,
+    )
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
@@ -176,9 +179,11 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         )
 
     @property
-    def _statuses(self) -> dict[str, Any]:
+    def _statuses(self) -> "dict[str, RequestOffloadState]":
         """What vLLM's offloading knows of each request."""
-        statuses: dict[str, Any] = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
+        assert self.connector_scheduler is not None
+        statuses: dict[str, RequestOffloadState]
+        statuses = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
         return statuses
 
     def _bar_doubtful(self, names: Iterable[str]) -> None:
@@ -192,14 +197,13 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     def _drop_barred_tails(self, scheduler_output: "SchedulerOutput") -> None:
         """Take from vLLM what it would store of barred requests: their 0 is no limit there."""
         tails = tails_of(scheduler_output)
-        for request_id in [*tails]:
-            status = self._statuses.get(request_id)
-            if status is not None and status.max_offload_tokens == 0:
+        for request_id in self._statuses.keys() & tails.keys():
+            if self._statuses[request_id].max_offload_tokens == 0:
                 del tails[request_id]
 
     def _bar_saves(self, request_id: str) -> None:
-        if status := self._statuses.get(request_id):
-            status.max_offload_tokens = 0
+        if request_id in self._statuses:
+            self._statuses[request_id].max_offload_tokens = 0
 
 
 @contextmanager
