@@ -254,7 +254,6 @@ def _state(vocab_size: int) -> tuple[Any, str]:
         layer_types=["conv", "full_attention", "conv"],
         num_attention_heads=4,
         num_key_value_heads=2,
-        conv_L_cache=4,  # vLLM 0.31 has no other convolution on a CPU
         conv_dim=256,  # vLLM asks for what transformers does not know
         conv_dim_out=256,
         block_dim=256,

@@ -3,7 +3,6 @@
     FLEXKV_CONFIG_PATH   a YAML or JSON file of options
     FLEXKV_<OPTION>      one option, such as FLEXKV_CPU_CACHE_GB=16; an empty value sets nothing
     HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   where models from the hub are on this machine
-    PYTHONHASHSEED       Python's own: vLLM 0.28 derives its names of blocks from it
 
     FLEXKV_ENGINE_STARTED   when the engine started; we set it ourselves, for the engine's processes
 
@@ -29,7 +28,6 @@ from flexkv_core.option_file import read_options
 __all__ = [
     "Layer",
     "engine_start_s",
-    "has_hash_seed",
     "hub_cache_folder",
     "mark_engine_start",
     "read_environment",
@@ -103,11 +101,6 @@ def hub_cache_folder() -> Path:
         return Path(home).expanduser() / "hub"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "huggingface" / "hub"
-
-
-def has_hash_seed() -> bool:
-    """Return whether the user has chosen the seed of Python's hashes."""
-    return "PYTHONHASHSEED" in os.environ
 
 
 def mark_engine_start() -> None:

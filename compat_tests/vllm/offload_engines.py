@@ -12,8 +12,11 @@ PROMPTS = [random_tokens(seed, 1350) for seed in (1, 2)]
 ON_CPU = {"spec_name": "OffloadingOnCpu", "spec_module_path": "offloading_on_cpu"}
 """Options that have vLLM offload KV although it is in CPU memory."""
 
-LASTING = {"PYTHONHASHSEED": "0"} if vllm.__version_tuple__[:2] < (0, 29) else {}
-"""Environment in which vLLM's keys mean the same to each process: 0.28 has to be told."""
+KEEPS_ROWS = vllm.__version_tuple__[:2] >= (0, 29)
+"""Whether there is an SSD tier."""
+
+RUNS_STATES = not (0, 29) <= vllm.__version_tuple__[:2] < (0, 32)
+"""Whether vLLM runs the convolutions of LFM2 on every CPU: between, not on those with AVX512-BF16."""
 
 SERVES_RANKS = vllm.__version_tuple__[:2] >= (0, 32)
 """Whether engines of several ranks are served."""

@@ -14,9 +14,9 @@ class OffloadGlassConnector(FlexKVOffloadingConnector):
 
     def wait_open(self) -> None:
         """Wait until the model is known, and what earlier engines left is found."""
-        (tier,) = self.connector_scheduler.manager.secondary_tiers
-        tier._stores._identification.join()
-        tier._store.wait_restored()
+        for tier in self.connector_scheduler.manager.secondary_tiers:
+            tier._stores._identification.join()
+            tier._store.wait_restored()
 
     def forget_rows(self) -> None:
         """Drop what the host tier holds; no request may be running."""

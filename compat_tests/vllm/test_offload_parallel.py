@@ -2,7 +2,7 @@
 
 import pytest
 from engine_process import EngineProcess
-from offload_engines import LASTING, SERVES_RANKS, connector_on, hits_of, serve, tokens_of
+from offload_engines import SERVES_RANKS, connector_on, hits_of, serve, tokens_of
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,6 @@ def start(model, directory, tmp_path_factory):
             model("oracle"),
             tmp_path_factory.mktemp("engine"),
             connector_on(directory, max_tp=2),
-            env=LASTING,
             tensor_parallel_size=degree,
             distributed_executor_backend="mp" if degree > 1 else None,
         )
@@ -53,7 +52,7 @@ def test_what_two_ranks_wrote_is_read_at_another_degree_after_a_kill(start, writ
 
 
 def test_without_max_tp_another_degree_finds_nothing(model, directory, written, tmp_path):
-    engine = EngineProcess(model("oracle"), tmp_path, connector_on(directory), env=LASTING)
+    engine = EngineProcess(model("oracle"), tmp_path, connector_on(directory))
     engine.connector("wait_open")
     served = serve(engine)
     engine.close()
@@ -70,7 +69,7 @@ def test_it_is_a_child_of_multi_connector(model, tmp_path):
     }
     folder = tmp_path / "engine"
     folder.mkdir()
-    engine = EngineProcess(model("oracle"), folder, parent, env=LASTING)
+    engine = EngineProcess(model("oracle"), folder, parent)
     serve(engine)
     local = serve(engine)
     engine.forget()

@@ -147,26 +147,16 @@ def test_prompts_under_a_weak_hash_do_not_outlive_the_process(offload, identity,
     assert "sha256" in offload.why_no_ssd(weak, cache)
 
 
-def test_where_each_process_names_blocks_anew_they_do_not_outlive_it(
-    offload, config_of, monkeypatch
+@pytest.mark.parametrize(("says_order", "is_kept"), [(False, False), (True, True)])
+def test_where_vllm_does_not_say_how_kv_lies_in_rows_they_do_not_outlive_the_process(
+    offload, config_of, monkeypatch, says_order, is_kept
 ):
-    """So does vLLM 0.28, and later ones do not."""
-    from vllm.v1.core import kv_cache_utils
+    """So is 0.28, and no later one."""
+    from flexkv_connectors.vllm.offloading import drift
 
-    cache = offload.parse_config({})
-    monkeypatch.delattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", raising=False)
-    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    assert "set PYTHONHASHSEED" in offload.why_no_ssd(config_of(), cache)
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
-    assert offload.why_no_ssd(config_of(), cache) is None
-
-
-def test_later_ones_need_no_seed(offload, config_of, monkeypatch):
-    from vllm.v1.core import kv_cache_utils
-
-    monkeypatch.setattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED", "seed", raising=False)
-    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    assert offload.why_no_ssd(config_of(), offload.parse_config({})) is None
+    monkeypatch.setattr(drift, "_SAYS_ORDER", says_order)
+    reason = offload.why_no_ssd(config_of(), offload.parse_config({}))
+    assert reason is None if is_kept else "upgrade vLLM" in reason
 
 
 def test_where_it_cannot_be_used_the_engine_serves_without_it(model, tmp_path):

@@ -10,7 +10,6 @@ from flexkv_core import env
 from flexkv_core.config import parse_config
 from flexkv_core.env import (
     engine_start_s,
-    has_hash_seed,
     hub_cache_folder,
     mark_engine_start,
     read_environment,
@@ -212,13 +211,6 @@ def test_the_hub_cache_is_where_the_hubs_client_keeps_it(environment, variables,
         environment.setenv(name, value)
 
     assert hub_cache_folder() == Path(folder)
-
-
-def test_a_seed_of_hashes_counts_even_if_it_is_empty(environment):
-    environment.delenv("PYTHONHASHSEED", raising=False)
-    assert not has_hash_seed()
-    environment.setenv("PYTHONHASHSEED", "")
-    assert has_hash_seed()
 
 
 PROGRAM = """

@@ -3,26 +3,29 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.core import kv_cache_utils
+from vllm.v1.kv_offload.config import OffloadingConfig
 from vllm.v1.kv_offload.tiering.base import JobResult
-
-from flexkv_core.env import has_hash_seed
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_offload.base import OffloadKey, ReqContext
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
-__all__ = ["end_of", "make_result", "rows_of", "tails_of", "why_keys_end"]
+__all__ = ["end_of", "make_result", "rows_of", "tails_of", "why_rows_end"]
 
+_SAYS_ORDER = "kv_cache_layout" in OffloadingConfig.__dataclass_fields__
 _HAS_BYTES = "transfer_bytes" in JobResult.__dataclass_fields__
 
 
-def why_keys_end() -> str | None:
-    """Name what makes vLLM's keys mean nothing to later processes, if anything does."""
-    if has_hash_seed() or hasattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED"):
+def why_rows_end() -> str | None:
+    """Name what makes rows mean nothing to later processes, if anything does.
+
+    vLLM 0.28 does not say in which order KV lies in a row, and the order is another one beside
+    another connector; nor has a block the same name in each process.
+    """
+    if _SAYS_ORDER:
         return None
-    return "vLLM 0.28 names blocks anew in each process: set PYTHONHASHSEED, or upgrade vLLM"
+    return "vLLM 0.28 does not say how KV lies in its host memory: upgrade vLLM"
 
 
 def tails_of(output: "SchedulerOutput") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import vllm
 
 from flexkv_connectors.vllm.model_identity import why_unknown
-from flexkv_connectors.vllm.offloading.drift import why_keys_end
+from flexkv_connectors.vllm.offloading.drift import why_rows_end
 from flexkv_connectors.vllm.support import why_not_parallel, why_not_reuse, why_not_settings
 from flexkv_core.config import CacheConfig
 
@@ -51,7 +51,7 @@ def why_no_ssd(vllm_config: "VllmConfig", cache: CacheConfig) -> str | None:
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
     if "xxhash" in algorithm:
         return f"{algorithm} is no hash that two prompts cannot share: use sha256"
-    return why_keys_end() or why_unknown(vllm_config, cache)
+    return why_rows_end() or why_unknown(vllm_config, cache)
 
 
 def _why_not_device(vllm_config: "VllmConfig", *, moves_on_cpu: bool) -> str | None:
