@@ -16,7 +16,7 @@ KEEPS_ROWS = vllm.__version_tuple__[:2] >= (0, 29)
 """Whether there is an SSD tier."""
 
 RUNS_STATES = not (0, 29) <= vllm.__version_tuple__[:2] < (0, 32)
-"""Whether vLLM runs the convolutions of LFM2 on every CPU: between, not on those with AVX512-BF16."""
+"""Whether vLLM runs the convolutions of LFM2 on every CPU; else not on those with AVX512-BF16."""
 
 SERVES_RANKS = vllm.__version_tuple__[:2] >= (0, 32)
 """Whether engines of several ranks are served."""

@@ -5,7 +5,15 @@ from typing import NamedTuple
 
 import pytest
 from engine_process import Completion, EngineProcess
-from offload_engines import KEEPS_ROWS, RUNS_STATES, connector_on, flip_all, hits_of, serve, tokens_of
+from offload_engines import (
+    KEEPS_ROWS,
+    RUNS_STATES,
+    connector_on,
+    flip_all,
+    hits_of,
+    serve,
+    tokens_of,
+)
 
 on_disk = pytest.mark.skipif(not KEEPS_ROWS, reason="this vLLM has no SSD tier")
 SHARED_MEMORY = Path("/dev/shm")
