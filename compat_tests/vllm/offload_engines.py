@@ -18,6 +18,9 @@ KEEPS_ROWS = vllm.__version_tuple__[:2] >= (0, 29)
 RUNS_STATES = not (0, 29) <= vllm.__version_tuple__[:2] < (0, 32)
 """Whether vLLM runs the convolutions of LFM2 on every CPU; else not on those with AVX512-BF16."""
 
+COUNTS_CHILDREN = vllm.__version_tuple__[:2] >= (0, 30)
+"""Whether MultiConnector can count what vLLM's offloading does, where all is one process."""
+
 SERVES_RANKS = vllm.__version_tuple__[:2] >= (0, 32)
 """Whether engines of several ranks are served."""
 
