@@ -89,6 +89,13 @@ def test_what_must_not_be_loaded_is_not_looked_up_and_the_request_is_as_before(c
     assert not request.skip_reading_prefix_cache
 
 
+def test_nothing_is_kept_of_a_request_that_has_ended(connector):
+    request = request_of()
+    connector.on_new_request(request)
+    connector.request_finished_all_groups(request, ())
+    assert not connector._loadable
+
+
 def of_a_state(tails):
     return SimpleNamespace(kv_connector_block_state=SimpleNamespace(boundary_state_offloads=tails))
 
