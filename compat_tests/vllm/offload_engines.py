@@ -12,17 +12,18 @@ PROMPTS = [random_tokens(seed, 1350) for seed in (1, 2)]
 ON_CPU = {"spec_name": "OffloadingOnCpu", "spec_module_path": "offloading_on_cpu"}
 """Options that have vLLM offload KV although it is in CPU memory."""
 
-KEEPS_ROWS = vllm.__version_tuple__[:2] >= (0, 29)
+VERSION = vllm.__version_tuple__[:2]
+KEEPS_ROWS = VERSION >= (0, 29)
 """Whether there is an SSD tier."""
 
-RUNS_STATES = not (0, 29) <= vllm.__version_tuple__[:2] < (0, 32)
-"""Whether vLLM runs the convolutions of LFM2 on every CPU; else not on those with AVX512-BF16."""
-
-COUNTS_CHILDREN = vllm.__version_tuple__[:2] >= (0, 30)
+COUNTS_CHILDREN = VERSION >= (0, 30)
 """Whether MultiConnector can count what vLLM's offloading does, where all is one process."""
 
-SERVES_RANKS = vllm.__version_tuple__[:2] >= (0, 32)
+SERVES_RANKS = VERSION >= (0, 32)
 """Whether engines of several ranks are served."""
+
+FAILS = {"sinks": VERSION < (0, 31), "state": (0, 29) <= VERSION < (0, 32)}
+"""Models that vLLM itself fails with: sinks in float32; convolutions on a CPU with AVX512-BF16."""
 
 
 def connector_on(directory: Path, **options: Any) -> dict[str, Any]:
