@@ -53,7 +53,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     """
 
     _engine: OffloadingEngine
-    """Set before `__init__`, which vLLM calls with no more than its own arguments."""
+    """Set by `__new__`: what `__init__` is called with is vLLM's."""
 
     def __new__(
         cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"

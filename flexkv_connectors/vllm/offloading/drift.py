@@ -20,8 +20,8 @@ _HAS_BYTES = "transfer_bytes" in JobResult.__dataclass_fields__
 def why_rows_end() -> str | None:
     """Name what makes rows mean nothing to later processes, if anything does.
 
-    vLLM 0.28 does not say in which order KV lies in a row, and the order is another one beside
-    another connector; nor has a block the same name in each process.
+    vLLM 0.28 does not say in which order KV lies in a row, and other connectors beside this one
+    change it; nor do its keys mean the same in each process.
     """
     if _SAYS_ORDER:
         return None
@@ -31,7 +31,7 @@ def why_rows_end() -> str | None:
 def tails_of(output: "SchedulerOutput") -> dict[str, Any]:
     """Return what vLLM keeps of running requests between blocks, by request.
 
-    On 0.28 a step says so itself.
+    On 0.28 it lies in the output itself.
     """
     state = getattr(output, "kv_connector_block_state", None)
     tails: dict[str, Any] | None = getattr(state, "boundary_state_offloads", None)
