@@ -57,7 +57,7 @@ def files_of(engine: Engine, level: str, only: Sequence[str] = ()) -> list[Path]
     Args:
         engine: Whose.
         level: One of `LEVELS`.
-        only: File names; empty: all of the level.
+        only: File names, or patterns like `test_offload_*`; empty: all of the level.
 
     Raises:
         CannotCheckError: There are none.
@@ -70,7 +70,7 @@ def files_of(engine: Engine, level: str, only: Sequence[str] = ()) -> list[Path]
     else:
         files = [folder / name for name in named.get(level, ())]
     if only:
-        files = [path for path in files if path.name in only]
+        files = [path for path in files if any(path.match(name) for name in only)]
     if not files:
         msg = f"level {level} of {engine.name} has no test file {' or '.join(only)}".rstrip()
         raise CannotCheckError(msg)

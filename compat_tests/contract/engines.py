@@ -67,11 +67,17 @@ VLLM = Engine(
         "vllm.v1.kv_cache_layout",
         "vllm.v1.metrics.cache_hit_source",
         "vllm.v1.worker.gpu.kv_connector",
+        "vllm.v1.kv_offload.base",
+        "vllm.v1.kv_offload.config",
+        "vllm.v1.kv_offload.factory",
+        "vllm.v1.kv_offload.tiering.base",
+        "vllm.v1.kv_offload.tiering.factory",
     ),
     callers=(
         "vllm.v1.worker.kv_connector_model_runner_mixin",
         "vllm.v1.worker.gpu.kv_connector",
         "vllm.v1.core.sched.scheduler",
+        "vllm.v1.kv_offload.tiering.manager",
     ),
     behaviour=(
         "vllm.v1.core.kv_cache_utils.init_none_hash",
@@ -79,6 +85,8 @@ VLLM = Engine(
         "vllm.v1.kv_cache_interface.create_kv_cache_views",
         "vllm.v1.attention.backends.flash_attn.FlashAttentionBackend.get_kv_cache_shape",
         "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackend.get_kv_cache_shape",
+        "vllm.v1.kv_offload.tiering.factory.SecondaryTierFactory.create_secondary_tier",
+        "vllm.v1.kv_offload.tiering.manager.TieringOffloadingManager.reset_cache",
     ),
     gates=(
         ("request.num_computed_tokens", "asked at the start of a request only"),

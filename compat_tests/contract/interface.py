@@ -24,8 +24,8 @@ DECORATORS = {
     "cached_property": "property ",
 }
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-RECEIVERS = {"connector", "kv_connector", "storage_backend"}
-"""What the engines call a variable that holds a connector."""
+RECEIVERS = {"connector", "kv_connector", "storage_backend", "tier"}
+"""What the engines call a variable that holds a connector, or a tier of their offloading."""
 
 
 @functools.cache

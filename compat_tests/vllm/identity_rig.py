@@ -8,6 +8,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -33,6 +34,7 @@ from flexkv_core.identity import origin
 from flexkv_core.identity.origin import Origin
 
 PAGE_TOKENS = 32
+NUM_PAGES = 8
 
 
 def engine_config(model: Path, **options: Any) -> VllmConfig:
@@ -87,8 +89,12 @@ def declared_cache(config: VllmConfig, num_draft_layers: int = 0) -> KVCacheConf
 def cache_of(spec: AttentionSpec, end: int, start: int = 0) -> KVCacheConfig:
     """Return a cache of one group with the layers from `start` to `end`."""
     names = [f"model.layers.{layer}.self_attn.attn" for layer in range(start, end)]
+    # What a KVCacheTensor is made of differs between versions, and its size does not.
+    memory = SimpleNamespace(size=NUM_PAGES * len(names) * spec.page_size_bytes, block_stride=0)
     return KVCacheConfig(
-        num_blocks=8, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(names, spec)]
+        num_blocks=NUM_PAGES,
+        kv_cache_tensors=[memory],
+        kv_cache_groups=[KVCacheGroupSpec(names, spec)],
     )
 
 

@@ -4,12 +4,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import vllm
 from engine_process import Ask, Completion, EngineProcess, random_tokens
 
 PROMPTS = [random_tokens(seed, 1350) for seed in (1, 2)]
 
 ON_CPU = {"spec_name": "OffloadingOnCpu", "spec_module_path": "offloading_on_cpu"}
 """Options that have vLLM offload KV although it is in CPU memory."""
+
+VERSION = vllm.__version_tuple__[:2]
+KEEPS_ROWS = VERSION >= (0, 29)
+"""Whether there is an SSD tier."""
+
+COUNTS_CHILDREN = VERSION >= (0, 30)
+"""Whether MultiConnector can count what vLLM's offloading does, where all is one process."""
+
+SERVES_RANKS = VERSION >= (0, 32)
+"""Whether engines of several ranks are served."""
+
+FAILS = {"sinks": VERSION < (0, 31), "state": (0, 29) <= VERSION < (0, 32)}
+"""Models that vLLM itself fails with: sinks in float32; convolutions on a CPU with AVX512-BF16."""
 
 
 def connector_on(directory: Path, **options: Any) -> dict[str, Any]:

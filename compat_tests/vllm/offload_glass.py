@@ -8,12 +8,16 @@ __all__ = ["OffloadGlassConnector"]
 class OffloadGlassConnector(FlexKVOffloadingConnector):
     """What tests ask of the scheduler's side."""
 
+    def engine_id(self) -> str:
+        """Return what the region of this engine is called after."""
+        return str(self._engine.vllm_config.kv_transfer_config.engine_id)
+
     def wait_open(self) -> None:
         """Wait until the model is known, and what earlier engines left is found."""
-        (tier,) = self.scheduler.manager.secondary_tiers
-        tier._stores._identification.join()
-        tier._store.wait_restored()
+        for tier in self.connector_scheduler.manager.secondary_tiers:
+            tier._stores._identification.join()
+            tier._store.wait_restored()
 
     def forget_rows(self) -> None:
         """Drop what the host tier holds; no request may be running."""
-        self.scheduler.manager.primary_tier.reset_cache()
+        self.connector_scheduler.manager.primary_tier.reset_cache()

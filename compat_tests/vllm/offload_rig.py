@@ -88,7 +88,7 @@ class OffloadRig:
         """Let a device store rows, each full of one byte."""
         context = self._contexts[name]
         output = self.manager.prepare_store(list(contents), context)
-        for key, row in zip(output.keys_to_store, output.store_spec.chunk_ids, strict=True):
+        for key, row in zip(output.keys_to_store, output.store_spec.block_ids, strict=True):
             self.rows[row] = contents[key]
         self.manager.complete_store(output.keys_to_store, context)
 
@@ -106,7 +106,7 @@ class OffloadRig:
         """Return the bytes that the row of a block consists of."""
         spec = self.manager.prepare_load([key], self._contexts[name])
         self.manager.complete_load([key], self._contexts[name])
-        return set(self.rows[spec.chunk_ids[0]].tolist())
+        return set(self.rows[spec.block_ids[0]].tolist())
 
     def step(self) -> None:
         """End a step of the scheduler."""

@@ -4,7 +4,8 @@ Copies run in the worst order that streams allow: as late as possible, when an e
 or asked about. Everything else is vLLM's: connector, manager, region, descriptors, worker.
 
 Replaced in `vllm.v1.kv_offload.cpu.gpu_worker`: `current_platform` (Stream, current_stream,
-stream), `torch.Event`, `ops.swap_blocks_batch`; and of tensors, what `is_cuda` says.
+stream), `torch.Event`, `ops.swap_blocks_batch`; in `vllm.v1.kv_offload.tiering.spec`, the number of
+the device, which it asks for before 0.32; and of tensors, what `is_cuda` says.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 from vllm.v1.kv_offload.cpu import gpu_worker
-from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
+from vllm.v1.kv_offload.tiering import spec
 
 __all__ = ["OffloadingOnCpu"]
 
@@ -114,15 +115,16 @@ class _Platform:
 
 
 class _Torch:
-    """torch, with other events."""
+    """torch, with other events, and one device."""
 
     Event = _Event
+    accelerator = types.SimpleNamespace(current_device_index=lambda: 0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 
 
-class OffloadingOnCpu(TieringOffloadingSpec):
+class OffloadingOnCpu(spec.TieringOffloadingSpec):
     """To be named by `spec_name` and `spec_module_path`."""
 
     @override
@@ -130,7 +132,7 @@ class OffloadingOnCpu(TieringOffloadingSpec):
         if not self._worker:
             platform = _Platform(gpu_worker.current_platform)
             gpu_worker.current_platform = platform
-            gpu_worker.torch = _Torch()
+            gpu_worker.torch = spec.torch = _Torch()
             gpu_worker.ops = types.SimpleNamespace(swap_blocks_batch=platform.swap_blocks_batch)
             for cache in kv_caches.tensors:
                 cache.tensor = cache.tensor.as_subclass(_OnGpu)

@@ -3,9 +3,6 @@
 One engine, asynchronous loads, chunks that end inside blocks.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import msgspec
 import pytest
 from engine_checks import (
@@ -277,14 +274,6 @@ def test_metrics_count_what_was_moved(engine, cold):
 def changes(before, after, direction):
     names = [f"{direction}_{unit}" for unit in ("tokens", "bytes", "failed_blocks")]
     return tuple(after[name] - before[name] for name in names)
-
-
-@pytest.fixture
-def sources():
-    """Skip the test where vLLM does not count hits by their source yet: before 0.32."""
-    folder = Path(find_spec("vllm").origin).parent
-    if not (folder / "v1/metrics/cache_hit_source.py").exists():
-        pytest.skip("this vLLM does not count hits by their source")
 
 
 @pytest.mark.usefixtures("sources")

@@ -5,8 +5,17 @@ from typing import NamedTuple
 
 import pytest
 from engine_process import Completion, EngineProcess
-from offload_engines import connector_on, flip_all, hits_of, serve, tokens_of
+from offload_engines import (
+    FAILS,
+    KEEPS_ROWS,
+    connector_on,
+    flip_all,
+    hits_of,
+    serve,
+    tokens_of,
+)
 
+on_disk = pytest.mark.skipif(not KEEPS_ROWS, reason="this vLLM has no SSD tier")
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -18,30 +27,34 @@ class History(NamedTuple):
     restarted: list[Completion]
     damaged: list[Completion]
     sources: dict[str, float]
-    leftovers: set[str]
+    leftovers: list[Path]
 
 
 @pytest.fixture(scope="module", params=["oracle", "hybrid", "sinks", "state"])
 def history(request, model, tmp_path_factory):
     """Let three engines serve the same prompts; the first is killed, the last finds damage."""
+    if FAILS.get(request.param):
+        pytest.skip("this vLLM cannot run the model on every CPU")
     directory = tmp_path_factory.mktemp("ssd")
 
     def start() -> EngineProcess:
         engine = EngineProcess(
-            model(request.param), tmp_path_factory.mktemp("engine"), connector_on(directory)
+            model(request.param),
+            tmp_path_factory.mktemp("engine"),
+            connector_on(directory),
         )
         engine.connector("wait_open")
         return engine
 
-    before = set(SHARED_MEMORY.glob("vllm_offload_*"))
     engine = start()
+    engine_id = engine.connector("engine_id")
     serve(engine)
     local = serve(engine)
     engine.forget()
     host = serve(engine)
     engine.kill()
     engine.close()
-    leftovers = set(SHARED_MEMORY.glob("vllm_offload_*")) - before
+    leftovers = list(SHARED_MEMORY.glob(f"vllm_offload_{engine_id}*"))
     second = start()
     restarted = serve(second)
     sources = {name: value for name, value in second.metrics().items() if "by_source" in name}
@@ -58,21 +71,24 @@ def test_what_is_in_host_memory_gives_the_tokens_of_a_local_hit(history):
     assert hits_of(history.host) == hits_of(history.local)
 
 
+@on_disk
 def test_after_a_kill_all_of_it_comes_from_disk(history):
     assert tokens_of(history.restarted) == tokens_of(history.local)
     assert hits_of(history.restarted) == hits_of(history.local)
     assert min(hits_of(history.restarted)) >= 1200
 
 
+@pytest.mark.usefixtures("sources")
 def test_vllm_counts_it_as_from_disk(history):
     disk = history.sources["vllm:prompt_tokens_cached_by_source_total{source=disk}"]
     assert disk == sum(hits_of(history.restarted))
 
 
+@on_disk
 def test_damage_is_computed_again(history):
     assert hits_of(history.damaged) == [0, 0]
     assert tokens_of(history.damaged) == tokens_of(history.local)
 
 
 def test_nothing_is_left_in_shared_memory_after_a_kill(history):
-    assert history.leftovers == set()
+    assert history.leftovers == []

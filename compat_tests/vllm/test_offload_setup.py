@@ -109,6 +109,18 @@ def test_what_was_never_shown_to_work_is_served_without_caching(reason_of, part,
     assert words in reason_of(part, **values)
 
 
+@pytest.mark.parametrize(("version", "is_served"), [((0, 31, 0), False), ((0, 32, 0), True)])
+def test_several_ranks_are_served_since_each_has_its_own_place(
+    reason_of, monkeypatch, version, is_served
+):
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version_tuple__", version)
+    ranks = {"world_size": 2, "distributed_executor_backend": "mp"}
+    reason = reason_of("parallel_config", **ranks)
+    assert reason is None if is_served else "upgrade vLLM" in reason
+
+
 def test_vllm_does_not_offload_from_a_cpu(reason_of):
     assert "flexkv-session" in reason_of(moves_on_cpu=False)
 
@@ -133,7 +145,18 @@ def test_prompts_under_a_weak_hash_do_not_outlive_the_process(offload, identity,
     weak = identity.changed(config_of(), "cache_config", prefix_caching_hash_algo="xxhash")
     cache = offload.parse_config({})
     assert "sha256" in offload.why_no_ssd(weak, cache)
-    assert offload.why_no_ssd(config_of(), cache) is None
+
+
+@pytest.mark.parametrize(("says_order", "is_kept"), [(False, False), (True, True)])
+def test_where_vllm_does_not_say_how_kv_lies_in_rows_they_do_not_outlive_the_process(
+    offload, config_of, monkeypatch, says_order, is_kept
+):
+    """So is 0.28, and no later one."""
+    from flexkv_connectors.vllm.offloading import drift
+
+    monkeypatch.setattr(drift, "_SAYS_ORDER", says_order)
+    reason = offload.why_no_ssd(config_of(), offload.parse_config({}))
+    assert reason is None if is_kept else "upgrade vLLM" in reason
 
 
 def test_where_it_cannot_be_used_the_engine_serves_without_it(model, tmp_path):

@@ -37,6 +37,11 @@ def test_a_file_that_there_is_not_cannot_be_checked():
         levels.files_of(VLLM, levels.LAYOUT, ["test_nothing.py"])
 
 
+def test_files_are_chosen_by_name_or_by_pattern():
+    chosen = levels.files_of(VLLM, levels.LIVE, ["test_engine_skips.py", "test_offload_t*.py"])
+    assert [path.name for path in chosen] == ["test_engine_skips.py", "test_offload_tier.py"]
+
+
 def test_a_version_that_the_tests_are_not_written_for_cannot_be_checked_but_live():
     levels.require_rig(VLLM, levels.LIVE, "0.28.1")
     levels.require_rig(VLLM, levels.LAYOUT, "0.30.0")

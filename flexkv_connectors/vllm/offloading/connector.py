@@ -1,7 +1,8 @@
 """The class that vLLM calls: its own offloading, with our options and our tier below it."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from flexkv_connectors.fault_barrier import FaultBarrier, refusals_in_one_line
 from flexkv_connectors.versions import require_supported
 from flexkv_connectors.vllm import log_like_vllm
 from flexkv_connectors.vllm.adapter_loads import follow_adapters
+from flexkv_connectors.vllm.offloading.drift import tails_of
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
 from flexkv_connectors.vllm.offloading.idle import IdleConnector
 from flexkv_connectors.vllm.offloading.options import (
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
+        RequestOffloadState,
+    )
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
@@ -46,6 +51,9 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     vLLM makes one instance in the scheduler's process and one in each worker. Where its offloading
     cannot be used, it gets an `IdleConnector` instead, in all processes.
     """
+
+    _engine: OffloadingEngine
+    """Set by `__new__`: what `__init__` is called with is vLLM's."""
 
     def __new__(
         cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
@@ -86,6 +94,9 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         if is_scheduler:
             _say_what_to_expect(vllm_config, kv_cache_config)
             self._barrier = FaultBarrier()
+            self._loadable: set[str] = set()
+            """Requests that vLLM may look up, by its id."""
+
             self._requests = Requests(self._engine, follow_adapters(vllm_config, self._barrier))
             forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
 
@@ -104,8 +115,8 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         if permit is not None and self._uses_ssd:
             self._engine.requests[request.request_id] = permit.tier_request
         super().on_new_request(request)
-        if permit is None or not permit.may_load:
-            self._bar_loads(request.request_id)
+        if permit is not None and permit.may_load:
+            self._loadable.add(request.request_id)
         if permit is None or not permit.may_save:
             self._bar_saves(request.request_id)
 
@@ -125,9 +136,10 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         """
         self._bar_doubtful([request.request_id])
         num_offered = self._engine.num_offered
-        found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
-            request, num_computed_tokens
-        )
+        with _skipping(request, skips=request.request_id not in self._loadable):
+            found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
+                request, num_computed_tokens
+            )
         return (None, False) if self._engine.num_offered > num_offered else found
 
     @override
@@ -135,6 +147,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._barrier.run(partial(self._requests.end, request), lambda: None)
+        self._loadable.discard(request.request_id)
         finished: tuple[bool, dict[str, Any] | None] = super().request_finished_all_groups(
             request, block_ids
         )
@@ -167,9 +180,11 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         )
 
     @property
-    def _statuses(self) -> dict[str, Any]:
+    def _statuses(self) -> "dict[str, RequestOffloadState]":
         """What vLLM's offloading knows of each request."""
-        statuses: dict[str, Any] = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
+        assert self.connector_scheduler is not None
+        statuses: dict[str, RequestOffloadState]
+        statuses = self.connector_scheduler._req_status  # noqa: SLF001 vLLM has no hook
         return statuses
 
     def _bar_doubtful(self, names: Iterable[str]) -> None:
@@ -177,25 +192,30 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         for name in self._barrier.run(
             lambda: self._requests.find_doubtful(names), lambda: list(names)
         ):
-            self._bar_loads(name)
+            self._loadable.discard(name)
             self._bar_saves(name)
 
     def _drop_barred_tails(self, scheduler_output: "SchedulerOutput") -> None:
         """Take from vLLM what it would store of barred requests: their 0 is no limit there."""
-        state = getattr(scheduler_output, "kv_connector_block_state", None)
-        tails = getattr(state, "boundary_state_offloads", None) or {}
-        for request_id in [*tails]:
-            status = self._statuses.get(request_id)
-            if status is not None and status.max_offload_tokens == 0:
+        tails = tails_of(scheduler_output)
+        for request_id in self._statuses.keys() & tails.keys():
+            if self._statuses[request_id].max_offload_tokens == 0:
                 del tails[request_id]
 
-    def _bar_loads(self, request_id: str) -> None:
-        if status := self._statuses.get(request_id):
-            status.max_load_tokens = 0
-
     def _bar_saves(self, request_id: str) -> None:
-        if status := self._statuses.get(request_id):
-            status.max_offload_tokens = 0
+        if request_id in self._statuses:
+            self._statuses[request_id].max_offload_tokens = 0
+
+
+@contextmanager
+def _skipping(request: "Request", *, skips: bool) -> Iterator[None]:
+    """Have vLLM look nothing up for a request: before 0.31 it has no limit on what is loaded."""
+    before = request.skip_reading_prefix_cache
+    request.skip_reading_prefix_cache = before or skips
+    try:
+        yield
+    finally:
+        request.skip_reading_prefix_cache = before
 
 
 def _say_what_to_expect(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:

@@ -1,27 +1,43 @@
 """What differs between the offloading of vLLM 0.28 and 0.33."""
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import vllm
+from vllm.v1.kv_offload.config import OffloadingConfig
 from vllm.v1.kv_offload.tiering.base import JobResult
 
 if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_offload.base import OffloadKey, ReqContext
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
-__all__ = ["end_of", "make_result", "rows_of", "why_not_version"]
+__all__ = ["end_of", "make_result", "rows_of", "tails_of", "why_rows_end"]
 
-_FIRST = (0, 31)
+_SAYS_ORDER = "kv_cache_layout" in OffloadingConfig.__dataclass_fields__
 _HAS_BYTES = "transfer_bytes" in JobResult.__dataclass_fields__
 
 
-def why_not_version() -> str | None:
-    """Name a vLLM whose offloading we were never held against, if this is one."""
-    if vllm.__version_tuple__[:2] >= _FIRST:
+def why_rows_end() -> str | None:
+    """Name what makes rows mean nothing to later processes, if anything does.
+
+    vLLM 0.28 does not say in which order KV lies in a row, and other connectors beside this one
+    change it; nor do its keys mean the same in each process.
+    """
+    if _SAYS_ORDER:
         return None
-    first = ".".join(map(str, _FIRST))
-    return f"FlexKV below vLLM's offloading needs vLLM {first} or newer, and this is an older one"
+    return "vLLM 0.28 does not say how KV lies in its host memory: upgrade vLLM"
+
+
+def tails_of(output: "SchedulerOutput") -> dict[str, Any]:
+    """Return what vLLM keeps of running requests between blocks, by request.
+
+    On 0.28 it lies in the output itself.
+    """
+    state = getattr(output, "kv_connector_block_state", None)
+    tails: dict[str, Any] | None = getattr(state, "boundary_state_offloads", None)
+    if tails is None:
+        tails = getattr(output, "partial_tail_offloads", None)
+    return {} if tails is None else tails
 
 
 def rows_of(job: "TransferJob") -> Sequence[int]:

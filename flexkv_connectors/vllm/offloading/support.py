@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import vllm
 
 from flexkv_connectors.vllm.model_identity import why_unknown
-from flexkv_connectors.vllm.offloading.drift import why_not_version
+from flexkv_connectors.vllm.offloading.drift import why_rows_end
 from flexkv_connectors.vllm.support import why_not_parallel, why_not_reuse, why_not_settings
 from flexkv_core.config import CacheConfig
 
@@ -40,8 +40,7 @@ def why_not(
         moves_on_cpu: Whether its offloading can move KV though it is in CPU memory: vLLM's cannot.
     """
     return (
-        why_not_version()
-        or _why_not_device(vllm_config, moves_on_cpu=moves_on_cpu)
+        _why_not_device(vllm_config, moves_on_cpu=moves_on_cpu)
         or why_not_reuse(vllm_config)
         or _why_not_groups(kv_cache_config)
         or why_not_parallel(vllm_config)
@@ -55,7 +54,7 @@ def why_no_ssd(vllm_config: "VllmConfig", cache: CacheConfig) -> str | None:
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
     if "xxhash" in algorithm:
         return f"{algorithm} is no hash that two prompts cannot share: use sha256"
-    return why_unknown(vllm_config, cache)
+    return why_rows_end() or why_unknown(vllm_config, cache)
 
 
 def shares_prefixes(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> bool:

@@ -17,6 +17,10 @@ VLLM = ENGINES["vllm"]
 BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
 SPECS = "vllm.v1.kv_cache_interface"
 LAYOUTS = "vllm.v1.kv_cache_layout"
+OFFLOAD = "vllm.v1.kv_offload.base"
+TIERING = "vllm.v1.kv_offload.tiering.base"
+BELOW = "KVConnectorBase_V1", "OffloadingConnector"
+"""What the connector below vLLM's own offloading is derived from, in the place of the base."""
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +70,15 @@ def test_a_renamed_hook(engine, found):
         "KVConnectorBase_V1 has no hook wait_for_save any more",
         "KVConnectorBase_V1.wait_for_all_saves is abstract and not overridden",
     )
-    assert found() == {(file, text) for file in ("connector.py", "idle.py") for text in texts}
+    ours = {(file, text) for file in ("connector.py", "idle.py") for text in texts}
+    assert found() == ours | {("connector.py", texts[1].replace(*BELOW))}
 
 
 def test_a_new_abstract_hook(engine, found):
     members(engine, BASE, "KVConnectorBase_V1")["flush"] = "abstract def (self) -> None"
     text = "KVConnectorBase_V1.flush is abstract and not overridden"
-    assert found() == {("connector.py", text), ("idle.py", text)}
+    below = ("connector.py", text.replace(*BELOW))
+    assert found() == {("connector.py", text), ("idle.py", text), below}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +165,67 @@ def test_a_renamed_field_of_what_a_step_computes(engine, found):
     output = members(engine, "vllm.v1.core.sched.output", "CachedRequestData")
     output["resumed"] = output.pop("resumed_req_ids")
     assert found() == {("requests.py", "CachedRequestData has no resumed_req_ids")}
+
+
+def test_a_new_abstract_hook_of_a_tier(engine, found):
+    members(engine, TIERING, "SecondaryTierManager")["flush"] = "abstract def (self) -> None"
+    assert found() == {
+        ("tier.py", "SecondaryTierManager.flush is abstract and not overridden"),
+    }
+
+
+def test_a_renamed_hook_of_a_tier(engine, found):
+    tier = members(engine, TIERING, "SecondaryTierManager")
+    tier["forget"] = tier.pop("drain_jobs")
+    assert found() == {
+        ("tier.py", "SecondaryTierManager has no hook drain_jobs any more"),
+        ("tier.py", "SecondaryTierManager.forget is abstract and not overridden"),
+    }
+
+
+def test_what_makes_a_tier_passes_more(engine, found):
+    members(engine, TIERING, "SecondaryTierManager")["__init__"] = (
+        "def (self, offloading_spec, primary_kv_view, tier_type, backpressure_detector=None, "
+        "*, clock=None) -> None"
+    )
+    text = "SecondaryTierManager.__init__: passes clock, which we do not take"
+    assert found() == {("tier.py", text)}
+
+
+@pytest.mark.parametrize(("field", "file"), [("keys", "drift.py"), ("is_promotion", "tier.py")])
+def test_a_renamed_field_of_a_job(engine, found, field, file):
+    job = members(engine, TIERING, "TransferJob")
+    job["other"] = job.pop(field)
+    assert (file, f"TransferJob has no {field}") in found()
+
+
+def test_a_field_of_a_result_that_we_do_not_fill(engine, found):
+    members(engine, TIERING, "JobResult")["tier"] = "field: str"
+    assert found() == {("drift.py", "JobResult(): wants tier as well")}
+
+
+def test_a_renamed_answer_to_a_lookup(engine, found):
+    answers = members(engine, OFFLOAD, "LookupResult")
+    answers["ABSENT"] = answers.pop("MISS")
+    assert found() == {("tier.py", "LookupResult has no MISS")}
+
+
+def test_a_renamed_limit_on_what_is_stored(engine, found):
+    scheduler = "vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler"
+    status = members(engine, scheduler, "RequestOffloadState")
+    status["limit"] = status.pop("max_offload_tokens")
+    assert found() == {("connector.py", "RequestOffloadState has no max_offload_tokens")}
+
+
+def test_a_reset_that_no_tier_is_told_of(engine, needs):
+    """It is how we learn that weights have changed."""
+    before = judge(VLLM, "0.33.1", engine, needs).changes
+    manager = "vllm.v1.kv_offload.tiering.manager"
+    engine.module(manager)["calls"].pop("TieringOffloadingManager.reset_cache")
+    [lost] = set(judge(VLLM, "0.33.1", engine, needs).changes) - set(before)
+    assert lost.kind == "removed"
+    assert lost.path == f"{manager}.TieringOffloadingManager.reset_cache order"
+    assert lost.place.startswith("flexkv_connectors/vllm/offloading/tier.py:")
 
 
 def test_a_name_that_only_a_suite_uses():
