@@ -45,6 +45,7 @@ KINDS = {
     "FullAttentionSpec": "full attention",
     "MLAAttentionSpec": "MLA",
     "SlidingWindowSpec": "window",
+    "SlidingWindowMLASpec": "MLA window",
     "ChunkedLocalAttentionSpec": "chunks",
     "MambaSpec": "states",
 }
@@ -98,7 +99,7 @@ def group_bytes(group):
 
 def kind_of(name, spec):
     kind = KINDS.get(type(spec).__name__, type(spec).__name__.removesuffix("Spec"))
-    if "indexer" in name:
+    if "index" in name:
         return "indexer"
     size = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
     return f"{kind} of {size}" if size else kind

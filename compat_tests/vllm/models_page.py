@@ -14,10 +14,10 @@ SERVED = "served"
 _HEAD = """\
 # Models
 
-What vLLM 0.32 keeps of models that people serve, and whether FlexKV takes it. Nothing of this is
-typed: vLLM itself built each model's class from facts of its config.json, without weights and on no
-device, and grouped what it keeps; `make models` writes this page. **No model was run for it**: what
-ran is in the [README](../README.md#what-is-supported).
+What vLLM 0.32 keeps of models that people serve, and whether FlexKV takes it. `make models` writes
+this page: vLLM itself builds each model's class from facts of its config.json, without weights and on
+no device, and groups what it keeps. **No model was run for it**: what ran is in the
+[README](../README.md#what-is-supported).
 
 - **On a CPU**: by `flexkv-session`, on a CPU without AMX.
 - **Below vLLM's offloading**: by `flexkv-offload`, on a GPU of the Hopper generation, which is
@@ -25,7 +25,7 @@ ran is in the [README](../README.md#what-is-supported).
 - **Bytes a token**: of layers that see the whole context, in bfloat16, or in what the model
   prescribes. Windows and states take a bounded size more.
 - **A block**: one row of vLLM's host memory, and how many tokens it is for. A model with several
-  groups of layers has a row for each.
+  groups of layers has a row for each. What does not fill a block is not kept.
 """
 
 _STARTS = """

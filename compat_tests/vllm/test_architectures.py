@@ -96,7 +96,7 @@ def test_rows_fill_the_room_that_was_asked_for(row_of, name, degree):
     assert 0 <= 16 * GIB - row["num_rows"] * row["row_bytes"] < row["row_bytes"]
 
 
-@pytest.mark.parametrize("name", map(param, NAMES))
+@pytest.mark.parametrize("name", [param(name) for name in NAMES])
 def test_degrees_share_rows_only_where_vllm_lays_them_out_alike(row_of, name):
     rows = [row_of(name, degree) for degree in (1, 2, 8)]
 
