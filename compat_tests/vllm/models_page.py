@@ -15,8 +15,8 @@ _HEAD = """\
 # Models
 
 What vLLM 0.32 keeps of models that people serve, and whether FlexKV takes it. `make models` writes
-this page: vLLM itself builds each model's class from facts of its config.json, without weights and on
-no device, and groups what it keeps. **No model was run for it**: what ran is in the
+this page: vLLM itself builds each model's class from facts of its config.json, without weights and
+on no device, and groups what it keeps. **No model was run for it**: what ran is in the
 [README](../README.md#what-is-supported).
 
 - **On a CPU**: by `flexkv-session`, on a CPU without AMX.

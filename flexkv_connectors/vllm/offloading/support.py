@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-__all__ = ["why_no_ssd", "why_not"]
+__all__ = ["specs_of_layers", "why_no_ssd", "why_not"]
 
 _KINDS = frozenset({"FullAttentionSpec", "MLAAttentionSpec", "MambaSpec", "SlidingWindowSpec"})
 """Caches that were restored on a real engine."""
@@ -67,13 +67,23 @@ def _why_not_device(vllm_config: "VllmConfig", *, moves_on_cpu: bool) -> str | N
 
 
 def _why_not_groups(kv_cache_config: "KVCacheConfig") -> str | None:
-    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    specs = [
+        spec
+        for group in kv_cache_config.kv_cache_groups
+        for spec in specs_of_layers(group.kv_cache_spec)
+    ]
     unknown = sorted({type(spec).__name__ for spec in specs} - _KINDS)
     if unknown:
         return f"it keeps a cache of a kind that was never restored here ({', '.join(unknown)})"
     if not specs:
         return "it keeps no cache"
     return None
+
+
+def specs_of_layers(spec: Any) -> list[Any]:  # noqa: ANN401 vLLM's KVCacheSpec, any subclass
+    """Return what the layers of a group keep; the scheduler is told of one for all."""
+    by_layer = getattr(spec, "kv_cache_specs", None)
+    return [spec] if by_layer is None else [*by_layer.values()]
 
 
 def _why_not_ranks(vllm_config: "VllmConfig") -> str | None:
