@@ -15,7 +15,7 @@ TESTS := not nightly
 PYTEST := -m pytest --config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
 	--durations=15 -m "$(TESTS)"
 
-.PHONY: help compat contract installed layout live lint-workflows demo demo-cross test test-all test-sglang \
+.PHONY: help compat models contract installed layout live lint-workflows demo demo-cross test test-all test-sglang \
 	test-gpu check soak mutants setup setup-engine setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
 
 help: ## List the targets
@@ -63,6 +63,9 @@ mutants: $(DEV) ## Plant known faults in a copy, one at a time: tests must notic
 
 compat: $(DEV) ## Hold the connectors against every engine version; writes compat_tests/MATRIX.md
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix
+
+models: $(ENGINE) ## Ask vLLM what it keeps of models that people serve; writes docs/models.md
+	@$(BIN)/python compat_tests/vllm/models_page.py > docs/models.md
 
 contract: $(DEV) ## Hold a connector against one version: ENGINE=vllm VERSION=latest
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests contract --engine $(ENGINE) --version $(VERSION)

@@ -80,6 +80,15 @@ def test_a_version_below_which_it_never_ran_is_not_offloaded_from(config_with, m
     assert not is_offloaded(config_with())
 
 
+def test_a_kind_of_cache_that_never_ran_is_only_tried_by_name(
+    identity, config_of, config_with, scheduler_of, caplog
+):
+    latents = identity.declared_cache(config_of("mla"))
+    assert type(scheduler_of(config_with(), latents)).__name__ == "IdleConnector"
+    assert "offloading of MLAAttentionSpec" in caplog.text
+    assert '"flexkv-offload" tries it' in caplog.text
+
+
 def test_without_caching_on_a_gpu_it_is_as_before(config_with, scheduler_of, caplog):
     scheduler_of(config_with(enable_gpu=False))
     assert "set enable_gpu to true to try it" in caplog.text

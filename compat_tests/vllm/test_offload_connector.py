@@ -133,7 +133,8 @@ def test_who_asks_for_a_namespace_is_told_once_what_to_ask_for(connector, caplog
         request = request_of(request_id=name)
         request.kv_transfer_params = {"flexkv": {"namespace": "mine"}}
         connector.on_new_request(request)
-        assert limits_of(connector, request) == (0, 0)
+        assert connector.get_num_new_matched_tokens(request, 0) == NOTHING
+        assert not may_be_stored(connector, request)
     assert caplog.text.count("set cache_salt") == 1
 
 

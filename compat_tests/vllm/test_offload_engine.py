@@ -30,19 +30,25 @@ class History(NamedTuple):
     leftovers: list[Path]
 
 
-@pytest.fixture(scope="module", params=["oracle", "hybrid", "sinks", "state"])
+MIXED = "oracle and a draft model of another shape"
+AT_NIGHT = [pytest.param(name, marks=pytest.mark.nightly) for name in ("sinks", MIXED)]
+
+
+@pytest.fixture(scope="module", params=["oracle", "hybrid", "state", *AT_NIGHT])
 def history(request, model, tmp_path_factory):
     """Let three engines serve the same prompts; the first is killed, the last finds damage."""
     if FAILS.get(request.param):
         pytest.skip("this vLLM cannot run the model on every CPU")
     directory = tmp_path_factory.mktemp("ssd")
+    name, drafts = request.param, {}
+    if name == MIXED:
+        name, draft = "oracle", str(model("narrow"))
+        method = {"method": "draft_model", "num_speculative_tokens": 2}
+        drafts = {"speculative_config": method | {"model": draft}}
 
     def start() -> EngineProcess:
-        engine = EngineProcess(
-            model(request.param),
-            tmp_path_factory.mktemp("engine"),
-            connector_on(directory),
-        )
+        folder = tmp_path_factory.mktemp("engine")
+        engine = EngineProcess(model(name), folder, connector_on(directory), **drafts)
         engine.connector("wait_open")
         return engine
 

@@ -1,5 +1,7 @@
 """Options and refusals of FlexKV below vLLM's own offloading, on vLLM's real configurations."""
 
+import dataclasses
+
 import pytest
 from engine_process import Ask, EngineProcess, random_tokens
 from offload_engines import connector_on
@@ -123,6 +125,50 @@ def test_several_ranks_are_served_since_each_has_its_own_place(
 
 def test_vllm_does_not_offload_from_a_cpu(reason_of):
     assert "flexkv-session" in reason_of(moves_on_cpu=False)
+
+
+@pytest.fixture
+def cache_beside(identity, config_of):
+    """Return a function from a layer's spec to a cache where others are beside it in one group."""
+
+    def cache_beside(change):
+        from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
+
+        (group,) = identity.declared_cache(config_of()).kv_cache_groups
+        specs = {"one": group.kv_cache_spec, "other": change(group.kv_cache_spec)}
+        return identity.cache_of(UniformTypeKVCacheSpecs(group.kv_cache_spec.block_size, specs), 2)
+
+    return cache_beside
+
+
+def narrower(spec):
+    """Return a spec of another shape."""
+    return dataclasses.replace(spec, num_kv_heads=1)
+
+
+def with_sinks(spec):
+    """Return a spec of a kind that was never restored."""
+    from vllm.v1.kv_cache_interface import SinkFullAttentionSpec
+
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    return SinkFullAttentionSpec(**values)
+
+
+def test_layers_of_different_shapes_are_served_if_each_is_of_a_known_kind(
+    offload, config_of, cache_beside
+):
+    assert offload.why_not(config_of(), cache_beside(narrower), moves_on_cpu=True) is None
+    assert "Sink" in offload.why_not(config_of(), cache_beside(with_sinks), moves_on_cpu=True)
+
+
+def test_rows_of_different_shapes_are_not_asked_to_be_the_same_at_each_degree(
+    offload, engine_of, cache_beside
+):
+    """The scheduler would, which sees one shape: rows of each degree would have the same name."""
+    engine = engine_of(cpu_cache_gb=1, max_tp=2)
+    engine.kv_cache_config = cache_beside(narrower)
+    with pytest.raises(ConfigError, match="leave max_tp out"):
+        offload.translated(engine, uses_ssd=False)
 
 
 def test_a_cache_of_an_unknown_kind_is_not_served(offload, identity, config_of):

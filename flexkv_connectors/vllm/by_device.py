@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import vllm
 from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 __all__ = ["FlexKVByDevice"]
-
-_OFFLOADED_ON = frozenset({(0, 32)})
-"""Versions of vLLM below whose offloading FlexKV ran, from engine to SSD and back."""
 
 
 class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
@@ -80,15 +76,19 @@ def _kind_for(vllm_config: "VllmConfig") -> type[KVConnectorBase_V1]:
 
 
 def _is_offloaded(vllm_config: "VllmConfig") -> bool:
-    if vllm.__version_tuple__[:2] not in _OFFLOADED_ON:
-        return False
     transfer = vllm_config.kv_transfer_config
     options = {**read_environment(), **transfer.kv_connector_extra_config}
     if "spec_name" in options:  # a way of the user's own to offload
         return True
     enable_gpu = options.get("enable_gpu")
     is_unsaid = enable_gpu is None or enable_gpu == ""
-    return is_unsaid and str(vllm_config.device_config.device_type) == "cuda"
+    if not is_unsaid or str(vllm_config.device_config.device_type) != "cuda":
+        return False
+    from flexkv_connectors.vllm.offloading.support import (  # noqa: PLC0415 the same
+        tried_kinds,
+    )
+
+    return bool(tried_kinds())
 
 
 def _session() -> type[KVConnectorBase_V1]:

@@ -27,7 +27,12 @@ from flexkv_connectors.vllm.offloading.options import (
 )
 from flexkv_connectors.vllm.offloading.region import forget_name, is_there, why_no_room
 from flexkv_connectors.vllm.offloading.requests import Requests
-from flexkv_connectors.vllm.offloading.support import shares_prefixes, why_no_ssd, why_not
+from flexkv_connectors.vllm.offloading.support import (
+    shares_prefixes,
+    why_no_ssd,
+    why_not,
+    why_untried,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -245,7 +250,18 @@ FlexKVOffloadingConnector.__name__ = "flexkv-offload"
 
 
 class FlexKVOffloadedByDevice(FlexKVOffloadingConnector):
-    """The same for who has named `flexkv` alone."""
+    """The same for who has named `flexkv` alone: only what was tried is served."""
+
+    def __new__(
+        cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
+    ) -> "FlexKVOffloadingConnector | IdleConnector":
+        """Decide as its base does, once it is known to have been tried."""
+        reason = why_untried(kv_cache_config)
+        if reason is None:
+            return super().__new__(cls, vllm_config, role, kv_cache_config)
+        log_like_vllm()
+        FaultBarrier().switch_off(reason)
+        return IdleConnector(vllm_config, role, kv_cache_config)
 
 
 FlexKVOffloadedByDevice.__name__ = "flexkv"

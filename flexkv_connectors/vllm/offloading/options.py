@@ -10,6 +10,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build
 from flexkv_connectors.vllm.deployment import num_engines_on_node
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
 from flexkv_connectors.vllm.offloading.region import default_region_bytes
+from flexkv_connectors.vllm.offloading.support import specs_of_layers
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
@@ -115,7 +116,15 @@ def _blocks_per_chunk(engine: OffloadingEngine) -> int:
 
 
 def _is_canonical(engine: OffloadingEngine, extra: dict[str, Any], *, says_so: bool) -> bool:
-    """Return whether rows can be the same at every tensor-parallel degree."""
+    """Return whether rows can be the same at every tensor-parallel degree.
+
+    Raises:
+        ConfigError: A worker sees layers of several shapes, of which the scheduler sees one: they
+            could come to different answers.
+    """
+    groups = engine.kv_cache_config.kv_cache_groups
+    if any(len(specs_of_layers(group.kv_cache_spec)) > 1 for group in groups):
+        raise ConfigError("layers of this engine keep KV of different shapes: leave max_tp out")
     config = _with_extra(engine.vllm_config, extra | {"canonical_layout": True})
     offloading = build_offloading_config(config, engine.kv_cache_config)
     is_canonical = bool(offloading.parallel.is_parallelism_agnostic)

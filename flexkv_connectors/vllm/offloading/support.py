@@ -4,6 +4,7 @@ Reasons are one clause for a person. Both roles ask before anything of vLLM's of
 and come to the same answer: no rank fails while others wait for it.
 """
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -17,13 +18,31 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-__all__ = ["shares_prefixes", "why_no_ssd", "why_not"]
-
-_KINDS = frozenset({"FullAttentionSpec", "MLAAttentionSpec", "MambaSpec", "SlidingWindowSpec"})
-"""Caches that were restored on a real engine."""
+__all__ = [
+    "shares_prefixes",
+    "specs_of_layers",
+    "tried_kinds",
+    "why_no_ssd",
+    "why_not",
+    "why_untried",
+]
 
 _WHOLE = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
-"""Of them, those that keep all tokens."""
+"""Caches that keep all tokens."""
+
+_WINDOWED = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
+_HYBRID = _WINDOWED | {"MambaSpec"}
+_TRIED = {
+    (0, 28): _HYBRID,
+    (0, 29): _WINDOWED,
+    (0, 30): _WINDOWED,
+    (0, 31): _WINDOWED,
+    (0, 32): _HYBRID,
+}
+"""Caches that were restored below vLLM's offloading, on real engines, by version."""
+
+_KINDS = _HYBRID | _WHOLE
+"""Caches that vLLM's offloading moves alike, whether they were tried or not."""
 
 _SLOTS_BY_RANK = (0, 32)
 """Before, a worker's place in a row was that of its device, which two of them may share."""
@@ -62,9 +81,24 @@ def shares_prefixes(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig")
 
     Of windows and states it keeps only where a prompt ended, unless it is told an interval.
     """
-    kinds = {type(group.kv_cache_spec).__name__ for group in kv_cache_config.kv_cache_groups}
     interval = getattr(vllm_config.cache_config, "prefix_cache_retention_interval", None)
-    return interval != 0 or kinds <= _WHOLE
+    return interval != 0 or _kinds_of(kv_cache_config) <= _WHOLE
+
+
+def tried_kinds() -> frozenset[str]:
+    """Return the caches that were restored below the offloading of this vLLM."""
+    return _TRIED.get(vllm.__version_tuple__[:2], frozenset())
+
+
+def why_untried(kv_cache_config: "KVCacheConfig") -> str | None:
+    """Name the caches of an engine that were not, if there are any."""
+    untried = ", ".join(sorted(_kinds_of(kv_cache_config) - tried_kinds()))
+    if not untried:
+        return None
+    return (
+        f"FlexKV was never tried below this vLLM's offloading of {untried}: "
+        '"kv_connector": "flexkv-offload" tries it'
+    )
 
 
 def _why_not_device(vllm_config: "VllmConfig", *, moves_on_cpu: bool) -> str | None:
@@ -79,13 +113,24 @@ def _why_not_device(vllm_config: "VllmConfig", *, moves_on_cpu: bool) -> str | N
 
 
 def _why_not_groups(kv_cache_config: "KVCacheConfig") -> str | None:
-    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-    unknown = sorted({type(spec).__name__ for spec in specs} - _KINDS)
-    if unknown:
-        return f"it keeps a cache of a kind that was never restored here ({', '.join(unknown)})"
-    if not specs:
+    kinds = _kinds_of(kv_cache_config)
+    if not kinds:
         return "it keeps no cache"
+    if unknown := ", ".join(sorted(kinds - _KINDS)):
+        return f"it keeps a cache of a kind that was never restored here ({unknown})"
     return None
+
+
+def _kinds_of(kv_cache_config: "KVCacheConfig") -> set[str]:
+    groups = kv_cache_config.kv_cache_groups
+    specs = chain.from_iterable(specs_of_layers(group.kv_cache_spec) for group in groups)
+    return {type(spec).__name__ for spec in specs}
+
+
+def specs_of_layers(spec: Any) -> list[Any]:  # noqa: ANN401 vLLM's KVCacheSpec, any subclass
+    """Return what the layers of a group keep; the scheduler is told of one for all."""
+    by_layer = getattr(spec, "kv_cache_specs", None)
+    return [spec] if by_layer is None else [*by_layer.values()]
 
 
 def _why_not_ranks(vllm_config: "VllmConfig") -> str | None:
