@@ -26,11 +26,13 @@ from flexkv_connectors.vllm.offloading.options import (
 from flexkv_connectors.vllm.offloading.region import forget_name, is_there, why_no_room
 from flexkv_connectors.vllm.offloading.requests import Requests
 from flexkv_connectors.vllm.offloading.support import why_no_ssd, why_not
+from flexkv_connectors.vllm.old_pages import OldPages
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
@@ -83,6 +85,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         self._uses_ssd = _uses_ssd(self._engine, says_so=is_scheduler)
         config = translated(self._engine, uses_ssd=self._uses_ssd, says_so=is_scheduler)
         super().__init__(config, role, kv_cache_config)
+        self._old_pages = OldPages()
         if is_scheduler:
             self._barrier = FaultBarrier()
             self._requests = Requests(self._engine, follow_adapters(vllm_config, self._barrier))
@@ -96,6 +99,10 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             if region is not None:
                 region._creator = False  # noqa: SLF001 vLLM has no option for it
         super().shutdown()
+
+    @override
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        self._old_pages.follow(gpu_block_pool)
 
     @override
     def on_new_request(self, request: "Request") -> None:
@@ -123,6 +130,8 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         To promote, it evicts from host memory: it may be what this very answer counts on.
         """
         self._bar_doubtful([request.request_id])
+        if num_computed_tokens and self._old_pages.may_be_hit:
+            self._bar_saves(request.request_id)
         num_offered = self._engine.num_offered
         found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
             request, num_computed_tokens
@@ -144,9 +153,10 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         """Empty the host tier, and begin a new generation below.
 
         Running requests have KV of before the reset, which vLLM would store once more from their
-        first block on: they store nothing any more.
+        first block on: they store nothing any more, and neither does who hits their pages.
         """
         is_reset: bool | None = super().reset_cache()
+        self._old_pages.note_reset()
         for request_id in self._statuses:
             self._bar_saves(request_id)
         return is_reset
