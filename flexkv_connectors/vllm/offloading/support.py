@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["why_no_ssd", "why_not"]
 
-_KINDS = frozenset({"FullAttentionSpec", "MLAAttentionSpec", "MambaSpec", "SlidingWindowSpec"})
-"""Caches that were restored on a real engine."""
+_KINDS = frozenset({"FullAttentionSpec", "MambaSpec", "SlidingWindowSpec"})
+"""Caches that were restored on a real engine; vLLM runs MLA on CPUs with AMX only."""
 
 _SLOTS_BY_RANK = (0, 32)
 """Before, a worker's place in a row was that of its device, which two of them may share."""
