@@ -27,17 +27,18 @@ class OffloadGlassConnector(FlexKVOffloadingConnector):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._num_tails = 0
+        self._tails: list[int] = []
 
     @override
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         state = getattr(scheduler_output, "kv_connector_block_state", None)
-        self._num_tails += len(getattr(state, "boundary_state_offloads", None) or ())
+        offered = getattr(state, "boundary_state_offloads", None) or {}
+        self._tails += [end for tails in offered.values() for _, _, end in tails]
         return super().build_connector_meta(scheduler_output)
 
-    def num_tails(self) -> int:
-        """Return how often vLLM has offered what it keeps between blocks."""
-        return self._num_tails
+    def tails(self) -> list[int]:
+        """Return up to which tokens vLLM has offered states to store, of all requests."""
+        return self._tails
 
     def wait_open(self) -> None:
         """Wait until the model is known, and what earlier engines left is found."""

@@ -4,19 +4,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from engine_process import Completion, EngineProcess
+from engine_checks import NO_SAVE, PAGE_TOKENS
+from engine_process import Ask, Completion, EngineProcess, random_tokens
 from offload_engines import connector_on, flip_all, hits_of, serve, tokens_of
 
 SHARED_MEMORY = Path("/dev/shm")
+OPTIONS = {"state": {"prefix_match_unit": PAGE_TOKENS // 4}}
+"""Of the engine, by model: states are kept within pages, too."""
+
+BARRED = [
+    Ask(prompt=random_tokens(length, length), kv_transfer_params=NO_SAVE) for length in (100, 700)
+]
+"""One ends within its first page."""
 
 
 class History(NamedTuple):
-    """What one model did: computed, hit in its own pages, from host memory, after a kill."""
+    """What one model did: hit in its own pages, from host memory, after a kill, after damage.
 
+    And of `BARRED`, asked once more, with where vLLM offered to store states of them.
+    """
+
+    model: str
     local: list[Completion]
     host: list[Completion]
     restarted: list[Completion]
     damaged: list[Completion]
+    barred: list[Completion]
+    tails: list[int]
     sources: dict[str, float]
     leftovers: set[str]
 
@@ -28,13 +42,20 @@ def history(request, model, tmp_path_factory):
 
     def start() -> EngineProcess:
         engine = EngineProcess(
-            model(request.param), tmp_path_factory.mktemp("engine"), connector_on(directory)
+            model(request.param),
+            tmp_path_factory.mktemp("engine"),
+            connector_on(directory),
+            **OPTIONS.get(request.param, {}),
         )
         engine.connector("wait_open")
         return engine
 
     before = set(SHARED_MEMORY.glob("vllm_offload_*"))
     engine = start()
+    engine.complete_each(BARRED)
+    tails = engine.connector("tails")
+    engine.forget()
+    barred = engine.complete_each(BARRED)
     serve(engine)
     local = serve(engine)
     engine.forget()
@@ -50,7 +71,9 @@ def history(request, model, tmp_path_factory):
     third = start()
     damaged = serve(third)
     third.close()
-    return History(local, host, restarted, damaged, sources, leftovers)
+    return History(
+        request.param, local, host, restarted, damaged, barred, tails, sources, leftovers
+    )
 
 
 def test_what_is_in_host_memory_gives_the_tokens_of_a_local_hit(history):
@@ -59,14 +82,22 @@ def test_what_is_in_host_memory_gives_the_tokens_of_a_local_hit(history):
 
 
 def test_after_a_kill_all_of_it_comes_from_disk(history):
+    """vLLM does not wait for what is kept within the last page."""
     assert tokens_of(history.restarted) == tokens_of(history.local)
-    assert hits_of(history.restarted) == hits_of(history.local)
-    assert min(hits_of(history.restarted)) >= 1200
+    pages = [hit // PAGE_TOKENS for hit in hits_of(history.restarted)]
+    assert pages == [hit // PAGE_TOKENS for hit in hits_of(history.local)]
+    assert min(pages) == 10
 
 
 def test_vllm_counts_it_as_from_disk(history):
     disk = history.sources["vllm:prompt_tokens_cached_by_source_total{source=disk}"]
     assert disk == sum(hits_of(history.restarted))
+
+
+def test_nothing_is_stored_of_requests_that_must_not_be(history):
+    """vLLM knows no limit for what it keeps within pages."""
+    assert hits_of(history.barred) == [0, 0]
+    assert any(end % PAGE_TOKENS for end in history.tails) is (history.model == "state")
 
 
 def test_damage_is_computed_again(history):

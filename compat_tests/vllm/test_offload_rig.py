@@ -118,9 +118,7 @@ def test_a_crowd_of_which_some_leave_is_served_and_stored_as_computed(engine, di
     assert preemptions(engine) > num_preempted
     assert set(engine.connector("audit").values()) == {0}
     assert engine.state()["num_free_blocks"] == NUM_PAGES - 1, "all but vLLM's null block"
-    stored = [
-        restored(engine, prompt + finished[name].tokens) for name, prompt in staying.items()
-    ]
+    stored = [restored(engine, prompt + finished[name].tokens) for name, prompt in staying.items()]
     assert sum(num_tokens for num_tokens, _ in stored) > 0
     assert max(difference for _, difference in stored) < 1e-3
 
