@@ -112,9 +112,13 @@ class EngineProcess(JsonChild):
         assert self._call("reset_prefix_cache"), "pages are still in use"
         self._call("scribble")
 
+    def reset_all(self) -> bool:
+        """Reset the engine and the connector, as after new weights; False if pages are in use."""
+        return self._call("reset_prefix_cache", connector=True)
+
     def forget_all(self) -> None:
         """As `forget`, and the connector forgets too."""
-        assert self._call("reset_prefix_cache", connector=True), "the reset was refused"
+        assert self.reset_all(), "the reset was refused"
         self._call("scribble")
 
     def cached_pages(self, prompt: list[int], salt: str | None = None) -> list[str]:

@@ -29,6 +29,7 @@ __all__ = [
     "OffloadingEngine",
     "TierRequest",
     "key_of",
+    "manager_below_vllms_own",
     "parse_config",
     "read_options",
     "translated",
@@ -40,6 +41,16 @@ __all__ = [
 def key_of(number: int, group: int = 0) -> OffloadKey:
     """Return vLLM's key of a block."""
     return make_offload_key(bytes([number]) * 32, group)
+
+
+def manager_below_vllms_own(engine: OffloadingEngine, **options: Any) -> Any:
+    """Build vLLM's manager as its own connector does, with our tier named by its module alone."""
+    config = translated(engine, uses_ssd=True)
+    (tier,) = config.kv_transfer_config.kv_connector_extra_config["secondary_tiers"]
+    del tier["engine"]
+    tier |= options
+    offloading = build_offloading_config(config, engine.kv_cache_config)
+    return OffloadingSpecFactory.create_spec(offloading).get_manager()
 
 
 class OffloadRig:

@@ -1,7 +1,8 @@
 """vLLM's own offloading on a CPU: only streams, events and the batched memcpy are simulated.
 
 Copies run in the worst order that streams allow: as late as possible, when an event is waited for
-or asked about. Everything else is vLLM's: connector, manager, region, descriptors, worker.
+or has been asked about a few times. Everything else is vLLM's: connector, manager, region,
+descriptors, worker.
 
 Replaced in `vllm.v1.kv_offload.cpu.gpu_worker`: `current_platform` (Stream, current_stream,
 stream), `torch.Event`, `ops.swap_blocks_batch`; in `vllm.v1.kv_offload.tiering.spec`, the number of
@@ -20,7 +21,10 @@ from typing_extensions import override
 from vllm.v1.kv_offload.cpu import gpu_worker
 from vllm.v1.kv_offload.tiering import spec
 
-__all__ = ["OffloadingOnCpu"]
+__all__ = ["Event", "OffloadingOnCpu"]
+
+_NUM_STEPS_LATE = 2
+"""vLLM asks once a step."""
 
 
 class _OnGpu(torch.Tensor):
@@ -46,22 +50,27 @@ class _Stream:
     def wait_stream(self, other: "_Stream") -> None:
         self.add(other.run)
 
-    def wait_event(self, event: "_Event") -> None:
+    def wait_event(self, event: "Event") -> None:
         self.add(event.synchronize)
 
 
-class _Event:
+class Event:
     """A place in a stream."""
 
     def __init__(self, **_: Any) -> None:
         self._stream: _Stream | None = None
+        self._num_asked = 0
         self._reached_s = 0.0
 
     def record(self, stream: _Stream) -> None:
         self._stream = stream
+        self._num_asked = 0
         stream.add(self._reach)
 
     def query(self) -> bool:
+        self._num_asked += 1
+        if self._num_asked <= _NUM_STEPS_LATE:
+            return False
         self.synchronize()
         return True
 
@@ -69,7 +78,7 @@ class _Event:
         if self._stream is not None:
             self._stream.run()
 
-    def elapsed_time(self, other: "_Event") -> float:
+    def elapsed_time(self, other: "Event") -> float:
         return (other._reached_s - self._reached_s) * 1e3
 
     def _reach(self) -> None:
@@ -117,7 +126,7 @@ class _Platform:
 class _Torch:
     """torch, with other events, and one device."""
 
-    Event = _Event
+    Event = Event
     accelerator = types.SimpleNamespace(current_device_index=lambda: 0)
 
     def __getattr__(self, name: str) -> Any:

@@ -8,11 +8,11 @@ busy the machine is.
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from breakable_disk import Fate, break_disk, trust_disk
 from sabotage import SabotagedConnector
 from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
@@ -20,12 +20,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from flexkv_connectors.vllm import scheduler
 from flexkv_connectors.vllm.prefill_speed import PrefillSpeed
 from flexkv_connectors.vllm.report_timeout import ReportTimeout
-from flexkv_core.data.tiers.ssd import slab
-from flexkv_core.data.tiers.ssd.files import SlabFile
 from flexkv_core.identity import identification
 from flexkv_core.identity.hashing import Digests, FileHasher
-
-Fate = Literal["work", "fail", "hang"]
 
 
 class NoSpeed(PrefillSpeed):
@@ -36,36 +32,7 @@ class NoSpeed(PrefillSpeed):
         return 1e9
 
 
-class BreakableFile(SlabFile):
-    """Reads and writes as the test last said, which holds for the whole process.
-
-    fail: the system says EIO.
-    hang: nothing returns before the fate is another one.
-    """
-
-    reads: Fate = "work"
-    writes: Fate = "work"
-    changed = threading.Condition()
-
-    @override
-    def read(self, buffers: Sequence[memoryview], offset: int) -> int:
-        self._suffer("reads")
-        return super().read(buffers, offset)
-
-    @override
-    def write(self, buffers: Sequence[memoryview], offset: int) -> None:
-        self._suffer("writes")
-        super().write(buffers, offset)
-
-    def _suffer(self, direction: str) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: getattr(self, direction) != "hang")
-        if getattr(self, direction) == "fail":
-            raise OSError(5, "a test said so")
-
-
 scheduler.PrefillSpeed = NoSpeed  # type: ignore[misc] what the scheduler half makes
-slab.SlabFile = BreakableFile  # type: ignore[misc] what slabs are made of
 
 
 class SsdGlassConnector(SabotagedConnector):
@@ -120,13 +87,11 @@ class SsdGlassConnector(SabotagedConnector):
 
     def break_disk(self, reads: Fate = "work", writes: Fate = "work") -> None:
         """Worker: decide what the disk does from now on."""
-        with BreakableFile.changed:
-            BreakableFile.reads, BreakableFile.writes = reads, writes
-            BreakableFile.changed.notify_all()
+        break_disk(reads, writes)
 
     def trust_disk(self) -> None:
         """Worker: believe whatever is read, as a cache without checksums does."""
-        slab.Slab._is_valid = lambda *_: True  # type: ignore[method-assign]
+        trust_disk()
 
     def head_digests(self, page_ids: list[int]) -> list[list[str]]:
         """Worker: digest each of this rank's KV heads by itself, in each page, over all layers."""

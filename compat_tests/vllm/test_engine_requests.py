@@ -207,6 +207,19 @@ def test_a_request_that_ran_at_a_reset_is_not_saved(engine, cold, num_steps):
     assert hit_tokens(engine, with_salt("later")) == HIT_TOKENS
 
 
+def test_who_hits_pages_of_before_a_reset_in_the_engine_itself_is_not_saved(engine, cold):
+    """The engine cannot reset its own pages while a request runs, and serves them from then on."""
+    engine.complete(ASK)
+    engine.add(Ask(prompt=random_tokens(7, 300), max_tokens=80))
+    engine.step(3)
+    assert not engine.reset_all(), "a request runs"
+    (local,) = engine.complete(ASK)
+    assert local.num_cached_tokens == HIT_TOKENS
+    assert hit_tokens(engine) == 0
+    engine.complete(ASK)
+    assert hit_tokens(engine) == HIT_TOKENS, "what is computed anew is saved"
+
+
 def test_a_block_is_hit_and_saved_again_only_when_its_save_has_ended(engine):
     """Of an aligned prompt the engine computes the last block again, unless we have it."""
     aligned = Ask(prompt=PROMPT[:512])

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from engine_process import Completion, EngineProcess
+from engine_checks import NO_SAVE, PAGE_TOKENS
+from engine_process import Ask, Completion, EngineProcess, random_tokens
 from offload_engines import (
     FAILS,
     KEEPS_ROWS,
@@ -17,15 +18,28 @@ from offload_engines import (
 
 on_disk = pytest.mark.skipif(not KEEPS_ROWS, reason="this vLLM has no SSD tier")
 SHARED_MEMORY = Path("/dev/shm")
+OPTIONS = {"state": {"prefix_match_unit": PAGE_TOKENS // 4}}
+"""Of the engine, by model: states are kept within pages, too."""
+
+BARRED = [
+    Ask(prompt=random_tokens(length, length), kv_transfer_params=NO_SAVE) for length in (100, 700)
+]
+"""One ends within its first page."""
 
 
 class History(NamedTuple):
-    """What one model did: computed, hit in its own pages, from host memory, after a kill."""
+    """What one model did: hit in its own pages, from host memory, after a kill, after damage.
 
+    And of `BARRED`, asked once more, with where vLLM offered to store states of them.
+    """
+
+    model: str
     local: list[Completion]
     host: list[Completion]
     restarted: list[Completion]
     damaged: list[Completion]
+    barred: list[Completion]
+    tails: list[int]
     sources: dict[str, float]
     leftovers: list[Path]
 
@@ -40,20 +54,24 @@ def history(request, model, tmp_path_factory):
     if FAILS.get(request.param):
         pytest.skip("this vLLM cannot run the model on every CPU")
     directory = tmp_path_factory.mktemp("ssd")
-    name, drafts = request.param, {}
+    name, options = request.param, OPTIONS.get(request.param, {})
     if name == MIXED:
         name, draft = "oracle", str(model("narrow"))
         method = {"method": "draft_model", "num_speculative_tokens": 2}
-        drafts = {"speculative_config": method | {"model": draft}}
+        options = {"speculative_config": method | {"model": draft}}
 
     def start() -> EngineProcess:
         folder = tmp_path_factory.mktemp("engine")
-        engine = EngineProcess(model(name), folder, connector_on(directory), **drafts)
+        engine = EngineProcess(model(name), folder, connector_on(directory), **options)
         engine.connector("wait_open")
         return engine
 
     engine = start()
     engine_id = engine.connector("engine_id")
+    engine.complete_each(BARRED)
+    tails = engine.connector("tails")
+    engine.forget()
+    barred = engine.complete_each(BARRED)
     serve(engine)
     local = serve(engine)
     engine.forget()
@@ -69,7 +87,9 @@ def history(request, model, tmp_path_factory):
     third = start()
     damaged = serve(third)
     third.close()
-    return History(local, host, restarted, damaged, sources, leftovers)
+    return History(
+        request.param, local, host, restarted, damaged, barred, tails, sources, leftovers
+    )
 
 
 def test_what_is_in_host_memory_gives_the_tokens_of_a_local_hit(history):
@@ -79,15 +99,23 @@ def test_what_is_in_host_memory_gives_the_tokens_of_a_local_hit(history):
 
 @on_disk
 def test_after_a_kill_all_of_it_comes_from_disk(history):
+    """vLLM does not wait for what is kept within the last page."""
     assert tokens_of(history.restarted) == tokens_of(history.local)
-    assert hits_of(history.restarted) == hits_of(history.local)
-    assert min(hits_of(history.restarted)) >= 1200
+    pages = [hit // PAGE_TOKENS for hit in hits_of(history.restarted)]
+    assert pages == [hit // PAGE_TOKENS for hit in hits_of(history.local)]
+    assert min(pages) == 10
 
 
 @pytest.mark.usefixtures("sources")
 def test_vllm_counts_it_as_from_disk(history):
     disk = history.sources["vllm:prompt_tokens_cached_by_source_total{source=disk}"]
     assert disk == sum(hits_of(history.restarted))
+
+
+def test_nothing_is_stored_of_requests_that_must_not_be(history):
+    """vLLM knows no limit for what it keeps within pages."""
+    assert hits_of(history.barred) == [0, 0]
+    assert any(end % PAGE_TOKENS for end in history.tails) is (history.model == "state")
 
 
 @on_disk

@@ -104,7 +104,7 @@ def test_an_adapter_that_was_overwritten_finds_nothing(engine, prompt, model, tm
 
 
 def test_what_runs_while_weights_change_is_not_kept(engine, prompt):
-    """Keep this test last: it changes the weights of the engine."""
+    """Behind this test there are only others that change the weights of the engine."""
     running = engine.add(Ask(prompt=prompt, max_tokens=40))
     engine.step(8)
     assert engine.state()["requests"] == {running: "RUNNING"}
@@ -112,5 +112,19 @@ def test_what_runs_while_weights_change_is_not_kept(engine, prompt):
     engine.connector("reset_cache")
     engine.run()
     engine.forget()
+    assert hits(engine, prompt) == 0
+    assert hits(engine, prompt) == HIT_TOKENS, "computed with the weights of now"
+
+
+def test_pages_of_former_weights_that_vllm_still_serves_are_not_kept(engine, prompt):
+    """A reset leaves pages in the engine where requests run, and vLLM serves them from there."""
+    hits(engine, prompt)
+    running = engine.add(Ask(prompt=random_tokens(7, 300), max_tokens=40))
+    engine.step(3)
+    engine.scale_keys(1.2)
+    assert not engine.reset_all(), "a request runs"
+    (served,) = engine.complete(Ask(prompt=prompt))
+    assert served.num_cached_tokens == HIT_TOKENS, "what vLLM serves is vLLM's"
+    assert engine.state()["requests"] == {}, running
     assert hits(engine, prompt) == 0
     assert hits(engine, prompt) == HIT_TOKENS, "computed with the weights of now"

@@ -16,10 +16,11 @@ PAGE_TOKENS = 32
 def engine_of(offload, identity, config_of):
     """Return a function from our options to an engine that is described and never started."""
 
-    def engine_of(**options):
+    def engine_of(num_engines=1, **options):
         config = identity.changed(
             config_of(), "kv_transfer_config", kv_connector_extra_config=options
         )
+        config = identity.changed(config, "parallel_config", data_parallel_size_local=num_engines)
         cache = offload.read_options(config)
         return offload.OffloadingEngine(config, identity.declared_cache(config), cache)
 
@@ -30,8 +31,8 @@ def engine_of(offload, identity, config_of):
 def extra_of(offload, engine_of):
     """Return a function from our options to vLLM's."""
 
-    def extra_of(*, uses_ssd=False, **options):
-        config = offload.translated(engine_of(**options), uses_ssd=uses_ssd)
+    def extra_of(*, uses_ssd=False, num_engines=1, **options):
+        config = offload.translated(engine_of(num_engines, **options), uses_ssd=uses_ssd)
         return config.kv_transfer_config.kv_connector_extra_config
 
     return extra_of
@@ -39,6 +40,11 @@ def extra_of(offload, engine_of):
 
 def test_host_memory_is_vllms(extra_of):
     assert extra_of(cpu_cache_gb=2)["cpu_bytes_to_use"] == 2 * GIB
+
+
+def test_each_engine_of_a_node_has_what_is_asked_for_and_else_its_part(extra_of):
+    assert extra_of(num_engines=2, cpu_cache_gb=2)["cpu_bytes_to_use"] == 2 * GIB
+    assert extra_of(num_engines=2)["cpu_bytes_to_use"] == extra_of()["cpu_bytes_to_use"] // 2
 
 
 def test_answers_are_kept_too(extra_of):
@@ -73,6 +79,15 @@ def test_the_tier_is_named_where_there_is_one_and_its_configuration_is_a_copy(ex
     assert tier["type"] == "FlexKVTier"
     engine = engine_of(**options)
     assert engine.vllm_config.kv_transfer_config.kv_connector_extra_config == options
+
+
+def test_below_vllms_own_connector_the_tier_stops_the_start(offload, engine_of, caplog):
+    """There it would hear neither of adapters and media, nor of what a reset leaves."""
+    engine = engine_of(cpu_cache_gb=0.01, ssd_cache_gb=1, ssd_cache_dir="/cache")
+    with pytest.raises(ConfigError, match='"kv_connector": "flexkv-offload"'):
+        offload.manager_below_vllms_own(engine, weight_version="one", ssd_cache_gb=1)
+    (refusal,) = [record.message for record in caplog.records if "refused" in record.message]
+    assert "\n" not in refusal
 
 
 def test_a_larger_degree_asks_for_rows_that_are_the_same_at_each(extra_of):

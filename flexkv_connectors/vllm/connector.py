@@ -26,6 +26,7 @@ from flexkv_connectors.vllm.adapter_loads import follow_adapters
 from flexkv_connectors.vllm.deployment import read_cache_config, translate, why_not
 from flexkv_connectors.vllm.identity import origin_of, why_no_ssd
 from flexkv_connectors.vllm.metadata import VllmOrders, VllmReports
+from flexkv_connectors.vllm.old_pages import OldPages
 from flexkv_connectors.vllm.scheduler import SchedulerHalf
 from flexkv_connectors.vllm.stats import FlexKVPromMetrics, FlexKVStats
 from flexkv_connectors.vllm.support import window_of
@@ -85,6 +86,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._accepted: list[Load] = []
         """Promised to vLLM and not in any orders yet; kept here, so that no failure loses them."""
 
+        self._old_pages = OldPages()
         self._page_allocator: BlockPool | None = None
         if reason := why_not(vllm_config, kv_cache_config, cache):
             if role is KVConnectorRole.SCHEDULER:
@@ -185,9 +187,14 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> tuple[int | None, bool]:
         no_tokens: int | None = 0
         num_tokens = self._barrier.run(
-            lambda: self._scheduler.match(request, num_computed_tokens), lambda: no_tokens
+            lambda: self._match(request, num_computed_tokens), lambda: no_tokens
         )
         return num_tokens, self._load_async and bool(num_tokens)
+
+    def _match(self, request: "Request", num_local_tokens: int) -> int | None:
+        if num_local_tokens and self._old_pages.may_be_hit:
+            self._scheduler.bar_saves(request)
+        return self._scheduler.match(request, num_local_tokens)
 
     @override
     def update_state_after_alloc(
@@ -237,6 +244,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
         self._page_allocator = gpu_block_pool
+        self._old_pages.follow(gpu_block_pool)
 
     @override
     def request_finished_all_groups(
@@ -259,6 +267,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def reset_cache(self) -> bool:
         """Forget everything, because the weights may have changed."""
+        self._old_pages.note_reset()
         self._barrier.run(lambda: self._scheduler.session.reset(), nothing)
         return True
 

@@ -54,6 +54,10 @@ class SchedulerHalf:
 
         self._speed = PrefillSpeed()
 
+    def bar_saves(self, request: "Request") -> None:
+        """Save nothing of a request."""
+        self._state(request).may_save = False
+
     def match(self, request: "Request", num_local_tokens: int) -> int | None:
         """Return how many tokens after vLLM's own hit are offered, in whole pages.
 

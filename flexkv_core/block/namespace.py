@@ -93,8 +93,9 @@ class Namespace(
     """The user's own keyspace, "" if there is none."""
 
     cache_group: str = ""
-    """Which part of the model's state a block holds: "" for the KV of full attention, otherwise
-    the engine's name for a state kept beside it, such as "mamba"."""
+    """Which part of the model's state a block holds: "" for the KV of full attention, "offload" for
+    a row of vLLM's own offloading, which may be any part, otherwise the engine's name for a state
+    kept beside the KV, such as "mamba"."""
 
     @property
     def without_content(self) -> "Namespace":

@@ -237,7 +237,9 @@ def _namespace_lines(listed: _Listed) -> Iterator[str]:
         yield f"  weight version {printable(listed.weight_version)}\n"
     if listed.user:
         yield f"  user {printable(listed.user)}\n"
-    if listed.cache_group:
+    if listed.cache_group == "offload":
+        yield "  rows of vLLM's own offloading: all that the model keeps\n"
+    elif listed.cache_group:
         yield f"  state kept beside the KV: {printable(listed.cache_group)}\n"
     if listed.temporary:
         yield "  temporary: deleted once no engine uses it\n"

@@ -33,6 +33,7 @@ from flexkv_connectors.vllm.offloading.support import (
     why_not,
     why_untried,
 )
+from flexkv_connectors.vllm.old_pages import OldPages
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
         RequestOffloadState,
     )
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
@@ -96,6 +98,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         self._uses_ssd = _uses_ssd(self._engine, says_so=is_scheduler)
         config = translated(self._engine, uses_ssd=self._uses_ssd, says_so=is_scheduler)
         super().__init__(config, role, kv_cache_config)
+        self._old_pages = OldPages()
         if is_scheduler:
             _say_what_to_expect(vllm_config, kv_cache_config)
             self._barrier = FaultBarrier()
@@ -113,6 +116,10 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             if region is not None:
                 region._creator = False  # noqa: SLF001 vLLM has no option for it
         super().shutdown()
+
+    @override
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        self._old_pages.follow(gpu_block_pool)
 
     @override
     def on_new_request(self, request: "Request") -> None:
@@ -140,6 +147,8 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         To promote, it evicts from host memory: it may be what this very answer counts on.
         """
         self._bar_doubtful([request.request_id])
+        if num_computed_tokens and self._old_pages.may_be_hit:
+            self._bar_saves(request.request_id)
         num_offered = self._engine.num_offered
         with _skipping(request, skips=request.request_id not in self._loadable):
             found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
@@ -163,9 +172,10 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         """Empty the host tier, and begin a new generation below.
 
         Running requests have KV of before the reset, which vLLM would store once more from their
-        first block on: they store nothing any more.
+        first block on: they store nothing any more, and neither does who hits their pages.
         """
         is_reset: bool | None = super().reset_cache()
+        self._old_pages.note_reset()
         for request_id in self._statuses:
             self._bar_saves(request_id)
         return is_reset

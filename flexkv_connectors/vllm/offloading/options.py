@@ -59,10 +59,9 @@ def replaces_spec(vllm_config: "VllmConfig") -> bool:
 
 def region_bytes(engine: OffloadingEngine) -> int:
     """Return the size of an engine's host tier; the same in all of its processes."""
-    num_engines = num_engines_on_node(engine.vllm_config)
     if engine.cache.cpu_cache_bytes is not None:
-        return engine.cache.cpu_cache_bytes // num_engines
-    return default_region_bytes(num_engines)
+        return engine.cache.cpu_cache_bytes
+    return default_region_bytes(num_engines_on_node(engine.vllm_config))
 
 
 def translated(engine: OffloadingEngine, *, uses_ssd: bool, says_so: bool = False) -> "VllmConfig":

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from flexkv_core.data.host_memory import limit_bytes
+from flexkv_core.data.host_memory import host_memory, limit_bytes
 
 __all__ = ["default_region_bytes", "forget_name", "is_there", "why_no_room"]
 
@@ -33,13 +33,19 @@ def why_no_room(engine_id: str, num_bytes: int, folder: Path = _SHARED_MEMORY) -
         return None
     status = os.statvfs(folder)
     free_bytes = status.f_bavail * status.f_frsize
-    if num_bytes <= free_bytes:
-        return None
-    return (
-        f"{folder} has {free_bytes / _GIB:.2f} GiB free and vLLM's host tier needs "
-        f"{num_bytes / _GIB:.2f}: start the container with a larger --shm-size, or set "
-        "cpu_cache_gb to less"
-    )
+    needs = f"vLLM's host tier needs {num_bytes / _GIB:.2f} GiB"
+    if num_bytes > free_bytes:
+        return (
+            f"{needs} and {folder} has {free_bytes / _GIB:.2f} free: start the container with a "
+            "larger --shm-size, or set cpu_cache_gb to less"
+        )
+    memory = host_memory()
+    if num_bytes > memory.free_bytes:  # vLLM touches all of it: the kernel would end the engine
+        return (
+            f"{needs} and only {memory.free_bytes / _GIB:.2f} are free here ({memory.limit}): set "
+            "cpu_cache_gb to less"
+        )
+    return None
 
 
 def is_there(engine_id: str, folder: Path = _SHARED_MEMORY) -> bool:

@@ -20,6 +20,7 @@ from flexkv_connectors.vllm.offloading.stats import metric_definitions, stats_of
 from flexkv_core.block.types import BlockKey, JobId
 from flexkv_core.block_store.block_store import BlockStore
 from flexkv_core.block_store.blocks import Blocks
+from flexkv_core.errors import ConfigError
 from flexkv_core.plan import Status
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ __all__ = ["FlexKVTier"]
 
 
 _WITHOUT = "the SSD tier"
+_NEEDS_OURS = (
+    "below vLLM's OffloadingConnector FlexKV would not hear of which model, adapters and media KV "
+    'is, nor which of it is older than the weights: set "kv_connector": "flexkv-offload", which is '
+    "that connector with FlexKV's options"
+)
 
 
 class _Job(NamedTuple):
@@ -69,7 +75,8 @@ class FlexKVTier(SecondaryTierManager):
         tier_type: str,
         backpressure_detector: "BackpressureDetector | None" = None,
         *,
-        engine: OffloadingEngine,
+        engine: OffloadingEngine | None = None,
+        **_options: object,
     ) -> None:
         """Begin to identify the model; rows are stored once it is known.
 
@@ -78,11 +85,14 @@ class FlexKVTier(SecondaryTierManager):
             primary_kv_view: vLLM's host region, `[num_rows, row_bytes]`.
             tier_type: vLLM's name of this tier.
             backpressure_detector: vLLM's, where it is told to use one.
-            engine: What vLLM does not hand to a tier.
+            engine: What vLLM does not hand to a tier; its own connector has none.
+            _options: Of a tier below vLLM's own connector, where there is none.
 
         Raises:
-            ConfigError: An option cannot be used.
+            ConfigError: An option cannot be used, or the connector is not ours.
         """
+        if engine is None:
+            raise ConfigError(_NEEDS_OURS)
         # Before 0.31 there is no such argument, so it is passed only where vLLM has one.
         detector = {"backpressure_detector": backpressure_detector} if backpressure_detector else {}
         super().__init__(offloading_spec, primary_kv_view, tier_type, **detector)

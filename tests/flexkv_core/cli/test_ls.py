@@ -130,6 +130,15 @@ def test_the_text_names_what_an_operator_asks_for(
     assert "broken.slab (1.0 MiB): the superblock cannot be read\n" in text
 
 
+def test_the_text_says_what_rows_of_vllms_own_offloading_are(
+    flexkv, make_slab, namespace_with, tmp_path
+):
+    make_slab(namespace=namespace_with(cache_group="offload")).write_chain(2)
+    text = flexkv("ls", tmp_path).out
+    assert "  rows of vLLM's own offloading: all that the model keeps\n" in text
+    assert "beside" not in text
+
+
 @pytest.fixture
 def generations(namespace_with, tmp_path):
     """The records of a named version's first column."""

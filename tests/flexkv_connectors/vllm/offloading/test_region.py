@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from flexkv_connectors.vllm.offloading import region
+from flexkv_core.data.host_memory import HostMemory
 
 GIB = 2**30
 
@@ -14,13 +15,15 @@ GIB = 2**30
 def shared_memory(tmp_path, monkeypatch):
     """Return a function that sets what shared memory is in all and has free; here is its folder."""
 
-    def have(total_bytes, free_bytes, limit_bytes=1024 * GIB):
+    def have(total_bytes, free_bytes, limit_bytes=1024 * GIB, free_memory=1024 * GIB):
         page = 4096
         status = SimpleNamespace(
             f_blocks=total_bytes // page, f_bavail=free_bytes // page, f_frsize=page
         )
         monkeypatch.setattr(os, "statvfs", lambda _: status)
         monkeypatch.setattr(region, "limit_bytes", lambda: limit_bytes)
+        memory = HostMemory(free_memory, limit_bytes, "this container may use 8.0 GiB")
+        monkeypatch.setattr(region, "host_memory", lambda: memory)
         return tmp_path
 
     return have
@@ -44,6 +47,12 @@ def test_a_region_that_does_not_fit_names_the_option_of_the_container(shared_mem
     reason = region.why_no_room("engine", 2 * GIB, shared_memory(64 * GIB, GIB))
     assert reason is not None
     assert "--shm-size" in reason
+
+
+def test_a_region_that_the_container_has_no_memory_for_names_its_limit(shared_memory):
+    reason = region.why_no_room("engine", 2 * GIB, shared_memory(64 * GIB, 64 * GIB, 8 * GIB, GIB))
+    assert reason is not None
+    assert "only 1.00 are free here (this container may use 8.0 GiB)" in reason
 
 
 def test_a_region_that_fits_is_no_reason(shared_memory):
