@@ -71,14 +71,16 @@ def test_a_renamed_hook(engine, found):
         "KVConnectorBase_V1.wait_for_all_saves is abstract and not overridden",
     )
     ours = {(file, text) for file in ("connector.py", "idle.py") for text in texts}
-    assert found() == ours | {("connector.py", texts[1].replace(*BELOW))}
+    below = ("connector.py", texts[1].replace(*BELOW))
+    assert found() == ours | {below, ("by_device.py", texts[1])}
 
 
 def test_a_new_abstract_hook(engine, found):
     members(engine, BASE, "KVConnectorBase_V1")["flush"] = "abstract def (self) -> None"
     text = "KVConnectorBase_V1.flush is abstract and not overridden"
     below = ("connector.py", text.replace(*BELOW))
-    assert found() == {("connector.py", text), ("idle.py", text), below}
+    files = ("by_device.py", "connector.py", "idle.py")
+    assert found() == {(file, text) for file in files} | {below}
 
 
 @pytest.mark.parametrize(
@@ -183,12 +185,11 @@ def test_a_renamed_hook_of_a_tier(engine, found):
     }
 
 
-def test_what_makes_a_tier_passes_more(engine, found):
+def test_what_makes_a_tier_passes_other_things(engine, found):
     members(engine, TIERING, "SecondaryTierManager")["__init__"] = (
-        "def (self, offloading_spec, primary_kv_view, tier_type, backpressure_detector=None, "
-        "*, clock=None) -> None"
+        "def (self, offloading_spec, primary_kv_view, clock, backpressure_detector=None) -> None"
     )
-    text = "SecondaryTierManager.__init__: passes clock, which we do not take"
+    text = "SecondaryTierManager.__init__: parameter 3 is clock, ours is tier_type"
     assert found() == {("tier.py", text)}
 
 
