@@ -76,7 +76,8 @@ class SsdGlassConnector(SabotagedConnector):
     def limit_waits(self, request_s: float, idle_s: float) -> None:
         """Scheduler: decide how long requests wait for SSD, and an idle engine for news of it."""
         self._scheduler.session.ssd.promoter._timeout_s = request_s
-        self._scheduler._timeout = self._scheduler._opening = ReportTimeout(idle_s)
+        self._scheduler._timeout = ReportTimeout(idle_s)
+        self._scheduler._opening = ReportTimeout(idle_s)
 
     def let_retry(self) -> None:
         """Scheduler: let a tier that is left alone be tried again now."""
