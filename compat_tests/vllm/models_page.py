@@ -22,7 +22,7 @@ on no device, and groups what it keeps. **No model was run for it**: what ran is
 - **On a CPU**: by `flexkv-session`, on a CPU without AMX.
 - **Below vLLM's offloading**: by `flexkv-offload`, on a GPU of the Hopper generation, which is
   pretended: of vLLM's GPU build, what computes is stood in for, and what decides sizes is real.
-  Under the name `flexkv`, models with MLA or an indexer are not served: those never ran.
+  Those with MLA or an indexer never ran: the name `flexkv` does not serve them.
 - **Bytes a token**: of layers that see the whole context, in bfloat16, or in what the model
   prescribes. Windows and states take a bounded size more.
 - **A block**: one row of vLLM's host memory, and how many tokens it is for. A model with several

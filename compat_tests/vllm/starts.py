@@ -37,5 +37,5 @@ STARTS = {
     "two nodes": Start(changes={"parallel_config": {"nnodes": 2}}),
     "ROCm": Start(changes={"device_config": {"device_type": "cuda"}}, is_rocm=True),
     "XPU": Start(changes={"device_config": {"device_type": "xpu"}}),
-    "64 MiB of /dev/shm": Start(free_bytes=64 * 2**20),
+    "`cpu_cache_gb` 16, 64 MiB of /dev/shm": Start(free_bytes=64 * 2**20),
 }

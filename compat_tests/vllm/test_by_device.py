@@ -56,6 +56,7 @@ def is_offloaded(config):
         ("cuda", {}, True),
         ("cuda", {"cpu_cache_gb": 1, "ssd_cache_gb": 1, "ssd_cache_dir": "/d"}, True),
         ("cuda", {"enable_gpu": ""}, True),
+        ("cuda", {"enable_gpu": None}, True),
         ("cuda", {"enable_gpu": True}, False),
         ("cuda", {"enable_gpu": False}, False),
         ("cpu", {}, False),
@@ -89,6 +90,16 @@ def test_a_kind_of_cache_that_never_ran_is_only_tried_by_name(
     assert '"flexkv-offload" tries it' in caplog.text
 
 
+def test_host_memory_that_is_smaller_than_a_block_is_not_tried(config_with, scheduler_of, caplog):
+    assert type(scheduler_of(config_with(cpu_cache_gb=1e-6))).__name__ == "IdleConnector"
+    assert "a block of this model takes" in caplog.text
+
+
+def test_an_option_of_a_session_may_be_there_without_a_value(config_with, scheduler_of, caplog):
+    scheduler_of(config_with(cpu_cache_gb=0.01, enable_gpu=None, copy_threads=""))
+    assert "offload.on" in caplog.text
+
+
 def test_without_caching_on_a_gpu_it_is_as_before(config_with, scheduler_of, caplog):
     scheduler_of(config_with(enable_gpu=False))
     assert "set enable_gpu to true to try it" in caplog.text
@@ -109,7 +120,7 @@ def test_where_windows_share_no_prefixes_it_says_what_to_do(
     cache = identity.declared_cache(config)
     cache.kv_cache_groups.append(identity.window_group(config))
     scheduler_of(config, cache)
-    assert ("--prefix-cache-retention-interval" in caplog.text) == is_said
+    assert ("--prefix-cache-retention-interval 256" in caplog.text) == is_said
 
 
 def test_counts_are_taken_in_as_they_were_sent():

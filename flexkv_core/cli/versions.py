@@ -86,8 +86,9 @@ def version_notes(installed: Sequence[Installed]) -> Iterator[str]:
     """Yield what surprises users of an engine; what it was told is not known here."""
     if any(one.version and _engine_of(one.name) == "vllm" for one in installed):
         yield (
-            "vLLM keeps a model's windows and states only where a prompt ended, so prompts that "
-            "begin alike share nothing: --prefix-cache-retention-interval 256 changes that"
+            "vLLM keeps a model's windows and states only where a prompt ended, so a second prompt "
+            "that begins alike finds nothing: for such a model, set "
+            "--prefix-cache-retention-interval to a multiple of all its pages"
         )
 
 

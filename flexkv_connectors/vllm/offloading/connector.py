@@ -22,13 +22,14 @@ from flexkv_connectors.vllm.offloading.options import (
     read_options,
     region_bytes,
     replaces_spec,
+    row_bytes,
     translated,
     with_tier,
 )
 from flexkv_connectors.vllm.offloading.region import forget_name, is_there, why_no_room
 from flexkv_connectors.vllm.offloading.requests import Requests
 from flexkv_connectors.vllm.offloading.support import (
-    shares_prefixes,
+    interval_to_share,
     why_no_ssd,
     why_not,
     why_untried,
@@ -70,14 +71,8 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         with refusals_in_one_line():
             require_supported("vllm", vllm.__version__)
             cache = read_options(vllm_config)
-        engine = OffloadingEngine(vllm_config, kv_cache_config, cache)
-        engine_id = vllm_config.kv_transfer_config.engine_id
-        reason = why_not(
-            vllm_config, kv_cache_config, moves_on_cpu=replaces_spec(vllm_config)
-        ) or why_no_room(engine_id, region_bytes(engine))
-        if reason is None and role is KVConnectorRole.SCHEDULER and not is_there(engine_id):
-            # Workers see each layer's cache and the room of an earlier moment: they were refused.
-            reason = "its workers could not be served: see above"
+            engine = OffloadingEngine(vllm_config, kv_cache_config, cache)
+            reason = _why_not(engine, role)
         if reason is None:
             chosen: FlexKVOffloadingConnector = super().__new__(cls)
             chosen._engine = engine
@@ -233,16 +228,36 @@ def _skipping(request: "Request", *, skips: bool) -> Iterator[None]:
         request.skip_reading_prefix_cache = before
 
 
+def _why_not(engine: OffloadingEngine, role: KVConnectorRole) -> str | None:
+    """Name what keeps an engine from being served, if anything does.
+
+    Raises:
+        ConfigError: The options contradict the engine's.
+    """
+    config = engine.vllm_config
+    engine_id = config.kv_transfer_config.engine_id
+    moves_on_cpu = replaces_spec(config)
+    if reason := why_not(config, engine.kv_cache_config, moves_on_cpu=moves_on_cpu):
+        return reason
+    if reason := why_no_room(engine_id, region_bytes(engine), row_bytes(engine)):
+        return reason
+    if role is KVConnectorRole.SCHEDULER and not is_there(engine_id):
+        # Workers see each layer's cache and the room of an earlier moment: they were refused.
+        return "its workers could not be served: see above"
+    return None
+
+
 def _say_what_to_expect(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
     logger.info(
         "offload.on: vLLM's own code moves KV between its device and host memory, and FlexKV "
         "verifies what comes from below; we have not run this on a GPU yet"
     )
-    if not shares_prefixes(vllm_config, kv_cache_config):
+    if interval := interval_to_share(vllm_config, kv_cache_config):
         logger.warning(
             "offload.no_shared_prefixes: of this model's windows and states vLLM keeps only where "
-            "a prompt ended, so other prompts that begin alike find nothing: set "
-            "--prefix-cache-retention-interval to a multiple of the page, such as 256"
+            "a prompt ended, so a second prompt that begins alike finds nothing: set "
+            "--prefix-cache-retention-interval %d",
+            interval,
         )
 
 

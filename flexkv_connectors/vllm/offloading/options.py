@@ -18,7 +18,14 @@ from flexkv_core.errors import ConfigError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-__all__ = ["read_options", "region_bytes", "replaces_spec", "translated", "with_tier"]
+__all__ = [
+    "read_options",
+    "region_bytes",
+    "replaces_spec",
+    "row_bytes",
+    "translated",
+    "with_tier",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +49,8 @@ def read_options(vllm_config: "VllmConfig") -> CacheConfig:
         ConfigError: One sentence about the first option that cannot be used.
     """
     ours = {name: value for name, value in _extra(vllm_config).items() if name not in _PASSED_ON}
-    for name in ours:
-        if name in _OF_A_SESSION:
+    for name, value in ours.items():
+        if name in _OF_A_SESSION and value is not None and value != "":
             msg = f"{name} means nothing here: vLLM itself moves KV between its device and the host"
             raise ConfigError(msg)
     cache = parse_config(read_environment(), ours)
@@ -62,6 +69,19 @@ def region_bytes(engine: OffloadingEngine) -> int:
     if engine.cache.cpu_cache_bytes is not None:
         return engine.cache.cpu_cache_bytes
     return default_region_bytes(num_engines_on_node(engine.vllm_config))
+
+
+def row_bytes(engine: OffloadingEngine) -> int:
+    """Return what one block takes in an engine's host tier.
+
+    Raises:
+        ConfigError: The options contradict the engine's.
+    """
+    config = translated(engine, uses_ssd=False)
+    offloading = build_offloading_config(config, engine.kv_cache_config)
+    num_copies = 1 if offloading.replicated_layout else offloading.parallel.world_size
+    page_bytes = offloading.worker_kv_bytes_per_block * num_copies
+    return int(page_bytes * offloading.cache.blocks_per_chunk)
 
 
 def translated(engine: OffloadingEngine, *, uses_ssd: bool, says_so: bool = False) -> "VllmConfig":

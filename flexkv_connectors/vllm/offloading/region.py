@@ -8,7 +8,7 @@ from flexkv_core.data.host_memory import host_memory, limit_bytes
 __all__ = ["default_region_bytes", "forget_name", "is_there", "why_no_room"]
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 that is where vLLM makes it
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
 _MAX_DEFAULT_BYTES = 256 * _GIB
 
 
@@ -24,11 +24,19 @@ def default_region_bytes(num_engines: int, folder: Path = _SHARED_MEMORY) -> int
     return min(total_bytes // 2, _MAX_DEFAULT_BYTES) // num_engines
 
 
-def why_no_room(engine_id: str, num_bytes: int, folder: Path = _SHARED_MEMORY) -> str | None:
+def why_no_room(
+    engine_id: str, num_bytes: int, row_bytes: int, folder: Path = _SHARED_MEMORY
+) -> str | None:
     """Name what keeps an engine from having a region of `num_bytes`, if anything does.
 
     A region that exists was found to fit by the process that made it.
     """
+    if num_bytes < row_bytes:  # vLLM would map nothing, and fail
+        return (
+            f"a block of this model takes {row_bytes / _MIB:.1f} MiB and vLLM's host tier has "
+            f"{num_bytes / _MIB:.1f}: start the container with a larger --shm-size, or set "
+            "cpu_cache_gb to more"
+        )
     if is_there(engine_id, folder):
         return None
     status = os.statvfs(folder)

@@ -4,6 +4,7 @@ Reasons are one clause for a person. Both roles ask before anything of vLLM's of
 and come to the same answer: no rank fails while others wait for it.
 """
 
+import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 __all__ = [
-    "shares_prefixes",
+    "interval_to_share",
     "specs_of_layers",
     "tried_kinds",
     "why_no_ssd",
@@ -43,6 +44,8 @@ _TRIED = {
 
 _KINDS = _HYBRID | _WHOLE
 """Caches that vLLM's offloading moves alike, whether they were tried or not."""
+
+_INTERVAL_TOKENS = 256
 
 _SLOTS_BY_RANK = (0, 32)
 """Before, a worker's place in a row was that of its device, which two of them may share."""
@@ -76,13 +79,18 @@ def why_no_ssd(vllm_config: "VllmConfig", cache: CacheConfig) -> str | None:
     return why_rows_end() or why_unknown(vllm_config, cache)
 
 
-def shares_prefixes(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> bool:
-    """Return whether vLLM keeps a place from which another prompt with the same head can go on.
+def interval_to_share(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> int | None:
+    """Return an interval of tokens at which vLLM should keep windows and states, if it does not.
 
-    Of windows and states it keeps only where a prompt ended, unless it is told an interval.
+    It keeps them where a prompt ended, unless it is told an interval: a second prompt that begins
+    like the first one finds no place to go on from.
     """
     interval = getattr(vllm_config.cache_config, "prefix_cache_retention_interval", None)
-    return interval != 0 or _kinds_of(kv_cache_config) <= _WHOLE
+    if interval != 0 or _kinds_of(kv_cache_config) <= _WHOLE:
+        return None
+    pages = {group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups}
+    step = math.lcm(*pages)
+    return -(-_INTERVAL_TOKENS // step) * step
 
 
 def tried_kinds() -> frozenset[str]:

@@ -9,6 +9,7 @@ from flexkv_connectors.vllm.offloading import region
 from flexkv_core.data.host_memory import HostMemory
 
 GIB = 2**30
+ROW = 2**20
 
 
 @pytest.fixture
@@ -44,26 +45,36 @@ def test_a_container_may_have_less_memory_than_its_shared_memory_says(shared_mem
 
 
 def test_a_region_that_does_not_fit_names_the_option_of_the_container(shared_memory):
-    reason = region.why_no_room("engine", 2 * GIB, shared_memory(64 * GIB, GIB))
+    reason = region.why_no_room("engine", 2 * GIB, ROW, shared_memory(64 * GIB, GIB))
     assert reason is not None
     assert "--shm-size" in reason
 
 
 def test_a_region_that_the_container_has_no_memory_for_names_its_limit(shared_memory):
-    reason = region.why_no_room("engine", 2 * GIB, shared_memory(64 * GIB, 64 * GIB, 8 * GIB, GIB))
+    reason = region.why_no_room(
+        "engine", 2 * GIB, ROW, shared_memory(64 * GIB, 64 * GIB, 8 * GIB, GIB)
+    )
     assert reason is not None
     assert "only 1.00 are free here (this container may use 8.0 GiB)" in reason
 
 
+def test_a_region_without_room_for_one_row_names_both(shared_memory):
+    folder = shared_memory(64 * GIB, GIB)
+    reason = region.why_no_room("engine", ROW - 1, ROW, folder)
+    assert reason is not None
+    assert "takes 1.0 MiB" in reason
+    assert region.why_no_room("engine", ROW, ROW, folder) is None
+
+
 def test_a_region_that_fits_is_no_reason(shared_memory):
-    assert region.why_no_room("engine", GIB, shared_memory(64 * GIB, GIB)) is None
+    assert region.why_no_room("engine", GIB, ROW, shared_memory(64 * GIB, GIB)) is None
 
 
 def test_a_region_that_another_rank_has_made_fits(shared_memory):
     folder = shared_memory(64 * GIB, 0)
     (folder / "vllm_offload_engine.mmap").touch()
-    assert region.why_no_room("engine", GIB, folder) is None
-    assert region.why_no_room("other", GIB, folder) is not None
+    assert region.why_no_room("engine", GIB, ROW, folder) is None
+    assert region.why_no_room("other", GIB, ROW, folder) is not None
 
 
 def test_only_the_names_of_one_engine_are_forgotten(tmp_path):
