@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from engine_checks import NO_LOAD, NO_SAVE
-from half_rig import know, lora, request_of, write_adapter
+from half_rig import PROMPT, know, lora, request_of, write_adapter
 from offload_engines import KEEPS_ROWS, connector_on
 
 FOUND = 128, True
@@ -89,11 +89,55 @@ def test_what_must_not_be_loaded_is_not_looked_up_and_the_request_is_as_before(c
     assert not request.skip_reading_prefix_cache
 
 
-def test_nothing_is_kept_of_a_request_that_has_ended(connector):
+@pytest.mark.parametrize("hook", ["request_finished_all_groups", "request_finished"])
+def test_nothing_is_kept_of_a_request_that_has_ended(connector, hook):
+    """MultiConnector calls the second one where another child knows of one group only."""
     request = request_of()
     connector.on_new_request(request)
-    connector.request_finished_all_groups(request, ())
+    getattr(connector, hook)(request, [])
     assert not connector._loadable
+
+
+@pytest.mark.parametrize(("num_answered", "num_known"), [(0, 0), (1, 0), (5, 4)])
+def test_the_token_that_was_sampled_last_is_not_stored(
+    connector, monkeypatch, num_answered, num_known
+):
+    """It was never fed back. vLLM before 0.30 would store the page that it fills."""
+    limits, scheduler = [], connector.connector_scheduler
+    request = request_of()
+    connector.on_new_request(request)
+    request.append_output_token_ids([7] * num_answered)
+
+    def finish(request):
+        limits.append(scheduler._req_status[request.request_id].max_offload_tokens)
+        return False, None
+
+    monkeypatch.setattr(scheduler, "request_finished", finish)
+    connector.request_finished_all_groups(request, ())
+    assert limits == [len(PROMPT) + num_known]
+
+
+@pytest.mark.parametrize(("num_hit", "in_pages"), [(64, False), (0, True)])
+def test_what_hits_pages_of_before_a_reset_is_not_stored(connector, monkeypatch, num_hit, in_pages):
+    """vLLM tells of whole pages only, and where it keeps states it may hit a part of one."""
+    monkeypatch.setattr(type(connector), "_hits_within_pages", in_pages)
+    pool = SimpleNamespace(cached_block_hash_to_block={"hash": "page"}, get_usage=lambda: 0.0)
+    connector.bind_gpu_block_pool(pool)
+    for is_reset in (False, True):
+        request = request_of(request_id=f"reset: {is_reset}")
+        connector.on_new_request(request)
+        connector.get_num_new_matched_tokens(request, num_hit)
+        assert may_be_stored(connector, request) is not is_reset
+        connector.reset_cache()
+
+
+def test_rows_of_a_doubtful_adapter_that_are_on_their_way_are_not_stored_below(
+    connector, of_adapter, folder
+):
+    assert of_adapter.request_id in connector._engine.requests
+    write_adapter(folder, b"WEIGHTS")
+    connector.get_num_new_matched_tokens(of_adapter, 0)
+    assert of_adapter.request_id not in connector._engine.requests
 
 
 def of_a_state(tails):

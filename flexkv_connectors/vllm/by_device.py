@@ -82,13 +82,20 @@ def _is_offloaded(vllm_config: "VllmConfig") -> bool:
         return True
     enable_gpu = options.get("enable_gpu")
     is_unsaid = enable_gpu is None or enable_gpu == ""
-    if not is_unsaid or str(vllm_config.device_config.device_type) != "cuda":
+    if not is_unsaid or not _is_nvidia(vllm_config):
         return False
     from flexkv_connectors.vllm.offloading.support import (  # noqa: PLC0415 the same
         tried_kinds,
     )
 
     return bool(tried_kinds())
+
+
+def _is_nvidia(vllm_config: "VllmConfig") -> bool:
+    from vllm.platforms import current_platform  # noqa: PLC0415 vLLM is loaded by its own processes
+
+    device = str(vllm_config.device_config.device_type)
+    return device == "cuda" and not current_platform.is_rocm()
 
 
 def _session() -> type[KVConnectorBase_V1]:

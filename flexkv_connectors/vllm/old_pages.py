@@ -28,8 +28,12 @@ class OldPages:
 
     def note_reset(self) -> None:
         """Note that what is there now is old."""
-        pages = None if self._pool is None else self._pool.cached_block_hash_to_block
-        self._old = pages if pages is not None and len(pages) else None
+        pool = self._pool
+        # Pages that are being filled are in no map yet: only without any, vLLM's reset succeeded.
+        are_left = pool is not None and (
+            len(pool.cached_block_hash_to_block) > 0 or pool.get_usage() > 0
+        )
+        self._old = pool.cached_block_hash_to_block if pool is not None and are_left else None
 
     @property
     def may_be_hit(self) -> bool:

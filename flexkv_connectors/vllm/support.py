@@ -28,7 +28,7 @@ __all__ = [
     "window_of",
 ]
 
-_WINDOWS = frozenset({"ChunkedLocalAttentionSpec", "SlidingWindowSpec"})
+_WINDOWED = frozenset({"FullAttentionSpec", "ChunkedLocalAttentionSpec", "SlidingWindowSpec"})
 _KEEP_WINDOWS = ": with --disable-hybrid-kv-cache-manager, layers with windows keep all tokens too"
 
 _POOLED_FROM_THE_LAST = ("classify", "embed")
@@ -137,7 +137,8 @@ def why_not_group(kv_cache_config: "KVCacheConfig") -> str | None:
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
-        advice = _KEEP_WINDOWS if _WINDOWS.intersection(kinds) else ""
+        can_be_one = "FullAttentionSpec" in kinds and _WINDOWED.issuperset(kinds)
+        advice = _KEEP_WINDOWS if can_be_one else ""
         return f"the model mixes {len(groups)} cache groups ({', '.join(kinds) or 'none'}){advice}"
     return _why_not_spec(groups[0].kv_cache_spec)
 

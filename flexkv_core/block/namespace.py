@@ -94,8 +94,9 @@ class Namespace(
 
     cache_group: str = ""
     """Which part of the model's state a block holds: "" for the KV of full attention, "offload" for
-    a row of vLLM's own offloading, which may be any part, otherwise the engine's name for a state
-    kept beside the KV, such as "mamba"."""
+    a row of vLLM's own offloading, which may be any part, "windows-kept-whole" for KV of all tokens
+    though some layers see a window, otherwise the engine's name for a state kept beside the KV,
+    such as "mamba"."""
 
     @property
     def without_content(self) -> "Namespace":

@@ -30,6 +30,12 @@ __all__ = ["SCHEMA_VERSION", "list_directories"]
 SCHEMA_VERSION = 1
 """Of the JSON: keys may be added; changing the meaning of a key needs a new version."""
 
+_PARTS = {
+    "offload": "rows of vLLM's own offloading: all that the model keeps",
+    "windows-kept-whole": "all tokens, of layers with windows, too",
+}
+"""What blocks of a `Namespace.cache_group` hold; any other is named as it is."""
+
 
 class _Column(msgspec.Struct, kw_only=True):
     """The slabs of one column, in all directories together."""
@@ -237,10 +243,9 @@ def _namespace_lines(listed: _Listed) -> Iterator[str]:
         yield f"  weight version {printable(listed.weight_version)}\n"
     if listed.user:
         yield f"  user {printable(listed.user)}\n"
-    if listed.cache_group == "offload":
-        yield "  rows of vLLM's own offloading: all that the model keeps\n"
-    elif listed.cache_group:
-        yield f"  state kept beside the KV: {printable(listed.cache_group)}\n"
+    if listed.cache_group:
+        other = f"state kept beside the KV: {printable(listed.cache_group)}"
+        yield f"  {_PARTS.get(listed.cache_group, other)}\n"
     if listed.temporary:
         yield "  temporary: deleted once no engine uses it\n"
     elif listed.outdated:

@@ -142,7 +142,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         To promote, it evicts from host memory: it may be what this very answer counts on.
         """
         self._bar_doubtful([request.request_id])
-        if num_computed_tokens and self._old_pages.may_be_hit:
+        if self._old_pages.may_be_hit and (num_computed_tokens or self._hits_within_pages):
             self._bar_saves(request.request_id)
         num_offered = self._engine.num_offered
         with _skipping(request, skips=request.request_id not in self._loadable):
@@ -152,11 +152,21 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         return (None, False) if self._engine.num_offered > num_offered else found
 
     @override
+    def request_finished(
+        self, request: "Request", block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """MultiConnector asks so where another child knows of one cache group only."""
+        return self.request_finished_all_groups(request, (block_ids,))
+
+    @override
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._barrier.run(partial(self._requests.end, request), lambda: None)
         self._loadable.discard(request.request_id)
+        # The token sampled last was never fed back: it has no KV, which vLLM before 0.30 forgets.
+        num_known = max(request.num_prompt_tokens, request.num_tokens - 1)
+        self._limit_saves(request.request_id, num_known)
         finished: tuple[bool, dict[str, Any] | None] = super().request_finished_all_groups(
             request, block_ids
         )
@@ -204,6 +214,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         ):
             self._loadable.discard(name)
             self._bar_saves(name)
+            self._engine.requests.pop(name, None)  # nor what is on its way to the tier
 
     def _drop_barred_tails(self, scheduler_output: "SchedulerOutput") -> None:
         """Take from vLLM what it would store of barred requests: their 0 is no limit there."""
@@ -213,8 +224,19 @@ class FlexKVOffloadingConnector(OffloadingConnector):
                 del tails[request_id]
 
     def _bar_saves(self, request_id: str) -> None:
-        if request_id in self._statuses:
-            self._statuses[request_id].max_offload_tokens = 0
+        self._limit_saves(request_id, 0)
+
+    def _limit_saves(self, request_id: str, num_tokens: int) -> None:
+        """Let vLLM store no more than the first tokens of a request."""
+        if status := self._statuses.get(request_id):
+            limit = status.max_offload_tokens
+            status.max_offload_tokens = num_tokens if limit is None else min(limit, num_tokens)
+
+    @property
+    def _hits_within_pages(self) -> bool:
+        """Whether vLLM's own hit may end within its first page: we are told of whole ones."""
+        assert self.connector_scheduler is not None
+        return bool(self.connector_scheduler.config.supports_partial_tail)
 
 
 @contextmanager

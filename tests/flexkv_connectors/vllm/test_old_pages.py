@@ -10,7 +10,7 @@ from flexkv_connectors.vllm.old_pages import OldPages
 @pytest.fixture
 def pool():
     """Return vLLM's pool with a page that can be hit."""
-    return SimpleNamespace(cached_block_hash_to_block={"hash": "page"})
+    return SimpleNamespace(cached_block_hash_to_block={"hash": "page"}, get_usage=lambda: 0.0)
 
 
 @pytest.fixture
@@ -27,6 +27,14 @@ def test_before_a_reset_none_is_old(pages):
 
 def test_what_a_reset_leaves_is_old(pages):
     pages.note_reset()
+    assert pages.may_be_hit
+
+
+def test_what_is_being_filled_during_a_reset_is_old_once_it_can_be_hit(pages, pool):
+    pool.cached_block_hash_to_block.clear()
+    pool.get_usage = lambda: 0.1
+    pages.note_reset()
+    pool.cached_block_hash_to_block["hash"] = "page"
     assert pages.may_be_hit
 
 

@@ -130,6 +130,11 @@ def test_the_text_names_what_an_operator_asks_for(
     assert "broken.slab (1.0 MiB): the superblock cannot be read\n" in text
 
 
+def test_the_text_says_what_whole_windows_are(flexkv, make_slab, namespace_with, tmp_path):
+    make_slab(namespace=namespace_with(cache_group="windows-kept-whole")).write_chain(2)
+    assert "  all tokens, of layers with windows, too\n" in flexkv("ls", tmp_path).out
+
+
 def test_the_text_says_what_rows_of_vllms_own_offloading_are(
     flexkv, make_slab, namespace_with, tmp_path
 ):
