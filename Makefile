@@ -65,7 +65,8 @@ compat: $(DEV) ## Hold the connectors against every engine version; writes compa
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests matrix
 
 models: $(ENGINE) ## Ask vLLM what it keeps of models that people serve; writes docs/models.md
-	@$(BIN)/python compat_tests/vllm/models_page.py > docs/models.md
+	@$(BIN)/python compat_tests/vllm/models_page.py > docs/models.md.new
+	@mv docs/models.md.new docs/models.md
 
 contract: $(DEV) ## Hold a connector against one version: ENGINE=vllm VERSION=latest
 	@PYTHONSAFEPATH= $(BIN)/python -m compat_tests contract --engine $(ENGINE) --version $(VERSION)

@@ -33,6 +33,7 @@ from flexkv_connectors.vllm.offloading.options import (
     build_offloading_config,
     read_options,
     region_bytes,
+    row_bytes,
     translated,
 )
 from flexkv_connectors.vllm.offloading.region import why_no_room
@@ -166,7 +167,9 @@ def start_refusals(start):
             status = mock.Mock(f_bavail=start.free_bytes, f_frsize=1)
             stack.enter_context(mock.patch.object(os, "statvfs", return_value=status))
         engine = OffloadingEngine(config, worker, parse_config(OPTIONS))
-        offloading = why_no_offloading(config, worker) or why_no_room("-", region_bytes(engine))
+        offloading = why_no_offloading(config, worker) or why_no_room(
+            "-", region_bytes(engine), row_bytes(engine)
+        )
         return {
             "session": why_no_session(config, worker, parse_config(OPTIONS)),
             "offloading": offloading,
