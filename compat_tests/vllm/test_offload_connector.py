@@ -131,6 +131,7 @@ def test_what_hits_pages_of_before_a_reset_is_not_stored(connector, monkeypatch,
         connector.reset_cache()
 
 
+@pytest.mark.skipif(not KEEPS_ROWS, reason="this vLLM has no tier")
 def test_rows_of_a_doubtful_adapter_that_are_on_their_way_are_not_stored_below(
     connector, of_adapter, folder
 ):
