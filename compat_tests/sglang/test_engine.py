@@ -145,9 +145,11 @@ def test_what_follows_pages_that_were_never_offered_is_found_again(start, tmp_pa
     begin = prompt_of(1)
     prompt = begin[:HIT_TOKENS] + prompt_of(2)[: PAGE_TOKENS * 8 + 1]
     engine = start()
+    wait_until_restored(engine)
     engine.detach()
     engine.complete(begin)
     engine.attach(flexkv(tmp_path / "ssd"))
+    wait_until_restored(engine, 2)  # before, what is offered is not stored
     tokens = engine.complete(prompt).tokens
     engine.detach()  # only when all is stored
     engine.kill()
