@@ -367,7 +367,7 @@ def main() -> None:
     vllm = version(packages_distributions()["vllm"][0])
     around = rows.circumstances() | {"vllm": vllm, "rounds": arguments.rounds}
     logging.disable(logging.WARNING)
-    config = engine_config(build_model(work), block_size=PAGE_TOKENS)
+    config = engine_config(build_model(work, "demo"), block_size=PAGE_TOKENS)
     measured = [
         row | around
         for row_kib in ROW_KIB

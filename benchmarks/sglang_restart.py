@@ -80,7 +80,7 @@ def _figures(
 def measure(work: Path, rounds: int, lengths: Sequence[int]) -> Iterator[Row]:
     """Yield a row for each length of prompt."""
     work.mkdir(parents=True, exist_ok=True)
-    model = build_model(work)
+    model = build_model(work, "demo")
     around = rows.circumstances() | {"sglang": sglang_version(), "model": describe(model)}
     figures: dict[int, list[Row]] = {length: [] for length in lengths}
     with TemporaryDirectory(prefix="bench-", dir=work) as name:

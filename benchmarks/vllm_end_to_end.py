@@ -126,7 +126,7 @@ class Workshop:
     """Makes prompts for one model, and starts engines on it; `exits` ends them."""
 
     def __init__(self, work: Path, exits: ExitStack) -> None:
-        self.model = build_model(work)
+        self.model = build_model(work, "demo")
         self._config = json.loads((self.model / "config.json").read_text())
         self._work = work
         self._random = random.Random(1)

@@ -334,7 +334,7 @@ def main() -> None:
     vllm = version(packages_distributions()["vllm"][0])
     around = rows.circumstances() | {"vllm": vllm, "rounds": arguments.rounds}
     work = arguments.work.resolve()
-    model = build_model(work)
+    model = build_model(work, "demo")
     with tempfile.TemporaryDirectory(prefix="step-", dir=work) as name:
         measured = [
             row | around
