@@ -115,4 +115,4 @@ def test_every_start_is_served_or_has_its_sentence(described):
     assert list(starts) == list(STARTS)
     assert starts["TP 8"] is starts["TP 8, MLA"] is starts["DP 2"] is None
     assert all(starts[title] for title in ("one CPU", "PP 2", "DCP 2", "ROCm", "XPU"))
-    assert "--shm-size" in starts["64 MiB of /dev/shm"]
+    assert "--shm-size" in starts["`cpu_cache_gb` 16, 64 MiB of /dev/shm"]
