@@ -36,13 +36,19 @@ The same for other starts, with Qwen3-8B unless it says otherwise.
 """
 
 
+_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",  # with it, vLLM takes Triton without a driver
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
 def describe(platform: str, degrees: str, *names: str) -> list[dict[str, Any]]:
     """Return what the child says of `platform`."""
+    # vLLM remembers what it learned of a class: not of those that are pretended.
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, HERE / "architecture_child.py", platform, degrees, *names],
-            # vLLM remembers what it learned of a class: not of those that are pretended.
-            env=safe_environment() | {"VLLM_CACHE_ROOT": folder, "VLLM_LOGGING_LEVEL": "ERROR"},
+            env=safe_environment() | _ENVIRONMENT | {"VLLM_CACHE_ROOT": folder},
             cwd=folder,
             check=False,
             capture_output=True,

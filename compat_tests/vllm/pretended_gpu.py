@@ -6,7 +6,6 @@ What is missing from vLLM's CPU build is stood in for: compiled operators, and F
 
 import importlib.abc
 import importlib.machinery
-import os
 import sys
 import types
 from contextlib import ExitStack, contextmanager
@@ -74,7 +73,6 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def pretend():
     """Make this process's vLLM that of a GPU; to be called before anything of it is loaded."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # with it, vLLM takes Triton without a driver
     sys.meta_path.insert(0, StandIn(*_MISSING))
     _stand_in_for_operators(lambda name: "support" in name)
 

@@ -3,8 +3,6 @@
 import uuid
 
 import pytest
-from engine_process import EngineProcess
-from offload_engines import connector_on, hits_of, serve, tokens_of
 
 
 @pytest.fixture
@@ -131,24 +129,3 @@ def test_counts_are_taken_in_as_they_were_sent():
     for sent in (FlexKVStats(data={"match_miss": 1.0}), stats_of({"match_miss": 1.0})):
         received = FlexKVByDevice.build_kv_connector_stats(sent.data)
         assert (type(received), received.data) == (type(sent), sent.data)
-
-
-def test_it_is_a_child_of_multi_connector(model, tmp_path):
-    child = connector_on(tmp_path / "ssd") | {"kv_connector": "flexkv"}
-    del child["kv_connector_module_path"]
-    parent = {
-        "kv_connector": "MultiConnector",
-        "kv_connector_extra_config": {"connectors": [child | {"kv_role": "kv_both"}]},
-    }
-    folder = tmp_path / "engine"
-    folder.mkdir()
-    engine = EngineProcess(model("oracle"), folder, parent)
-    serve(engine)
-    local = serve(engine)
-    engine.forget()
-    host = serve(engine)
-    metrics = engine.metrics()
-    engine.close()
-    assert hits_of(host) == hits_of(local)
-    assert tokens_of(host) == tokens_of(local)
-    assert [name for name in metrics if name.startswith("flexkv:")]

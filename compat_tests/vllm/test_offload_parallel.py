@@ -61,8 +61,9 @@ def test_without_max_tp_another_degree_finds_nothing(model, directory, written, 
 
 
 @pytest.mark.skipif(not COUNTS_CHILDREN, reason="this vLLM cannot count its own children")
-def test_it_is_a_child_of_multi_connector(model, tmp_path):
-    child = connector_on(tmp_path / "ssd") | {"kv_connector": "flexkv-offload"}
+@pytest.mark.parametrize("name", ["flexkv", "flexkv-offload"])
+def test_it_is_a_child_of_multi_connector(model, tmp_path, name):
+    child = connector_on(tmp_path / "ssd") | {"kv_connector": name}
     del child["kv_connector_module_path"]
     parent = {
         "kv_connector": "MultiConnector",
@@ -75,6 +76,8 @@ def test_it_is_a_child_of_multi_connector(model, tmp_path):
     local = serve(engine)
     engine.forget()
     host = serve(engine)
+    metrics = engine.metrics()
     engine.close()
     assert hits_of(host) == hits_of(local)
     assert tokens_of(host) == tokens_of(local)
+    assert [name for name in metrics if name.startswith("flexkv:")]
