@@ -121,6 +121,19 @@ def test_where_windows_share_no_prefixes_it_says_what_to_do(
     assert ("--prefix-cache-retention-interval 256" in caplog.text) == is_said
 
 
+@pytest.mark.parametrize(("device", "is_offloaded"), [("cpu", False), ("cuda", True)])
+def test_kv_is_laid_out_as_who_moves_it_wants(config_with, device, is_offloaded):
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import (
+        OffloadingConnector,
+    )
+
+    from flexkv_connectors.vllm.by_device import FlexKVByDevice
+
+    config = config_with(device)
+    wanted = OffloadingConnector.get_required_kvcache_layout(config) if is_offloaded else None
+    assert FlexKVByDevice.get_required_kvcache_layout(config) == wanted
+
+
 def test_counts_are_taken_in_as_they_were_sent():
     from flexkv_connectors.vllm.by_device import FlexKVByDevice
     from flexkv_connectors.vllm.offloading.stats import stats_of

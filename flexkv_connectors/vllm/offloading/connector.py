@@ -72,7 +72,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             require_supported("vllm", vllm.__version__)
             cache = read_options(vllm_config)
             engine = OffloadingEngine(vllm_config, kv_cache_config, cache)
-            reason = _why_not(engine, role)
+            reason = cls._why_not(engine, role)
         if reason is None:
             chosen: FlexKVOffloadingConnector = super().__new__(cls)
             chosen._engine = engine
@@ -199,6 +199,25 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             with_tier(vllm_config), metric_types, labelnames, per_engine_labelvalues
         )
 
+    @classmethod
+    def _why_not(cls, engine: OffloadingEngine, role: KVConnectorRole) -> str | None:
+        """Name what keeps an engine from being served, if anything does.
+
+        Raises:
+            ConfigError: The options contradict the engine's.
+        """
+        config = engine.vllm_config
+        engine_id = config.kv_transfer_config.engine_id
+        moves_on_cpu = replaces_spec(config)
+        if reason := why_not(config, engine.kv_cache_config, moves_on_cpu=moves_on_cpu):
+            return reason
+        if reason := why_no_room(engine_id, region_bytes(engine), row_bytes(engine)):
+            return reason
+        if role is KVConnectorRole.SCHEDULER and not is_there(engine_id):
+            # Workers see each layer's cache and the room of an earlier moment: they were refused.
+            return "its workers could not be served: see above"
+        return None
+
     @property
     def _statuses(self) -> "dict[str, RequestOffloadState]":
         """What vLLM's offloading knows of each request."""
@@ -250,25 +269,6 @@ def _skipping(request: "Request", *, skips: bool) -> Iterator[None]:
         request.skip_reading_prefix_cache = before
 
 
-def _why_not(engine: OffloadingEngine, role: KVConnectorRole) -> str | None:
-    """Name what keeps an engine from being served, if anything does.
-
-    Raises:
-        ConfigError: The options contradict the engine's.
-    """
-    config = engine.vllm_config
-    engine_id = config.kv_transfer_config.engine_id
-    moves_on_cpu = replaces_spec(config)
-    if reason := why_not(config, engine.kv_cache_config, moves_on_cpu=moves_on_cpu):
-        return reason
-    if reason := why_no_room(engine_id, region_bytes(engine), row_bytes(engine)):
-        return reason
-    if role is KVConnectorRole.SCHEDULER and not is_there(engine_id):
-        # Workers see each layer's cache and the room of an earlier moment: they were refused.
-        return "its workers could not be served: see above"
-    return None
-
-
 def _say_what_to_expect(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:
     logger.info(
         "offload.on: vLLM's own code moves KV between its device and host memory, and FlexKV "
@@ -299,16 +299,10 @@ FlexKVOffloadingConnector.__name__ = "flexkv-offload"
 class FlexKVOffloadedByDevice(FlexKVOffloadingConnector):
     """The same for who has named `flexkv` alone: only what was tried is served."""
 
-    def __new__(
-        cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
-    ) -> "FlexKVOffloadingConnector | IdleConnector":
-        """Decide as its base does, once it is known to have been tried."""
-        reason = why_untried(kv_cache_config)
-        if reason is None:
-            return super().__new__(cls, vllm_config, role, kv_cache_config)
-        log_like_vllm()
-        FaultBarrier().switch_off(reason)
-        return IdleConnector(vllm_config, role, kv_cache_config)
+    @classmethod
+    @override
+    def _why_not(cls, engine: OffloadingEngine, role: KVConnectorRole) -> str | None:
+        return why_untried(engine.kv_cache_config) or super()._why_not(engine, role)
 
 
 FlexKVOffloadedByDevice.__name__ = "flexkv"
