@@ -1,17 +1,30 @@
 """Routers that follow llm-d's rules give our blocks the scores that they are worth."""
 
 import json
+import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
+import msgspec
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE))
+sys.path += [str(HERE), str(HERE.parent / "vllm")]
 
 from llmd import Index, RefusedError, block_keys, root_key  # noqa: E402 see above
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's are not about us
 GOLDEN = json.loads((HERE / "llmd_golden.json").read_text())
+CONNECTOR = {
+    "kv_connector": "FlexKVConnector",
+    "kv_connector_module_path": "flexkv_connectors.vllm.connector",
+}
+PAGE = 4
+PROMPT = list(range(100, 132))
+NUM_PAGES = len(PROMPT) // PAGE
+SALT = "salt"
+HOST = 0.8
 
 
 def named(golden):
@@ -42,3 +55,166 @@ def test_scores_are_those_of_llmd(case):
         else:
             index.ingest(frame["topic"], payload)
     assert index.score(tokens_of(case), case["model"], case["extra_keys"]) == case["scores"]
+
+
+class Pod:
+    """vLLM's scheduler with our connector, and the frames that it publishes."""
+
+    def __init__(self, base, **shape):
+        from scheduler_harness import Shape, SimulatedEngine
+
+        self.engine = SimulatedEngine(base, Shape(**shape))
+        self.engine.scheduler.kv_event_publisher = self
+        self._num_pages = self.engine.scheduler.kv_cache_manager.block_pool.num_gpu_blocks
+        self._others = count(1000, 100)
+        self._frames = []
+
+    def publish(self, batch):
+        """Encode a batch as vLLM's ZmqEventPublisher does."""
+        batch.data_parallel_rank = 0
+        self._frames.append(msgspec.msgpack.Encoder().encode(batch))
+
+    def shutdown(self):
+        """Nothing is to be ended."""
+
+    def serve(self, prompt, salt=""):
+        self.engine.add(prompt, 1, salt)
+        self.engine.drain()
+
+    def lose_pages(self):
+        """Let vLLM need all its pages for other prompts, of which nothing is kept."""
+        self._serve_others(self._num_pages * PAGE, flexkv={"save": False})
+
+    def lose_host_memory(self):
+        """Let the blocks of other prompts need all of it."""
+        manager = self.engine.scheduler.connector._scheduler.session.manager
+        num_blocks = manager.num_used_blocks() + manager.num_free_blocks()
+        self._serve_others(2 * num_blocks * 2 * PAGE)
+
+    def _serve_others(self, num_tokens, **params):
+        for _ in range(0, num_tokens, 64):
+            first = next(self._others)
+            self.engine.add(list(range(first, first + 64)), 1, **params)
+            self.engine.drain()
+
+    def step(self):
+        """Let vLLM publish what there is: it asks after a batch only."""
+        self.serve([1])
+
+    def score(self, prompt=PROMPT, canonical=PAGE, extra_keys=None, **weights):
+        """Return what a router makes of all frames so far."""
+        index = Index(canonical, weights=weights)
+        for frame in self._frames:
+            index.ingest("kv@pod@m", frame)
+        return index.score(prompt, "m", extra_keys).get("pod", 0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Return the configuration of an engine whose events are on."""
+    from environment import restored_environment, safe_environment
+    from scheduler_harness import base_config
+    from vllm.config import KVEventsConfig
+
+    folder = tmp_path_factory.mktemp("models")
+    command = [sys.executable, HERE.parent / "models.py", "oracle", folder]
+    done = subprocess.run(
+        command, env=safe_environment(), check=True, capture_output=True, text=True
+    )
+    with restored_environment():
+        base = base_config(Path(done.stdout.strip()), CONNECTOR)
+        base.kv_events_config = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+        yield base
+
+
+@pytest.fixture
+def start(base):
+    """Return a function that starts an engine."""
+    pods = []
+
+    def start(**shape):
+        pods.append(Pod(base, **shape))
+        return pods[-1]
+
+    yield start
+    for pod in pods:
+        pod.engine.close()
+
+
+@pytest.fixture
+def ssd(tmp_path):
+    """Return the options of an SSD tier."""
+    return {"ssd_cache_gb": 0.01, "ssd_cache_dir": str(tmp_path)}
+
+
+@pytest.mark.parametrize("canonical", [PAGE // 4, PAGE // 2, PAGE, 2 * PAGE])
+def test_blocks_in_host_memory_count_as_such(start, canonical):
+    """Where a block of llm-d is smaller than a page of vLLM, as large, and larger."""
+    pod = start()
+    pod.serve(PROMPT)
+    assert pod.score(canonical=canonical) == len(PROMPT) // canonical
+    pod.lose_pages()
+    assert pod.score(canonical=canonical) == pytest.approx(HOST * len(PROMPT) / canonical)
+
+
+def test_blocks_of_a_prompt_whose_head_vllm_still_has_count_as_both(start):
+    pod = start()
+    pod.serve(PROMPT)
+    pod.lose_pages()
+    pod.serve(PROMPT[:16])
+    assert pod.score() == pytest.approx(16 / PAGE + HOST * 16 / PAGE)
+
+
+def test_blocks_that_leave_host_memory_are_still_vllms(start):
+    pod = start(num_pages=400)
+    pod.serve(PROMPT)
+    pod.lose_host_memory()
+    assert pod.score() == NUM_PAGES
+    assert pod.score(gpu=0.0) == 0.0
+
+
+def test_blocks_that_were_everywhere_are_nowhere_in_the_end(start):
+    pod = start()
+    pod.serve(PROMPT)
+    pod.lose_host_memory()
+    pod.lose_pages()
+    assert pod.score() == 0.0
+
+
+def test_a_reset_of_host_memory_leaves_what_vllm_has(start):
+    pod = start()
+    pod.serve(PROMPT)
+    pod.engine.scheduler.connector.reset_cache()
+    pod.step()
+    assert pod.score() == NUM_PAGES
+    pod.lose_pages()
+    assert pod.score() == 0.0
+
+
+def test_after_a_reset_blocks_are_announced_again(start):
+    pod = start()
+    pod.serve(PROMPT)
+    pod.engine.scheduler.connector.reset_cache()
+    pod.lose_pages()
+    pod.serve(PROMPT)
+    pod.lose_pages()
+    assert pod.score() == pytest.approx(HOST * NUM_PAGES)
+
+
+def test_blocks_on_ssd_count_like_a_gpu_unless_the_operator_says_otherwise(start, ssd):
+    pod = start(options=ssd)
+    pod.serve(PROMPT)
+    pod.lose_pages()
+    assert pod.score() == NUM_PAGES
+    assert pod.score(storage=0.3) == pytest.approx(HOST * NUM_PAGES)
+    pod.lose_host_memory()
+    assert pod.score(storage=0.3) == pytest.approx(0.3 * NUM_PAGES)
+
+
+def test_salted_blocks_are_found_with_their_salt_alone(start):
+    pod = start()
+    pod.serve(PROMPT, SALT)
+    pod.lose_pages()
+    assert pod.score() == 0.0
+    salted = [[SALT]] + [None] * (NUM_PAGES - 1)
+    assert pod.score(extra_keys=salted) == pytest.approx(HOST * NUM_PAGES)
