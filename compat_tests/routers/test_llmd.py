@@ -1,5 +1,6 @@
 """Routers that follow llm-d's rules give our blocks the scores that they are worth."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,10 +21,11 @@ CONNECTOR = {
     "kv_connector": "FlexKVConnector",
     "kv_connector_module_path": "flexkv_connectors.vllm.connector",
 }
-PAGE = 4
+PAGE, BLOCK = 4, 8  # of the simulated engine, in tokens
 PROMPT = list(range(100, 132))
 NUM_PAGES = len(PROMPT) // PAGE
 SALT = "salt"
+TOPIC = "kv@pod@m"
 HOST = 0.8
 
 
@@ -57,6 +59,12 @@ def test_scores_are_those_of_llmd(case):
     assert index.score(tokens_of(case), case["model"], case["extra_keys"]) == case["scores"]
 
 
+def encoded(batch):
+    """Encode a batch as vLLM's ZmqEventPublisher does."""
+    batch.data_parallel_rank = 0
+    return msgspec.msgpack.Encoder().encode(batch)
+
+
 class Pod:
     """vLLM's scheduler with our connector, and the frames that it publishes."""
 
@@ -70,9 +78,8 @@ class Pod:
         self._frames = []
 
     def publish(self, batch):
-        """Encode a batch as vLLM's ZmqEventPublisher does."""
-        batch.data_parallel_rank = 0
-        self._frames.append(msgspec.msgpack.Encoder().encode(batch))
+        """Take vLLM's publisher's place."""
+        self._frames.append(encoded(batch))
 
     def shutdown(self):
         """Nothing is to be ended."""
@@ -85,16 +92,18 @@ class Pod:
         """Let vLLM need all its pages for other prompts, of which nothing is kept."""
         self._serve_others(self._num_pages * PAGE, flexkv={"save": False})
 
-    def lose_host_memory(self):
-        """Let the blocks of other prompts need all of it."""
+    def lose_host_memory(self, until=lambda: False):
+        """Let the blocks of other prompts need all of it, or as much as will do."""
         manager = self.engine.scheduler.connector._scheduler.session.manager
         num_blocks = manager.num_used_blocks() + manager.num_free_blocks()
-        self._serve_others(2 * num_blocks * 2 * PAGE)
+        self._serve_others(2 * num_blocks * BLOCK, until)
 
-    def _serve_others(self, num_tokens, **params):
-        for _ in range(0, num_tokens, 64):
+    def _serve_others(self, num_tokens, until=lambda: False, **params):
+        for _ in range(0, num_tokens, 2 * BLOCK):
+            if until():
+                return
             first = next(self._others)
-            self.engine.add(list(range(first, first + 64)), 1, **params)
+            self.engine.add(list(range(first, first + 2 * BLOCK)), 1, **params)
             self.engine.drain()
 
     def step(self):
@@ -105,7 +114,7 @@ class Pod:
         """Return what a router makes of all frames so far."""
         index = Index(canonical, weights=weights)
         for frame in self._frames:
-            index.ingest("kv@pod@m", frame)
+            index.ingest(TOPIC, frame)
         return index.score(prompt, "m", extra_keys).get("pod", 0)
 
 
@@ -218,3 +227,61 @@ def test_salted_blocks_are_found_with_their_salt_alone(start):
     assert pod.score() == 0.0
     salted = [[SALT]] + [None] * (NUM_PAGES - 1)
     assert pod.score(extra_keys=salted) == pytest.approx(HOST * NUM_PAGES)
+
+
+def test_host_memory_counts_again_once_a_request_comes_after_a_reset_of_vllm(start):
+    """Such a reset tells routers that the pod has nothing left in any tier."""
+    pod = start()
+    pod.serve(PROMPT)
+    pod.engine.reset(running=False, connector=False)
+    pod.step()
+    assert pod.score() == 0.0
+    pod.serve(PROMPT)
+    pod.lose_pages()
+    assert pod.score() == pytest.approx(HOST * NUM_PAGES)
+
+
+def test_what_an_earlier_engine_left_on_ssd_counts_once_a_request_comes(start, ssd):
+    pod = start(options=ssd)
+    pod.serve(PROMPT)
+    pod.engine.close()
+    pod = start(options=ssd)
+    pod.step()
+    assert pod.score() == 0.0
+    pod.serve(PROMPT)
+    pod.lose_pages()
+    assert pod.score(storage=0.3, cpu=0.0) == pytest.approx(0.3 * NUM_PAGES)
+
+
+def test_a_page_that_two_prompts_share_stays_until_both_have_left(start):
+    """They part within a block of ours, so that it is in two blocks."""
+    pod = start(cpu_cache_gb=1e-4)
+    older = PROMPT[:PAGE] + PROMPT[: 3 * PAGE]
+    pod.serve(older)
+    pod.serve(PROMPT)
+    assert pod.score(older, gpu=0.0) == pytest.approx(HOST * len(older) / PAGE)
+    pod.lose_host_memory(until=lambda: pod.score(older, gpu=0.0) == HOST)
+    assert pod.score(gpu=0.0) == pytest.approx(HOST * NUM_PAGES)
+    pod.lose_host_memory()
+    assert pod.score(gpu=0.0) == 0.0
+
+
+def test_blocks_of_an_adapter_are_said_as_vllm_says_them(tmp_path):
+    """It repeats the name in the keys of every page, where llm-d does not ask for it."""
+    from half_rig import NUM_TOKENS, compute, deployment_in, ready_half_of, request_of, saved
+    from half_rig import PROMPT as LONG
+    from test_events import LORA, ReadAdapters
+    from vllm.distributed.kv_events import KVEventBatch
+
+    deployment = dataclasses.replace(deployment_in(tmp_path), publishes_events=True)
+    half = ready_half_of(deployment, ReadAdapters())
+    request = request_of(lora=LORA)
+    half.match(request, 0)
+    saved(half, compute(half, request))
+    frame = encoded(KVEventBatch(ts=0.0, events=[*half.take_events()]))
+    index = Index()
+    index.ingest(TOPIC, frame)
+    num_keys = NUM_TOKENS // 16
+    found = index.score(LONG, LORA.name, [[LORA.name]] * num_keys)
+    assert found == {"pod": pytest.approx(HOST * num_keys)}
+    assert index.score(LONG, LORA.name) == index.score(LONG, "m") == {}
