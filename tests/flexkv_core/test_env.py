@@ -13,6 +13,7 @@ from flexkv_core.env import (
     hub_cache_folder,
     mark_engine_start,
     read_environment,
+    replaces_stock_connector,
 )
 from flexkv_core.errors import ConfigError
 
@@ -115,6 +116,28 @@ def test_what_others_own_is_left_alone(environment, name, value):
     environment.setenv(name, value)
 
     assert read_environment() == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("1", True), ("true", True), ("0", False), ("false", False), ("", False)],
+)
+def test_the_name_of_flexkvs_connector_is_replaced_where_asked(environment, value, expected):
+    environment.setenv("FLEXKV_REPLACE_STOCK_CONNECTOR", value)
+
+    assert replaces_stock_connector() == expected
+    assert read_environment() == {}
+
+
+def test_nothing_is_replaced_unasked():
+    assert not replaces_stock_connector()
+
+
+def test_a_wish_that_cannot_be_read_is_refused(environment):
+    environment.setenv("FLEXKV_REPLACE_STOCK_CONNECTOR", "perhaps")
+
+    with pytest.raises(ConfigError, match="is 'perhaps': expected true or false"):
+        replaces_stock_connector()
 
 
 def test_a_port_that_kubernetes_did_not_set_is_an_error(environment):
