@@ -3,7 +3,6 @@
 import logging
 from typing import TYPE_CHECKING
 
-from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import FlexKVConnectorV1
 
@@ -25,10 +24,10 @@ class FlexKVStandIn(FlexKVByDevice):
     FlexKV's package.
     """
 
-    @override
     def __new__(
         cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> KVConnectorBase_V1:
+        """Make the connector that is stood for."""
         connector = super().__new__(cls, vllm_config, role, kv_cache_config)
         FlexKVConnectorV1.register(type(connector))
         if role is KVConnectorRole.SCHEDULER:
