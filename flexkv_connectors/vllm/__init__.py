@@ -26,7 +26,6 @@ _CONNECTORS = {"flexkv": _BY_DEVICE, "flexkv-session": _SESSION, "flexkv-offload
 
 _STOCK = "FlexKVConnectorV1"
 _STOCK_MODULE = "vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector"
-_STAND_IN = "flexkv_connectors.vllm.stand_in", "FlexKVStandIn"
 
 
 def register() -> None:
@@ -73,14 +72,14 @@ def _replace_stock(factory: "type[KVConnectorFactory]") -> None:
     registry = factory._registry  # noqa: SLF001 vLLM has no public question
     owner = _module_of(registry[_STOCK]) if _STOCK in registry else "unknown to this vLLM"
     try:
-        if not _replaces_stock_connector() or owner == _STAND_IN[0]:
+        if not _replaces_stock_connector() or owner == _BY_DEVICE[0]:
             return
         reason = _why_stock_stays(owner)
     except _ConfigError as error:
         reason = str(error)
     if reason is None:
         del registry[_STOCK]
-        factory.register_connector(_STOCK, *_STAND_IN)
+        factory.register_connector(_STOCK, *_BY_DEVICE)
     elif _parent_process() is None:  # once, not in every process of an engine
         logger.warning('connector.not_replaced: "%s" stays as it is: %s', _STOCK, reason)
 

@@ -1,5 +1,7 @@
 """What vLLM's users name `flexkv`: the way into the engine that suits its device."""
 
+import logging
+from abc import ABCMeta
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FlexKVByDevice"]
 
+logger = logging.getLogger(__name__)
+
 
 class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
     """Stands for the session on a CPU, and for vLLM's own offloading on a GPU; is never made.
@@ -34,8 +38,13 @@ class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
     def __new__(
         cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> KVConnectorBase_V1:
-        """Make the connector that is stood for."""
-        return _kind_for(vllm_config)(vllm_config, role, kv_cache_config)
+        """Make the connector that is stood for; it passes for vLLM's own connector of FlexKV."""
+        connector = _kind_for(vllm_config)(vllm_config, role, kv_cache_config)
+        _pass_for_stock(type(connector))
+        stock_name = vllm_config.kv_transfer_config.kv_connector
+        if role is KVConnectorRole.SCHEDULER and stock_name != cls.__name__:
+            logger.info("connector.replaced: %s is FlexKV Connectors here", stock_name)
+        return connector
 
     @classmethod
     @override
@@ -68,6 +77,18 @@ class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
 
 FlexKVByDevice.__name__ = "flexkv"
 """As it is registered: MultiConnector looks a child's statistics up by the name of its class."""
+
+
+def _pass_for_stock(kind: type[KVConnectorBase_V1]) -> None:
+    """Let vLLM's own class count `kind` as its own: Dynamo's PdConnector takes no others.
+
+    What is inherited from it would lead to FlexKV's package.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import (  # noqa: PLC0415 a version without it is refused first
+        FlexKVConnectorV1,
+    )
+
+    ABCMeta.register(FlexKVConnectorV1, kind)
 
 
 @refusals_in_one_line()

@@ -9,15 +9,17 @@ import pytest
 
 STOCK = "FlexKVConnectorV1"
 VLLMS_OWN = "vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector"
-OURS = "flexkv_connectors.vllm.stand_in"
+OURS = "flexkv_connectors.vllm.by_device"
 VARIABLE = "FLEXKV_REPLACE_STOCK_CONNECTOR"
 
 
 @pytest.fixture
 def registry(monkeypatch):
-    """vLLM's connectors by name, as they are before any plug-in."""
+    """vLLM's connectors by name, as our plug-in leaves them unasked."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.plugins import load_general_plugins
 
+    load_general_plugins()  # only once a process: not into the copy
     own = dict(KVConnectorFactory._registry)
     monkeypatch.setattr(KVConnectorFactory, "_registry", own)
     return own
@@ -70,16 +72,17 @@ def made(registry, register, identity, config_of, monkeypatch):
     monkeypatch.setattr(connector, "is_there", lambda _engine_id: True)
     connectors = []
 
-    def make(device, **options):
+    def make(name, device, **options):
         config = identity.changed(config_of(), "device_config", device_type=device)
         config = identity.changed(
             config,
             "kv_transfer_config",
+            kv_connector=name,
             kv_connector_extra_config=options,
             engine_id=uuid.uuid4().hex,
         )
         cache = identity.declared_cache(config_of())
-        connectors.append(registry[STOCK]()(config, KVConnectorRole.SCHEDULER, cache))
+        connectors.append(registry[name]()(config, KVConnectorRole.SCHEDULER, cache))
         return connectors[-1]
 
     yield make
@@ -141,6 +144,7 @@ def test_a_value_that_cannot_be_read_replaces_nothing_and_stops_nobody(registry,
     assert registry[STOCK]().__module__ == VLLMS_OWN
 
 
+@pytest.mark.parametrize("name", [STOCK, "flexkv"])
 @pytest.mark.parametrize(
     ("device", "options", "kind"),
     [
@@ -149,23 +153,25 @@ def test_a_value_that_cannot_be_read_replaces_nothing_and_stops_nobody(registry,
         ("cuda", {"cpu_cache_gb": 1e-6}, "IdleConnector"),
     ],
 )
-def test_what_it_makes_is_what_flexkv_makes_and_passes_for_vllms_own(
-    register, said, made, device, options, kind
+def test_under_either_name_the_same_is_made_and_passes_for_vllms_own(
+    register, said, made, name, device, options, kind
 ):
     from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import FlexKVConnectorV1
 
     register("1")
-    connector = made(device, **options)
+    connector = made(name, device, **options)
     assert type(connector).__qualname__ == kind
     assert isinstance(connector, FlexKVConnectorV1)
     assert FlexKVConnectorV1 not in type(connector).__mro__
-    assert said.count("connector.replaced: FlexKVConnectorV1 is FlexKV Connectors here") == 1
+    assert [text for text in said if "connector.replaced" in text] == [
+        f"connector.replaced: {STOCK} is FlexKV Connectors here"
+    ] * (name == STOCK)
 
 
 def test_unasked_vllms_own_asks_for_flexkvs_package(register, made):
     register("0")
     with pytest.raises(ImportError, match="FlexKV is not installed"):
-        made("cpu")
+        made(STOCK, "cpu")
 
 
 def test_statistics_are_looked_up_under_a_name_that_is_registered(registry, register):
