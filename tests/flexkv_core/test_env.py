@@ -213,6 +213,21 @@ def test_nothing_of_a_file_commands_a_terminal_or_floods_it(config_file, content
     assert len(message) < 600
 
 
+def test_a_file_and_variables_as_flexkvs_pages_print_them_are_read(config_file, environment):
+    config_file(
+        "cpu_cache_gb: 32\nssd_cache_gb: 1024\n"
+        "ssd_cache_dir: /data0/flexkv_ssd/;/data1/flexkv_ssd/\nenable_gds: false\n"
+    )
+    environment.setenv("FLEXKV_IOURING_ENTRIES", "512")
+    environment.setenv("FLEXKV_CPU_CACHE_GB", "64")
+    environment.setenv("ENABLE_FLEXKV", "1")
+
+    config = parse_config(read_environment())
+
+    assert (config.cpu_cache_gb, config.ssd_cache_gb) == (64, 1024)
+    assert config.ssd_directories == (Path("/data0/flexkv_ssd"), Path("/data1/flexkv_ssd"))
+
+
 def test_an_option_in_the_file_that_is_not_text_is_unknown(config_file):
     config_file("1: 2")
 
