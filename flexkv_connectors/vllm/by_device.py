@@ -40,10 +40,12 @@ class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
     ) -> KVConnectorBase_V1:
         """Make the connector that is stood for; it passes for vLLM's own connector of FlexKV."""
         connector = _kind_for(vllm_config)(vllm_config, role, kv_cache_config)
-        _pass_for_stock(type(connector))
-        stock_name = vllm_config.kv_transfer_config.kv_connector
-        if role is KVConnectorRole.SCHEDULER and stock_name != cls.__name__:
-            logger.info("connector.replaced: %s is FlexKV Connectors here", stock_name)
+        stock = _stock()
+        # Dynamo's PdConnector takes no others. What a subclass inherits leads to FlexKV's package.
+        ABCMeta.register(stock, type(connector))
+        name = vllm_config.kv_transfer_config.kv_connector
+        if role is KVConnectorRole.SCHEDULER and name == stock.__name__:
+            logger.info("connector.replaced: %s is FlexKV Connectors here", name)
         return connector
 
     @classmethod
@@ -77,18 +79,6 @@ class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
 
 FlexKVByDevice.__name__ = "flexkv"
 """As it is registered: MultiConnector looks a child's statistics up by the name of its class."""
-
-
-def _pass_for_stock(kind: type[KVConnectorBase_V1]) -> None:
-    """Let vLLM's own class count `kind` as its own: Dynamo's PdConnector takes no others.
-
-    What is inherited from it would lead to FlexKV's package.
-    """
-    from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import (  # noqa: PLC0415 a version without it is refused first
-        FlexKVConnectorV1,
-    )
-
-    ABCMeta.register(FlexKVConnectorV1, kind)
 
 
 @refusals_in_one_line()
@@ -133,3 +123,12 @@ def _offloading() -> type[KVConnectorBase_V1]:
     )
 
     return FlexKVOffloadedByDevice
+
+
+def _stock() -> ABCMeta:
+    from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import (  # noqa: PLC0415 a version without it is refused first
+        FlexKVConnectorV1,
+    )
+
+    stock: ABCMeta = FlexKVConnectorV1
+    return stock
