@@ -14,7 +14,15 @@ import msgspec
 from flexkv_core.block.types import BlockKey
 from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
 
-__all__ = ["Announcement", "Announcer", "BlockPages", "PageKind", "PagesRemoved", "PagesStored"]
+__all__ = [
+    "Announcement",
+    "Announcer",
+    "BlockPages",
+    "PageKind",
+    "PageName",
+    "PagesRemoved",
+    "PagesStored",
+]
 
 PageName = int | bytes
 """The engine's hash of all tokens up to the end of a page."""
