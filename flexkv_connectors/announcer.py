@@ -14,7 +14,15 @@ import msgspec
 from flexkv_core.block.types import BlockKey
 from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
 
-__all__ = ["Announcement", "Announcer", "BlockPages", "PageKind", "PagesRemoved", "PagesStored"]
+__all__ = [
+    "Announcement",
+    "Announcer",
+    "BlockPages",
+    "PageKind",
+    "PageName",
+    "PagesRemoved",
+    "PagesStored",
+]
 
 PageName = int | bytes
 """The engine's hash of all tokens up to the end of a page."""
@@ -127,9 +135,11 @@ class Announcer:
         while len(self._expected) > _MAX_EXPECTED_BLOCKS:
             del self._expected[next(iter(self._expected))]
 
-    def knows(self, key: BlockKey) -> bool:
-        """Return whether `key` is announced in any tier, or will be."""
-        return key in self._expected or any(key in tier.blocks for tier in self._tiers.values())
+    def pages_of(self, key: BlockKey) -> BlockPages | None:
+        """Return what is told of a block, if anything ever was or will be."""
+        everywhere = (tier.blocks.get(key) for tier in self._tiers.values())
+        announced = next((pages for pages in everywhere if pages is not None), None)
+        return self._expected.get(key) or announced
 
     def find(
         self,
@@ -176,7 +186,8 @@ class Announcer:
         tier = self._tiers[event.tier]
         run: list[BlockPages] = []
         for key in event.keys:
-            described = self._pages_of(key)
+            described = self.pages_of(key)
+            self._expected.pop(key, None)
             if described is None or key in tier.blocks:
                 continue
             pages = tier.add(key, described)
@@ -190,12 +201,6 @@ class Announcer:
     def _removed(self, tier: str, keys: Iterable[BlockKey]) -> Iterable[PagesRemoved]:
         gone = [pages for key in keys if (pages := self._tiers[tier].remove(key))]
         return [PagesRemoved(tier, gone)] if gone else []
-
-    def _pages_of(self, key: BlockKey) -> BlockPages | None:
-        if pages := self._expected.pop(key, None):
-            return pages
-        everywhere = (tier.blocks.get(key) for tier in self._tiers.values())
-        return next((pages for pages in everywhere if pages is not None), None)
 
 
 def _without_shared(pages: BlockPages, others: Iterable[BlockPages]) -> BlockPages:
