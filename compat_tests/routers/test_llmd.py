@@ -4,11 +4,17 @@ import dataclasses
 import json
 import subprocess
 import sys
+from array import array
 from itertools import count
 from pathlib import Path
 
 import msgspec
 import pytest
+
+from flexkv_connectors.announcer import Announcer, BlockPages, PageKind
+from flexkv_connectors.vllm.events import events_of
+from flexkv_core.block.types import BlockKey
+from flexkv_core.events import BlocksRemoved, BlocksStored
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent / "vllm")]
@@ -27,6 +33,7 @@ NUM_PAGES = len(PROMPT) // PAGE
 SALT = "salt"
 TOPIC = "kv@pod@m"
 HOST = 0.8
+KEY = BlockKey(bytes(32))
 
 
 def named(golden):
@@ -285,3 +292,20 @@ def test_blocks_of_an_adapter_are_said_as_vllm_says_them(tmp_path):
     found = index.score(LONG, LORA.name, [[LORA.name]] * num_keys)
     assert found == {"pod": pytest.approx(HOST * num_keys)}
     assert index.score(LONG, LORA.name) == index.score(LONG, "m") == {}
+
+
+def test_blocks_of_a_cache_group_come_and_go_as_below_vllms_offloading():
+    """There every page is said with its group, of which llm-d has to know the kind."""
+    from vllm.distributed.kv_events import KVEventBatch
+
+    tokens = array("I", PROMPT)
+    kind = PageKind(len(tokens) // 2, group=(0, "full_attention", None))
+    announcer, index = Announcer(), Index(PAGE)
+    announcer.expect([KEY], [BlockPages((2**40, 2**41), None, tokens, kind)])
+    scores = []
+    for event in (BlocksStored("host", [KEY]), BlocksRemoved("host", [KEY])):
+        announcer.log.append(event)
+        events = [*events_of(announcer.take())]
+        index.ingest(TOPIC, encoded(KVEventBatch(ts=0.0, events=events)))
+        scores.append(index.score(PROMPT, "m"))
+    assert scores == [{"pod": pytest.approx(HOST * NUM_PAGES)}, {}]
