@@ -4,14 +4,13 @@ import dataclasses
 import json
 import subprocess
 import sys
-from array import array
 from itertools import count
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from flexkv_connectors.announcer import Announcer, BlockPages, PageKind
+from flexkv_connectors.announcer import Announcer, BlockPages, PageKind, pack_tokens
 from flexkv_connectors.vllm.events import events_of
 from flexkv_core.block.types import BlockKey
 from flexkv_core.events import BlocksRemoved, BlocksStored
@@ -298,10 +297,9 @@ def test_blocks_of_a_cache_group_come_and_go_as_below_vllms_offloading():
     """There every page is said with its group, of which llm-d has to know the kind."""
     from vllm.distributed.kv_events import KVEventBatch
 
-    tokens = array("I", PROMPT)
-    kind = PageKind(len(tokens) // 2, group=(0, "full_attention", None))
+    kind = PageKind(len(PROMPT) // 2, group=(0, "full_attention", None))
     announcer, index = Announcer(), Index(PAGE)
-    announcer.expect([KEY], [BlockPages((2**40, 2**41), None, tokens, kind)])
+    announcer.expect([KEY], [BlockPages((2**40, 2**41), None, pack_tokens(PROMPT), kind)])
     scores = []
     for event in (BlocksStored("host", [KEY]), BlocksRemoved("host", [KEY])):
         announcer.log.append(event)
