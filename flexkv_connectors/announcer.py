@@ -33,9 +33,12 @@ _MAX_EXPECTED_BLOCKS = 16_384
 """Being saved, or lost on the way: 20 MB of names and tokens."""
 
 
-def pack_tokens(token_ids: Sequence[int]) -> bytes:
-    """Pack what has keys: unsigned integers of 32 bits."""
-    return array("I", token_ids).tobytes()
+def pack_tokens(token_ids: Sequence[int]) -> bytes | None:
+    """Pack tokens; None if one is no unsigned integer of 32 bits, which routers cannot read."""
+    try:
+        return array("I", token_ids).tobytes()
+    except (OverflowError, TypeError):
+        return None
 
 
 class PageKind(NamedTuple):

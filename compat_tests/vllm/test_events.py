@@ -17,7 +17,9 @@ from half_rig import (
 )
 from vllm.lora.request import LoRARequest
 
-from flexkv_connectors.announcer import BlockPages, PageKind, pack_tokens
+from flexkv_connectors.announcer import Announcer, BlockPages, PageKind, pack_tokens
+from flexkv_connectors.fault_barrier import FaultBarrier
+from flexkv_connectors.vllm.events import kind_of, pages_of
 from flexkv_core.metrics import Counters
 
 NUM_PAGES = NUM_TOKENS // PAGE_TOKENS
@@ -204,3 +206,22 @@ def test_below_vllms_offloading_a_reset_takes_each_row_back(publishing):
     publishing.told()
     publishing.rig.manager.reset_cache()
     assert sorted(publishing.told()["PagesRemoved"]) == [1, 2, 3, 4]
+
+
+def test_a_token_that_no_router_could_read_is_not_told():
+    """It would lose them the whole batch, with what vLLM tells of its device."""
+    request = request_of()
+    kind = kind_of(request, PAGE_TOKENS)
+    assert pages_of(request, kind, range(PAGE_TOKENS), PAGE_TOKENS) is not None
+    request._all_token_ids[1] = 2**32
+    assert pages_of(request, kind, range(PAGE_TOKENS), PAGE_TOKENS) is None
+
+
+def test_a_failure_to_tell_costs_the_cache_and_not_the_engine():
+    from flexkv_connectors.vllm.offloading.events import EventsTracker
+
+    barrier = FaultBarrier()
+    tracker = EventsTracker.of(Announcer(), Counters(), barrier)
+    tracker.record_store(request_of(), None, 0, b"a key")
+    assert "AttributeError" in barrier.reason
+    assert tracker.take_events([]) == []

@@ -41,14 +41,15 @@ def pages_of(
         hash_tokens: One hash of `request` is of the tokens up to a multiple of this.
 
     Returns:
-        None if vLLM has not named them all.
+        None if vLLM has not named them all, or if no router would read their tokens.
     """
     from vllm.v1.core.kv_cache_utils import (  # noqa: PLC0415 only where events are on
         maybe_convert_block_hash,
     )
 
     hashes, page_tokens = request.block_hashes, kind.page_tokens
-    if len(hashes) * hash_tokens < tokens.stop:
+    packed_tokens = pack_tokens(request.all_token_ids[tokens.start : tokens.stop])
+    if packed_tokens is None or len(hashes) * hash_tokens < tokens.stop:
         return None
     pages = [range(start, start + page_tokens) for start in tokens[::page_tokens]]
     before = hashes[tokens.start // hash_tokens - 1] if tokens.start else None
@@ -57,7 +58,7 @@ def pages_of(
             maybe_convert_block_hash(hashes[page.stop // hash_tokens - 1]) for page in pages
         ),
         parent=before and maybe_convert_block_hash(before),
-        packed_tokens=pack_tokens(request.all_token_ids[tokens.start : tokens.stop]),
+        packed_tokens=packed_tokens,
         kind=kind,
         extra_keys=_extra_keys(request, pages),
     )

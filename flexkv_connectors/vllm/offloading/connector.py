@@ -11,7 +11,7 @@ from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from flexkv_connectors.fault_barrier import FaultBarrier, refusals_in_one_line
+from flexkv_connectors.fault_barrier import FaultBarrier, nothing, refusals_in_one_line
 from flexkv_connectors.versions import require_supported
 from flexkv_connectors.vllm import log_like_vllm
 from flexkv_connectors.vllm.adapter_loads import follow_adapters
@@ -155,7 +155,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             )
         if not self._engine.offered:
             return found
-        self._announce_offered(request)
+        self._barrier.run(partial(self._announce_offered, request), nothing)
         return None, False
 
     @override
@@ -234,7 +234,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     def _follow_events(self) -> None:
         """Have routers told of both tiers alike."""
         if self._engine.announcer is not None:
-            tracker = EventsTracker.of(self._engine.announcer, self._engine.counters)
+            tracker = EventsTracker.of(self._engine.announcer, self._engine.counters, self._barrier)
             assert self.connector_scheduler is not None
             self.connector_scheduler._events_tracker = tracker  # noqa: SLF001 vLLM has no option for it
 

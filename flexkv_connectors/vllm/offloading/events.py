@@ -8,6 +8,7 @@ from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.events import OffloadingEventsTracker
 
 from flexkv_connectors.announcer import Announcer, BlockPages
+from flexkv_connectors.fault_barrier import FaultBarrier, nothing
 from flexkv_connectors.vllm.events import events_of, kind_of, pages_of
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
 from flexkv_core.block.types import BlockKey
@@ -67,11 +68,13 @@ class EventsTracker(OffloadingEventsTracker):
     announcer: Announcer
     recorder: Recorder
 
+    barrier: FaultBarrier
+
     @classmethod
-    def of(cls, announcer: Announcer, recorder: Recorder) -> "EventsTracker":
+    def of(cls, announcer: Announcer, recorder: Recorder, barrier: FaultBarrier) -> "EventsTracker":
         """Return a tracker that has nothing of vLLM's; what cannot be said counts in `recorder`."""
         tracker = cls.__new__(cls)
-        tracker.announcer, tracker.recorder = announcer, recorder
+        tracker.announcer, tracker.recorder, tracker.barrier = announcer, recorder, barrier
         return tracker
 
     @override
@@ -82,10 +85,7 @@ class EventsTracker(OffloadingEventsTracker):
         chunk_idx: int,
         offload_key: "OffloadKey",
     ) -> None:
-        if pages := _chunk_pages(req, group_config, chunk_idx):
-            self.announcer.expect([BlockKey(offload_key)], [pages])
-        else:
-            self.recorder.add("events_unsaid_blocks")
+        self.barrier.run(partial(self._expect, req, group_config, chunk_idx, offload_key), nothing)
 
     @override
     def record_lookup(
@@ -95,8 +95,7 @@ class EventsTracker(OffloadingEventsTracker):
         chunk_idx: int,
         offload_key: "OffloadKey",
     ) -> None:
-        if pages := _chunk_pages(req, group_config, chunk_idx):
-            self.announcer.find("host", [BlockKey(offload_key)], partial(_list_of, pages))
+        self.barrier.run(partial(self._find, req, group_config, chunk_idx, offload_key), nothing)
 
     @override
     def record_partial_store(
@@ -120,12 +119,30 @@ class EventsTracker(OffloadingEventsTracker):
 
     @override
     def take_events(self, events: "Iterable[OffloadingEvent]") -> "Iterable[KVCacheEvent]":
-        for event in events:
-            keys = [BlockKey(key) for key in event.keys]
-            kind = BlocksRemoved if event.removed else BlocksStored
-            self.announcer.log.append(kind("host", keys))
-        return events_of(self.announcer.take())
+        no_events: list[KVCacheEvent] = []
+        return self.barrier.run(partial(self._take, events), lambda: no_events)
 
     @override
     def reset(self) -> None:
         self.announcer.log.append(CacheCleared())
+
+    def _expect(
+        self, req: "Request", group: "GroupOffloadConfig", chunk_idx: int, key: "OffloadKey"
+    ) -> None:
+        if pages := _chunk_pages(req, group, chunk_idx):
+            self.announcer.expect([BlockKey(key)], [pages])
+        else:
+            self.recorder.add("events_unsaid_blocks")
+
+    def _find(
+        self, req: "Request", group: "GroupOffloadConfig", chunk_idx: int, key: "OffloadKey"
+    ) -> None:
+        if pages := _chunk_pages(req, group, chunk_idx):
+            self.announcer.find("host", [BlockKey(key)], partial(_list_of, pages))
+
+    def _take(self, events: "Iterable[OffloadingEvent]") -> "list[KVCacheEvent]":
+        for event in events:
+            keys = [BlockKey(key) for key in event.keys]
+            kind = BlocksRemoved if event.removed else BlocksStored
+            self.announcer.log.append(kind("host", keys))
+        return [*events_of(self.announcer.take())]
