@@ -61,6 +61,7 @@ class Shape(NamedTuple):
     max_requests: int = 4
     recompute: bool = True
     load_async: bool = True
+    page_tokens: int = PAGE_TOKENS
     block_tokens: int = 2 * PAGE_TOKENS
     cpu_cache_gb: float = 1e-4
     options: Mapping[str, Any] = MappingProxyType({})
@@ -95,7 +96,7 @@ def _config_for(base: VllmConfig, shape: Shape, rank: int) -> VllmConfig:
     config.parallel_config.pipeline_parallel_size = shape.num_stages
     config.parallel_config.world_size = shape.num_ranks
     config.parallel_config.rank = rank
-    config.cache_config.block_size = PAGE_TOKENS
+    config.cache_config.block_size = shape.page_tokens
     config.cache_config.enable_prefix_caching = True
     config.cache_config.num_gpu_blocks = shape.num_pages
     transfer = config.kv_transfer_config
@@ -112,7 +113,7 @@ def _config_for(base: VllmConfig, shape: Shape, rank: int) -> VllmConfig:
 def _kv_cache_config(shape: Shape, stage: int) -> KVCacheConfig:
     kind = MLAAttentionSpec if shape.mla else FullAttentionSpec
     heads = 1 if shape.mla else 2
-    spec = kind(block_size=PAGE_TOKENS, num_kv_heads=heads, head_size=2, dtype=torch.float32)
+    spec = kind(block_size=shape.page_tokens, num_kv_heads=heads, head_size=2, dtype=torch.float32)
     first = stage * LAYERS_PER_STAGE
     names = [f"model.layers.{first + i}.self_attn.attn" for i in range(LAYERS_PER_STAGE)]
     page_bytes, layout = spec.page_size_bytes, KVCacheLayout[shape.layout]
@@ -128,7 +129,7 @@ def _kv_cache_config(shape: Shape, stage: int) -> KVCacheConfig:
         "kv_cache_tensors": [tensor],
         "kv_cache_groups": [KVCacheGroupSpec(names, spec)],
         "kv_cache_layout": shape.layout,
-        "hash_block_size": PAGE_TOKENS,
+        "hash_block_size": shape.page_tokens,
         "kv_tp_replicas": shape.tensor_parallel if shape.mla else 1,
     }
     # Some versions have no fields for the last ones.
@@ -162,8 +163,8 @@ class SimulatedEngine:
             vllm_config=config,
             kv_cache_config=_kv_cache_config(shape, 0),
             structured_output_manager=StructuredOutputManager(config),
-            block_size=PAGE_TOKENS,
-            hash_block_size=PAGE_TOKENS,
+            block_size=shape.page_tokens,
+            hash_block_size=shape.page_tokens,
             log_stats=True,
         )
         self.num_loads = 0
@@ -189,7 +190,7 @@ class SimulatedEngine:
         self.endings: dict[str, Ending] = {}
         hash_fn = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
         init_none_hash(hash_fn)
-        self._hasher = get_request_block_hasher(PAGE_TOKENS, hash_fn)
+        self._hasher = get_request_block_hasher(shape.page_tokens, hash_fn)
         self._count_loads()
 
     def add(self, prompt: list[int], max_tokens: int, salt: str = "", **params: Any) -> str:
