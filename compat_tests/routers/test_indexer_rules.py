@@ -1,4 +1,4 @@
-"""What Dynamo's indexer makes of events: why ours are as they are. Written by hand, sent by vLLM."""
+"""What Dynamo's indexer makes of events, and why ours are as they are. All are sent by vLLM."""
 
 import pytest
 

@@ -25,6 +25,7 @@ from simulated_model import (
 )
 from vllm import EngineArgs, SamplingParams
 from vllm.config import KVTransferConfig, VllmConfig
+from vllm.lora.request import LoRARequest
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -193,7 +194,14 @@ class SimulatedEngine:
         self._hasher = get_request_block_hasher(shape.page_tokens, hash_fn)
         self._count_loads()
 
-    def add(self, prompt: list[int], max_tokens: int, salt: str = "", **params: Any) -> str:
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        salt: str = "",
+        lora: LoRARequest | None = None,
+        **params: Any,
+    ) -> str:
         """Queue a request."""
         request_id = f"r{len(self._asked)}"
         extra = {"kv_transfer_params": params} if params else None
@@ -204,6 +212,7 @@ class SimulatedEngine:
                 max_tokens=max_tokens, ignore_eos=True, extra_args=extra
             ),
             pooling_params=None,
+            lora_request=lora,
             cache_salt=salt or None,
             block_hasher=self._hasher,
         )

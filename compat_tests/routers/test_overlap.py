@@ -1,0 +1,195 @@
+"""Dynamo's indexer counts in each tier what vLLM and FlexKV have there."""
+
+import random
+
+import msgspec
+import pytest
+
+NUM_TOKENS = 400
+SMALL_SSD_GB = 0.01
+GEOMETRIES = [(page, block) for page in (16, 32, 64) for block in (64, 128)]
+
+
+def prompt_of(seed, num_tokens=NUM_TOKENS):
+    rng = random.Random(seed)
+    return [rng.randrange(1000) for _ in range(num_tokens)]
+
+
+PROMPT, *OTHERS = map(prompt_of, range(8))
+
+
+def without_tokens(event):
+    return msgspec.structs.replace(event, token_ids=[])
+
+
+def with_foreign_names(event):
+    names = [name ^ 1 for name in event.block_hashes]
+    return msgspec.structs.replace(event, block_hashes=names)
+
+
+def with_pages_of_twice_the_size(event):
+    return msgspec.structs.replace(event, block_size=2 * event.block_size)
+
+
+@pytest.fixture
+def start(indexer, base):
+    """A function that starts an engine with room for about 1.4 prompts of its own."""
+    from routed_engine import RoutedEngine
+    from scheduler_harness import Shape
+
+    engines = []
+
+    def start(page_tokens=16, block_tokens=64, cpu_blocks=64, model="", **options):
+        shape = Shape(
+            num_pages=576 // page_tokens + 1,
+            max_batched_tokens=512,
+            layout="LBHNC",  # the only one with pages of 32 tokens and more on a CPU
+            page_tokens=page_tokens,
+            block_tokens=block_tokens,
+            cpu_cache_gb=cpu_blocks * block_tokens * 64 / 2**30,
+            options=options,
+        )
+        engines.append(RoutedEngine(indexer, base, shape, model))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def start_with_ssd(start, tmp_path):
+    """A function that starts one with an SSD tier, and a host tier that is no larger than vLLM's."""
+
+    def start_with_ssd(block_tokens=64, **more):
+        cpu_blocks = 512 // block_tokens
+        ssd = {"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}
+        return start(block_tokens=block_tokens, cpu_blocks=cpu_blocks, **ssd | more)
+
+    return start_with_ssd
+
+
+@pytest.mark.parametrize(("page_tokens", "block_tokens"), GEOMETRIES)
+def test_a_prompt_that_vllm_has_in_part_counts_on_in_host_memory(start, page_tokens, block_tokens):
+    engine = start(page_tokens, block_tokens)
+    engine.serve(PROMPT, OTHERS[0])
+    has = engine.has(PROMPT)
+    assert 0 < has.gpu < has.cpu == 384
+    assert engine.told(PROMPT) == has
+
+
+@pytest.mark.parametrize(("page_tokens", "block_tokens"), GEOMETRIES)
+def test_a_prompt_that_vllm_has_no_more_counts_in_host_memory(start, page_tokens, block_tokens):
+    engine = start(page_tokens, block_tokens)
+    engine.serve(PROMPT, *OTHERS[:2])
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 384, 384)
+
+
+@pytest.mark.parametrize(("page_tokens", "block_tokens"), GEOMETRIES)
+def test_a_prompt_that_is_nowhere_else_counts_on_ssd(start_with_ssd, page_tokens, block_tokens):
+    engine = start_with_ssd(page_tokens=page_tokens, block_tokens=block_tokens)
+    engine.serve(PROMPT, *OTHERS[:3])
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 384)
+
+
+def test_what_has_left_host_memory_does_not_count(start):
+    engine = start(cpu_blocks=8)
+    engine.serve(PROMPT, *OTHERS[:3])
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 0)
+    assert engine.told(OTHERS[1]) == engine.has(OTHERS[1])
+
+
+def test_what_has_left_ssd_does_not_count(start_with_ssd):
+    engine = start_with_ssd(ssd_cache_gb=SMALL_SSD_GB)
+    engine.serve(PROMPT, *OTHERS)
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 0)
+    assert engine.told(OTHERS[-3]) == engine.has(OTHERS[-3]) == (0, 0, 384)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_served_the_indexer_knows_what_is_where(start_with_ssd, seed):
+    rng = random.Random(seed)
+    engine = start_with_ssd(ssd_cache_gb=SMALL_SSD_GB)
+    heads = [prompt_of(f"{seed} {head}") for head in range(6)]
+    prompts = [
+        head[:cut] + prompt_of(f"{seed} {cut}", 400 - cut)
+        for head in heads
+        for cut in (96, 250, 400)
+    ]
+    for _ in range(30):
+        engine.serve(rng.choice(prompts))
+        prompt = rng.choice(prompts)
+        assert engine.told(prompt) == engine.has(prompt)
+    assert [engine.told(prompt) for prompt in prompts] == [*map(engine.has, prompts)]
+
+
+def test_two_workers_are_told_apart(start):
+    first, second = engines = [start(model="shared") for _ in range(2)]
+    first.serve(PROMPT, *OTHERS[:2])
+    second.serve(OTHERS[0])
+    for engine in engines:
+        for prompt in (PROMPT, OTHERS[0]):
+            assert engine.told(prompt) == engine.has(prompt)
+    assert first.told(PROMPT) != second.told(PROMPT)
+
+
+def test_blocks_of_an_earlier_process_count_once_a_request_has_brought_their_tokens(start_with_ssd):
+    engine = start_with_ssd()
+    engine.serve(PROMPT)
+    engine.restart()
+    assert engine.told(PROMPT) == (0, 0, 0)
+    engine.serve(PROMPT, *OTHERS[:3])
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 384)
+
+
+def test_a_lost_batch_is_replayed(start):
+    from indexer import LossySocket
+
+    engine = start()
+    socket = LossySocket(engine.publisher)
+    socket.num_to_lose = 1
+    engine.serve(PROMPT, *OTHERS[:2])
+    assert not socket.num_to_lose
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 384, 384)
+
+
+def test_a_reset_of_our_cache_leaves_what_vllm_has(start):
+    engine = start()
+    engine.serve(PROMPT)
+    assert engine.connector.reset_cache()
+    engine.serve(OTHERS[0])
+    has = engine.has(PROMPT)
+    assert 0 < has.gpu == has.cpu < NUM_TOKENS
+    assert engine.told(PROMPT) == has
+    engine.serve(OTHERS[1])
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 0)
+
+
+def test_an_adapter_has_blocks_of_its_own(start, tmp_path):
+    from half_rig import know, lora, write_adapter
+
+    engine, adapter = start(), lora(write_adapter(tmp_path / "adapter", b"weights"))
+    engine.serve(OTHERS[0], lora=adapter)
+    know(engine.connector._scheduler._adapters)
+    engine.serve(PROMPT, *OTHERS[:2], lora=adapter)
+    assert engine.told(PROMPT, lora_name=adapter.lora_name) == (0, 384, 384)
+    assert engine.told(PROMPT) == (0, 0, 0)
+
+
+def test_blocks_with_a_salt_are_not_announced_by_us(start):
+    """vLLM announces its own: the indexer counts them for requests that have no salt."""
+    engine = start()
+    engine.serve(PROMPT, salt="salt")
+    assert engine.told(PROMPT) == (400, 400, 400)
+    engine.serve(*OTHERS[:2])
+    assert engine.told(PROMPT) == engine.told(PROMPT, cache_salt="salt") == (0, 0, 0)
+
+
+@pytest.mark.parametrize("spoil", [without_tokens, with_foreign_names, with_pages_of_twice_the_size])
+def test_other_events_of_ours_would_not_count(start, spoil):
+    engine = start()
+    take = engine.connector.take_events
+    engine.connector.take_events = lambda: [spoil(event) for event in take()]
+    engine.serve(PROMPT, OTHERS[0])
+    has, told = engine.has(PROMPT), engine.told(PROMPT)
+    assert told.gpu == told.cpu == has.gpu < has.cpu
