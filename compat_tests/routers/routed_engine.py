@@ -1,6 +1,7 @@
 """vLLM's real scheduler with FlexKV, whose cache events an indexer follows, and what it truly has."""
 
 import copy
+import itertools
 from typing import Any
 
 from indexer import Indexer, Overlap, Worker, events_config
@@ -17,6 +18,7 @@ class RoutedEngine:
 
     def __init__(self, indexer: Indexer, base: VllmConfig, shape: Shape, model: str = "") -> None:
         self._base, self._shape = base, shape
+        self._served: list[list[int]] = []
         self.engine = self._start()
         self.worker = Worker(indexer, shape.page_tokens, self.publisher, model)
 
@@ -30,6 +32,8 @@ class RoutedEngine:
     def serve(self, *prompts: list[int], **more: Any) -> None:
         """Serve prompts one after the other, to the end of all that follows from them."""
         for prompt in prompts:
+            if prompt not in self._served:
+                self._served.append(prompt)
             self.engine.add(prompt, 1, **more)
             self.engine.drain()
 
@@ -38,7 +42,11 @@ class RoutedEngine:
         return self.worker.overlap(prompt, **identity)
 
     def has(self, prompt: list[int]) -> Overlap:
-        """Return what this engine has, told as the indexer tells it."""
+        """Return what this engine has, told as the indexer tells it.
+
+        We announce the pages of a block one by one. So those at its head count for a prompt that
+        shares only them with the one that was served, although we would load it as a whole only.
+        """
         gpu = self._num_engine_tokens(prompt)
         cpu = max(gpu, self._num_our_tokens(prompt, "host"))
         return Overlap(gpu, cpu, max(cpu, self._num_our_tokens(prompt, "ssd")))
@@ -79,6 +87,19 @@ class RoutedEngine:
         manager = self.connector._scheduler.session.manager
         if tier not in manager._tiers:
             return 0
+        return max(
+            min(self._num_ready_tokens(served, tier), self._num_shared_tokens(served, prompt))
+            for served in self._served
+        )
+
+    def _num_ready_tokens(self, prompt: list[int], tier: str) -> int:
         chain = KeyChain(self._shape.block_tokens, None)
         chain.advance(prompt)
-        return manager.lookup(chain.keys, tier=tier).num_ready * self._shape.block_tokens
+        ready = self.connector._scheduler.session.manager.lookup(chain.keys, tier=tier)
+        return ready.num_ready * self._shape.block_tokens
+
+    def _num_shared_tokens(self, prompt: list[int], other: list[int]) -> int:
+        """Return how many leading tokens two prompts share, in whole pages."""
+        pairs = zip(prompt, other, strict=False)
+        num_tokens = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return num_tokens - num_tokens % self._shape.page_tokens

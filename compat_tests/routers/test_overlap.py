@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 NUM_TOKENS = 400
-SMALL_SSD_GB = 0.01
+SMALL_SSD_GB = 24 * 8192 / 2**30
+"""Room for four prompts: the file of a block of 64 tokens has a page of header."""
 GEOMETRIES = [(page, block) for page in (16, 32, 64) for block in (64, 128)]
 
 
@@ -102,8 +103,10 @@ def test_what_has_left_host_memory_does_not_count(start):
 def test_what_has_left_ssd_does_not_count(start_with_ssd):
     engine = start_with_ssd(ssd_cache_gb=SMALL_SSD_GB)
     engine.serve(PROMPT, *OTHERS)
-    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 0)
-    assert engine.told(OTHERS[-3]) == engine.has(OTHERS[-3]) == (0, 0, 384)
+    prompts = [PROMPT, *OTHERS]
+    has = [engine.has(prompt) for prompt in prompts]
+    assert {(0, 0, 0), (0, 0, 384)} <= set(has), "some have left, some have not"
+    assert [engine.told(prompt) for prompt in prompts] == has
 
 
 @pytest.mark.parametrize("seed", range(3))
