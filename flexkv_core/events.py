@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.block.types import BlockKey
 
 __all__ = ["BlocksRemoved", "BlocksStored", "CacheCleared", "CacheEvent", "EventLog"]
 
@@ -14,12 +14,6 @@ class BlocksStored(msgspec.Struct, frozen=True):
 
     tier: str
     keys: Sequence[BlockKey]
-    parent: BlockKey | None
-    job_id: JobId
-    """The plan that wrote them: its caller knows the tokens."""
-
-    first_block: int
-    """Position of `keys[0]` in its chain."""
 
 
 class BlocksRemoved(msgspec.Struct, frozen=True):

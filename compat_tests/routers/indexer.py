@@ -19,10 +19,8 @@ from typing import Any, NamedTuple
 
 from environment import safe_environment
 from http_server import HOST, free_port
-from vllm.config.kv_events import KVEventsConfig
 from vllm.distributed.kv_events import (
     BlockStored,
-    EventPublisherFactory,
     KVCacheEvent,
     KVEventBatch,
     ZmqEventPublisher,
@@ -182,20 +180,10 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-def events_config(*, replays: bool = True) -> KVEventsConfig:
-    """Return the configuration of one publisher, which binds sockets without a port or a file."""
-    name = f"ipc://@flexkv-test-{os.getpid()}-{next(_numbers)}"
-    return KVEventsConfig(
-        enable_kv_cache_events=True,
-        publisher="zmq",
-        endpoint=name,
-        replay_endpoint=f"{name}-replay" if replays else None,
-    )
-
-
 def make_publisher(*, replays: bool = True) -> ZmqEventPublisher:
-    """Return vLLM's own publisher."""
-    return EventPublisherFactory.create(events_config(replays=replays))
+    """Return vLLM's own publisher; it binds sockets that need neither a port nor a file."""
+    name = f"ipc://@flexkv-test-{os.getpid()}-{next(_numbers)}"
+    return ZmqEventPublisher(0, name, replay_endpoint=f"{name}-replay" if replays else None)
 
 
 class LossySocket:

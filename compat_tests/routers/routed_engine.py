@@ -1,10 +1,9 @@
 """vLLM's real scheduler with FlexKV, whose cache events an indexer follows, and what it truly has."""
 
-import copy
 import itertools
 from typing import Any
 
-from indexer import Indexer, Overlap, Worker, events_config
+from indexer import Indexer, Overlap, Worker, make_publisher
 from scheduler_harness import Shape, SimulatedEngine
 from vllm import SamplingParams
 from vllm.config import VllmConfig
@@ -66,9 +65,8 @@ class RoutedEngine:
         return self.engine.scheduler.kv_event_publisher
 
     def _start(self) -> SimulatedEngine:
-        config = copy.copy(self._base)
-        config.kv_events_config = events_config()
-        engine = SimulatedEngine(config, self._shape)
+        engine = SimulatedEngine(self._base, self._shape)
+        engine.scheduler.kv_event_publisher = make_publisher()
         engine.drain()  # vLLM's own loop steps before the first request, while we say there is work
         return engine
 
