@@ -127,9 +127,11 @@ class Announcer:
         while len(self._expected) > _MAX_EXPECTED_BLOCKS:
             del self._expected[next(iter(self._expected))]
 
-    def knows(self, key: BlockKey) -> bool:
-        """Return whether `key` is announced in any tier, or will be."""
-        return key in self._expected or any(key in tier.blocks for tier in self._tiers.values())
+    def pages_of(self, key: BlockKey) -> BlockPages | None:
+        """Return what is told of a block, if anything ever was or will be."""
+        everywhere = (tier.blocks.get(key) for tier in self._tiers.values())
+        announced = next((pages for pages in everywhere if pages is not None), None)
+        return self._expected.get(key) or announced
 
     def find(
         self,
@@ -176,7 +178,8 @@ class Announcer:
         tier = self._tiers[event.tier]
         run: list[BlockPages] = []
         for key in event.keys:
-            described = self._pages_of(key)
+            described = self.pages_of(key)
+            self._expected.pop(key, None)
             if described is None or key in tier.blocks:
                 continue
             pages = tier.add(key, described)
@@ -190,12 +193,6 @@ class Announcer:
     def _removed(self, tier: str, keys: Iterable[BlockKey]) -> Iterable[PagesRemoved]:
         gone = [pages for key in keys if (pages := self._tiers[tier].remove(key))]
         return [PagesRemoved(tier, gone)] if gone else []
-
-    def _pages_of(self, key: BlockKey) -> BlockPages | None:
-        if pages := self._expected.pop(key, None):
-            return pages
-        everywhere = (tier.blocks.get(key) for tier in self._tiers.values())
-        return next((pages for pages in everywhere if pages is not None), None)
 
 
 def _without_shared(pages: BlockPages, others: Iterable[BlockPages]) -> BlockPages:

@@ -10,7 +10,7 @@ __all__ = ["BlocksRemoved", "BlocksStored", "CacheCleared", "CacheEvent", "Event
 
 
 class BlocksStored(msgspec.Struct, frozen=True):
-    """Consecutive blocks of one chain became findable in `tier`."""
+    """Consecutive blocks of one chain were written, and became findable in `tier`."""
 
     tier: str
     keys: Sequence[BlockKey]
@@ -33,6 +33,8 @@ CacheEvent = BlocksStored | BlocksRemoved | CacheCleared
 class EventLog:
     """Events in the order they happened, until they are taken.
 
+    Thread: one takes, any other may append, one at a time.
+
     Bounded: when `limit` events wait, one `CacheCleared` replaces them all, so that a router starts
     from nothing instead of believing what is no longer true. Later events follow as usual.
     """
@@ -49,5 +51,7 @@ class EventLog:
 
     def take(self) -> list[CacheEvent]:
         """Return all waiting events and forget them."""
-        events, self._events = self._events, []
-        return events
+        events = self._events
+        taken = events[:]
+        del events[: len(taken)]  # no other list: another thread may be about to append to this one
+        return taken

@@ -1,6 +1,7 @@
 """Our events beside vLLM's own of the same request: the same names, tokens and extra keys."""
 
 import dataclasses
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from half_rig import (
 )
 from vllm.lora.request import LoRARequest
 
+from flexkv_connectors.announcer import BlockPages, PageKind
 from flexkv_core.metrics import Counters
 
 NUM_PAGES = NUM_TOKENS // PAGE_TOKENS
@@ -133,3 +135,64 @@ def test_where_nobody_listens_nothing_is_kept(tmp_path, adapters):
     half.match(request, 0)
     saved(half, compute(half, request))
     assert half.take_events() == ()
+
+
+class Publishing:
+    """A rig below vLLM's offloading, and what is told of its SSD tier."""
+
+    def __init__(self, rig, key_of):
+        self.rig, self.key_of = rig, key_of
+        self.announcer = rig.engine.announcer
+        rig.begin("writer")
+
+    def save(self, numbers):
+        keys = [self.key_of(number) for number in numbers]
+        self.announcer.expect(keys, [pages_called(number) for number in numbers])
+        self.rig.save("writer", dict(zip(keys, numbers, strict=True)))
+        self.rig.settle()
+
+    def told(self):
+        """Return names by kind; what is told of host memory comes from vLLM, not from the tier."""
+        names = {"PagesStored": [], "PagesRemoved": []}
+        for said in self.announcer.take():
+            assert said.tier == "ssd"
+            names[type(said).__name__] += [pages.names[0] for pages in said.blocks]
+        return names
+
+
+def pages_called(name):
+    return BlockPages((name,), None, array("I", [name]), PageKind(1))
+
+
+@pytest.fixture
+def publishing(offload, config_of, tmp_path):
+    """Return the rig of an engine that publishes events, with room for few rows on SSD."""
+    from vllm.config import KVEventsConfig
+
+    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+    rig = offload.OffloadRig(
+        config_of(kv_events_config=events), tmp_path / "ssd", ssd_cache_gb=0.004
+    ).open()
+    yield Publishing(rig, offload.key_of)
+    rig.close()
+
+
+def test_below_vllms_offloading_rows_are_told_when_they_are_on_ssd_and_when_they_leave(publishing):
+    publishing.save(range(1, 5))
+    assert publishing.told() == {"PagesStored": [1, 2, 3, 4], "PagesRemoved": []}
+    stored, removed = [], []
+    for first in range(5, 245, 8):
+        publishing.rig.forget_rows()
+        publishing.save(range(first, first + 8))
+        told = publishing.told()
+        stored += told["PagesStored"]
+        removed += told["PagesRemoved"]
+    assert stored == list(range(5, 245))
+    assert removed[:4] == [1, 2, 3, 4]
+
+
+def test_below_vllms_offloading_a_reset_takes_each_row_back(publishing):
+    publishing.save(range(1, 5))
+    publishing.told()
+    publishing.rig.manager.reset_cache()
+    assert sorted(publishing.told()["PagesRemoved"]) == [1, 2, 3, 4]

@@ -23,7 +23,7 @@ def expect_save(
         recorder.add("events_unsaid_blocks", len(blocks))
         return
     keys, first = state.keys(), blocks.start
-    while first and not announcer.knows(keys[first - 1]):
+    while first and announcer.pages_of(keys[first - 1]) is None:
         first -= 1
     announcer.expect(keys[first : blocks.stop], state.describe(range(first, blocks.stop)))
     if first < blocks.start:

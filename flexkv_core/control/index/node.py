@@ -282,3 +282,6 @@ class Write:
 
     is_written: bool = False
     """Every owner has reported, or nothing will ever be written."""
+
+    is_restored: bool = False
+    """An earlier process has written it."""

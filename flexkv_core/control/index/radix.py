@@ -112,6 +112,7 @@ class PrefixIndex:
             return found
         write = self.reserve(tier, keys, start=found.entry.node)
         if isinstance(write, Write):
+            write.is_restored = True
             self.finish(write, write.end_block - write.first_block)
         return self._find(tier, keys, found.node_in(keys))
 
@@ -356,7 +357,8 @@ class PrefixIndex:
         while entry.writes and entry.writes[0].is_written:
             write = entry.writes.pop(0)
             ready_end = min(write.end_block, entry.end)
-            self._record_stored(entry, ready_end)
+            if not write.is_restored:  # nobody knows its tokens yet
+                self._record_stored(entry, ready_end)
             entry.num_ready = ready_end - entry.start
         return entry.num_ready - num_ready
 

@@ -42,6 +42,8 @@ class Block:
 
     key: bytes
     state: str = "writing"
+    was_found: bool = False
+    """On a disk: nobody knows its tokens, so no event tells of it."""
 
 
 @dataclass(eq=False)
@@ -266,7 +268,7 @@ class World:
         self._see_evictions("ssd", spared=known)
         assert len(known) <= num_known <= len(chain)
         found = chain[len(known) : num_known]
-        self.tiers["ssd"] |= {key: Block(key, "written") for key in found}
+        self.tiers["ssd"] |= {key: Block(key, "written", was_found=True) for key in found}
         self.forget()
         for store in self.stores.values():
             store.update(found)
@@ -321,6 +323,8 @@ class World:
             if blocks[key].state == "written" and (before is None or before.state == "ready"):
                 blocks[key].state = "ready"
                 num_published += 1
+                if blocks[key].was_found:
+                    self.findable[tier].add(key)
         return num_published
 
     def _path(self, key: bytes | None) -> list[bytes]:
@@ -333,16 +337,14 @@ class World:
     def _see_evictions(self, tier: str, spared: list[Block]) -> int:
         """Take what the manager evicted out of the model, if it had a right to."""
         events = self.events.take()
-        removals = [event for event in events if isinstance(event, BlocksRemoved)]
-        assert {event.tier for event in removals} <= {tier}
-        evicted = [self.tiers[tier].pop(key) for event in removals for key in event.keys]
+        assert all(isinstance(event, BlocksRemoved) and event.tier == tier for event in events)
+        evicted = [self.tiers[tier].pop(key) for event in events for key in event.keys]
         in_use = {id(block) for held in self._all_held() for block in held.blocks}
         in_use |= {id(block) for block in spared}
         assert not in_use & {id(block) for block in evicted}
         assert {block.state for block in evicted} <= {"ready"}
         assert {self.parent[key] for key in self.tiers[tier]} <= {None, *self.tiers[tier]}
-        for event in events:
-            self._follow(event)
+        self.findable[tier] -= {block.key for block in evicted}
         return len(evicted)
 
     def _expect_nothing_to_evict(self, tier: str, chain: list[bytes]) -> None:
