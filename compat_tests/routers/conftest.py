@@ -44,7 +44,7 @@ def indexer(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Indexer]":
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the configuration of an engine with our connector."""
-    from scheduler_harness import base_config
+    from simulated_shape import base_config
 
     command = [sys.executable, HERE.parent / "models.py", "oracle", tmp_path_factory.mktemp("m")]
     done = subprocess.run(

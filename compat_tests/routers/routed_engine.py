@@ -1,10 +1,11 @@
-"""vLLM's real scheduler with FlexKV, whose cache events an indexer follows, and what it truly has."""
+"""vLLM's real scheduler with FlexKV: what it has, and what an indexer believes that it has."""
 
 import itertools
 from typing import Any
 
 from indexer import Indexer, Overlap, Worker, make_publisher
-from scheduler_harness import Shape, SimulatedEngine
+from scheduler_harness import SimulatedEngine
+from simulated_shape import Shape
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.v1.request import Request

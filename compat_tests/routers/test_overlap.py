@@ -36,7 +36,7 @@ def with_pages_of_twice_the_size(event):
 def start(indexer, base):
     """A function that starts an engine with room for about 1.4 prompts of its own."""
     from routed_engine import RoutedEngine
-    from scheduler_harness import Shape
+    from simulated_shape import Shape
 
     engines = []
 
@@ -60,7 +60,7 @@ def start(indexer, base):
 
 @pytest.fixture
 def start_with_ssd(start, tmp_path):
-    """A function that starts one with an SSD tier, and a host tier that is no larger than vLLM's."""
+    """A function that starts one with an SSD tier, and as much host memory as vLLM has."""
 
     def start_with_ssd(block_tokens=64, **more):
         cpu_blocks = 512 // block_tokens
@@ -179,16 +179,20 @@ def test_an_adapter_has_blocks_of_its_own(start, tmp_path):
     assert engine.told(PROMPT) == (0, 0, 0)
 
 
-def test_blocks_with_a_salt_are_not_announced_by_us(start):
-    """vLLM announces its own: the indexer counts them for requests that have no salt."""
+def test_blocks_with_a_salt_count_as_vllms_own_do(start):
+    """The indexer does not read the salt: it counts them for requests without it only."""
     engine = start()
     engine.serve(PROMPT, salt="salt")
     assert engine.told(PROMPT) == (400, 400, 400)
     engine.serve(*OTHERS[:2])
-    assert engine.told(PROMPT) == engine.told(PROMPT, cache_salt="salt") == (0, 0, 0)
+    assert engine.told(PROMPT) == (0, 384, 384)
+    assert engine.told(PROMPT, cache_salt="salt") == (0, 0, 0)
 
 
-@pytest.mark.parametrize("spoil", [without_tokens, with_foreign_names, with_pages_of_twice_the_size])
+SPOILS = [without_tokens, with_foreign_names, with_pages_of_twice_the_size]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
 def test_other_events_of_ours_would_not_count(start, spoil):
     engine = start()
     take = engine.connector.take_events
