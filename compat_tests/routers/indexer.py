@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from environment import safe_environment
 from http_server import HOST, free_port
@@ -62,8 +62,38 @@ class Indexer:
             self.close()
             raise
 
-    def ask(self, path: str, **content: Any) -> Any:
-        """Post JSON and return the answer's."""
+    def follow(self, worker: "Worker", publisher: ZmqEventPublisher) -> None:
+        """Take in what a publisher says of a worker."""
+        config = publisher.get_publisher_config()
+        self._ask(
+            "/register",
+            instance_id=worker.number,
+            endpoint=config.endpoint,
+            replay_endpoint=config.replay_endpoint,
+            model_name=worker.model,
+            block_size=worker.page_tokens,
+        )
+
+    def forget(self, worker: "Worker") -> None:
+        """Follow a worker no more, and forget all that it has said."""
+        self._ask("/unregister", instance_id=worker.number, model_name=worker.model)
+
+    def overlap(self, worker: "Worker", tokens: list[int], **identity: str) -> Overlap:
+        """Return what a worker has of a prompt, as far as its events are taken in."""
+        told = self._ask("/query", token_ids=tokens, model_name=worker.model, **identity)
+        found = told["instances"].get(str(worker.number))
+        return Overlap(found["gpu"], found["cpu"], found["disk"]) if found else Overlap()
+
+    def log(self) -> str:
+        """Return what the process has printed."""
+        return self._log.read_text(errors="replace")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _ask(self, path: str, **content: Any) -> Any:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=LIMIT_S)
         try:
             headers = {"content-type": "application/json"}
@@ -75,15 +105,6 @@ class Indexer:
         assert answer.status < http.HTTPStatus.BAD_REQUEST, (path, content, body)
         return json.loads(body)
 
-    def log(self) -> str:
-        """Return what the process has printed."""
-        return self._log.read_text(errors="replace")
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
     def _answers(self) -> bool:
         assert self._process.poll() is None, self.log()
         with contextlib.suppress(OSError), socket.create_connection((HOST, self._port)):
@@ -91,50 +112,50 @@ class Indexer:
         return False
 
 
+class Router(Protocol):
+    """What follows events and is asked for overlaps; `Indexer` says what each method does."""
+
+    def follow(self, worker: "Worker", publisher: ZmqEventPublisher) -> None: ...
+    def forget(self, worker: "Worker") -> None: ...
+    def overlap(self, worker: "Worker", tokens: list[int], **identity: str) -> Overlap: ...
+
+
 class Worker:
-    """An engine as the indexer knows it: a stream of events under a number and a model's name.
+    """An engine as a router knows it: a stream of events under a number and a model's name.
 
     Args:
-        indexer: Follows it from now on.
-        page_tokens: What the indexer is told of the size of an engine's block.
+        router: Follows it from now on.
+        page_tokens: What the router is told of the size of an engine's block.
         publisher: Has published nothing yet.
         model: Its own by default.
     """
 
     def __init__(
-        self, indexer: Indexer, page_tokens: int, publisher: ZmqEventPublisher, model: str = ""
+        self, router: Router, page_tokens: int, publisher: ZmqEventPublisher, model: str = ""
     ) -> None:
         self.number = next(_numbers)
         self.model = model or f"model {self.number}"
-        self._indexer = indexer
-        self._page_tokens = page_tokens
+        self.page_tokens = page_tokens
+        self._router = router
         self._marks = itertools.count(_FIRST_MARK, page_tokens)
         self.follow(publisher)
 
     def follow(self, publisher: ZmqEventPublisher) -> None:
-        """Let the indexer follow a publisher that has published nothing yet."""
+        """Let the router follow a publisher that has published nothing yet."""
         self._publisher = publisher
-        config = publisher.get_publisher_config()
-        self._indexer.ask(
-            "/register",
-            instance_id=self.number,
-            endpoint=config.endpoint,
-            replay_endpoint=config.replay_endpoint,
-            model_name=self.model,
-            block_size=self._page_tokens,
-        )
+        self._router.follow(self, publisher)
         self.wait()
 
     def leave(self) -> None:
-        """Let the indexer forget the worker."""
-        self._indexer.ask("/unregister", instance_id=self.number, model_name=self.model)
+        """Let the router forget the worker."""
+        self._router.forget(self)
 
     def publish(self, *events: KVCacheEvent) -> None:
         """Publish a batch as vLLM's scheduler does."""
         self._publisher.publish(KVEventBatch(ts=time.time(), events=list(events)))
 
     def wait(self) -> None:
-        """Wait until the indexer has taken in all that has been published.
+        """Wait until the router has taken in all that has been published.
 
         It takes in one batch after the other, but each tier by itself: so each is to know a block
         that was published last. That is said again and again: a new subscriber misses some of it.
@@ -144,19 +165,14 @@ class Worker:
 
             def knows(mark: BlockStored = mark) -> bool:
                 self.publish(mark)
-                return self._query(mark.token_ids) != Overlap()
+                return self._router.overlap(self, mark.token_ids) != Overlap()
 
-            wait_until(knows, f"the indexer has taken in what was said of {medium}")
+            wait_until(knows, f"the router has taken in what was said of {medium}")
 
     def overlap(self, tokens: list[int], **identity: str) -> Overlap:
-        """Return what the indexer believes that the worker has of a prompt, by now."""
+        """Return what the router believes that the worker has of a prompt, by now."""
         self.wait()
-        return self._query(tokens, **identity)
-
-    def _query(self, tokens: list[int], **identity: str) -> Overlap:
-        asked = {"token_ids": tokens, "model_name": self.model} | identity
-        found = self._indexer.ask("/query", **asked)["instances"].get(str(self.number))
-        return Overlap(found["gpu"], found["cpu"], found["disk"]) if found else Overlap()
+        return self._router.overlap(self, tokens, **identity)
 
     def _next_mark(self, medium: str) -> BlockStored:
         """Return an event of a block of tokens that no prompt has."""
@@ -164,8 +180,8 @@ class Worker:
         return BlockStored(
             block_hashes=[first << 31],
             parent_block_hash=None,
-            token_ids=list(range(first, first + self._page_tokens)),
-            block_size=self._page_tokens,
+            token_ids=list(range(first, first + self.page_tokens)),
+            block_size=self.page_tokens,
             lora_id=None,
             medium=medium,
             lora_name=None,

@@ -1,9 +1,9 @@
-"""vLLM's real scheduler with FlexKV: what it has, and what an indexer believes that it has."""
+"""vLLM's real scheduler with FlexKV: what it has, and what a router believes that it has."""
 
 import itertools
 from typing import Any
 
-from indexer import Indexer, Overlap, Worker, make_publisher
+from indexer import Overlap, Router, Worker, make_publisher
 from scheduler_harness import SimulatedEngine
 from simulated_shape import Shape
 from vllm import SamplingParams
@@ -16,11 +16,11 @@ from flexkv_core.block.keys import KeyChain
 class RoutedEngine:
     """One engine of which a router knows. vLLM merges its own events with ours and sends them."""
 
-    def __init__(self, indexer: Indexer, base: VllmConfig, shape: Shape, model: str = "") -> None:
+    def __init__(self, router: Router, base: VllmConfig, shape: Shape, model: str = "") -> None:
         self._base, self._shape = base, shape
         self._served: list[list[int]] = []
         self.engine = self._start()
-        self.worker = Worker(indexer, shape.page_tokens, self.publisher, model)
+        self.worker = Worker(router, shape.page_tokens, self.publisher, model)
 
     def restart(self) -> None:
         """Start anew on the same directory; a fleet's registry tells the router of both."""
@@ -38,11 +38,11 @@ class RoutedEngine:
             self.engine.drain()
 
     def told(self, prompt: list[int], **identity: str) -> Overlap:
-        """Return what the indexer believes that this engine has of a prompt."""
+        """Return what the router believes that this engine has of a prompt."""
         return self.worker.overlap(prompt, **identity)
 
     def has(self, prompt: list[int]) -> Overlap:
-        """Return what this engine has, told as the indexer tells it.
+        """Return what this engine has, told as routers tell it.
 
         We announce the pages of a block one by one. So those at its head count for a prompt that
         shares only them with the one that was served, although we would load it as a whole only.

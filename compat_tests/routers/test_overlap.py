@@ -4,19 +4,11 @@ import random
 
 import msgspec
 import pytest
+from prompts import NUM_TOKENS, OTHERS, PROMPT, prompt_of
 
-NUM_TOKENS = 400
 SMALL_SSD_GB = 24 * 8192 / 2**30
 """Room for four prompts: the file of a block of 64 tokens has a page of header."""
 GEOMETRIES = [(page, block) for page in (16, 32, 64) for block in (64, 128)]
-
-
-def prompt_of(seed, num_tokens=NUM_TOKENS):
-    rng = random.Random(seed)
-    return [rng.randrange(1000) for _ in range(num_tokens)]
-
-
-PROMPT, *OTHERS = map(prompt_of, range(8))
 
 
 def without_tokens(event):
@@ -30,44 +22,6 @@ def with_foreign_names(event):
 
 def with_pages_of_twice_the_size(event):
     return msgspec.structs.replace(event, block_size=2 * event.block_size)
-
-
-@pytest.fixture
-def start(indexer, base):
-    """A function that starts an engine with room for about 1.4 prompts of its own."""
-    from routed_engine import RoutedEngine
-    from simulated_shape import Shape
-
-    engines = []
-
-    def start(page_tokens=16, block_tokens=64, cpu_blocks=64, model="", **options):
-        shape = Shape(
-            num_pages=576 // page_tokens + 1,
-            max_batched_tokens=512,
-            layout="LBHNC",  # the only one with pages of 32 tokens and more on a CPU
-            page_tokens=page_tokens,
-            block_tokens=block_tokens,
-            cpu_cache_gb=cpu_blocks * block_tokens * 64 / 2**30,
-            options=options,
-        )
-        engines.append(RoutedEngine(indexer, base, shape, model))
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close()
-
-
-@pytest.fixture
-def start_with_ssd(start, tmp_path):
-    """A function that starts one with an SSD tier, and as much host memory as vLLM has."""
-
-    def start_with_ssd(block_tokens=64, **more):
-        cpu_blocks = 512 // block_tokens
-        ssd = {"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}
-        return start(block_tokens=block_tokens, cpu_blocks=cpu_blocks, **ssd | more)
-
-    return start_with_ssd
 
 
 @pytest.mark.parametrize(("page_tokens", "block_tokens"), GEOMETRIES)
@@ -166,6 +120,16 @@ def test_a_reset_of_our_cache_leaves_what_vllm_has(start):
     assert engine.told(PROMPT) == has
     engine.serve(OTHERS[1])
     assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 0)
+
+
+def test_what_we_keep_through_a_reset_of_vllm_counts_once_a_request_brings_its_tokens(start):
+    engine = start()
+    engine.serve(PROMPT)
+    assert engine.engine.reset(running=False, connector=False)
+    engine.serve(*OTHERS[:2])
+    assert engine.told(PROMPT) == (0, 0, 0), "vLLM has cleared all tiers"
+    engine.serve(PROMPT, *OTHERS[:2])
+    assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 384, 384)
 
 
 def test_an_adapter_has_blocks_of_its_own(start, tmp_path):
