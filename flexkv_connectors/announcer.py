@@ -14,13 +14,28 @@ import msgspec
 from flexkv_core.block.types import BlockKey
 from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
 
-__all__ = ["Announcement", "Announcer", "BlockPages", "PageKind", "PagesRemoved", "PagesStored"]
+__all__ = [
+    "Announcement",
+    "Announcer",
+    "BlockPages",
+    "PageKind",
+    "PageName",
+    "PagesRemoved",
+    "PagesStored",
+    "pack_tokens",
+]
 
 PageName = int | bytes
 """The engine's hash of all tokens up to the end of a page."""
 
+_TOKEN_BYTES = 4
 _MAX_EXPECTED_BLOCKS = 16_384
 """Being saved, or lost on the way: 20 MB of names and tokens."""
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Pack what has keys: unsigned integers of 32 bits."""
+    return array("I", token_ids).tobytes()
 
 
 class PageKind(NamedTuple):
@@ -40,10 +55,17 @@ class BlockPages(msgspec.Struct, frozen=True, gc=False):
     parent: PageName | None
     """Name of the page before them, if there is one."""
 
-    token_ids: "array[int]"
+    packed_tokens: bytes
+    """Of `pack_tokens`: lists and arrays of a million blocks would be walked by each collection."""
+
     kind: PageKind
     extra_keys: tuple[tuple[Any, ...] | None, ...] | None = None
     """What enters each name beside tokens, as the engine says it; None for nothing."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of all these pages."""
+        return memoryview(self.packed_tokens).cast("I").tolist()
 
     def after(self, num_pages: int) -> "BlockPages":
         """Return the same without the first pages."""
@@ -53,7 +75,7 @@ class BlockPages(msgspec.Struct, frozen=True, gc=False):
             self,
             names=self.names[num_pages:],
             parent=self.names[num_pages - 1],
-            token_ids=self.token_ids[num_pages * self.kind.page_tokens :],
+            packed_tokens=self.packed_tokens[num_pages * self.kind.page_tokens * _TOKEN_BYTES :],
             extra_keys=self.extra_keys and self.extra_keys[num_pages:],
         )
 

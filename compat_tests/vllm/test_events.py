@@ -1,7 +1,6 @@
 """Our events beside vLLM's own of the same request: the same names, tokens and extra keys."""
 
 import dataclasses
-from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,7 @@ from half_rig import (
 )
 from vllm.lora.request import LoRARequest
 
-from flexkv_connectors.announcer import BlockPages, PageKind
+from flexkv_connectors.announcer import BlockPages, PageKind, pack_tokens
 from flexkv_core.metrics import Counters
 
 NUM_PAGES = NUM_TOKENS // PAGE_TOKENS
@@ -161,7 +160,7 @@ class Publishing:
 
 
 def pages_called(name):
-    return BlockPages((name,), None, array("I", [name]), PageKind(1))
+    return BlockPages((name,), None, pack_tokens([name]), PageKind(1))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Cache events in vLLM's own form: its scheduler publishes them with those of its device."""
 
-from array import array
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from flexkv_connectors.announcer import (
     PageKind,
     PagesRemoved,
     PagesStored,
+    pack_tokens,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def pages_of(
             maybe_convert_block_hash(hashes[page.stop // hash_tokens - 1]) for page in pages
         ),
         parent=before and maybe_convert_block_hash(before),
-        token_ids=array("I", request.all_token_ids[tokens.start : tokens.stop]),
+        packed_tokens=pack_tokens(request.all_token_ids[tokens.start : tokens.stop]),
         kind=kind,
         extra_keys=_extra_keys(request, pages),
     )

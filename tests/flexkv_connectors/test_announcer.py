@@ -1,7 +1,5 @@
 """What is told of blocks that come and go, in memory that their number bounds."""
 
-from array import array
-
 import pytest
 
 from flexkv_connectors import announcer as module
@@ -11,6 +9,7 @@ from flexkv_connectors.announcer import (
     PageKind,
     PagesRemoved,
     PagesStored,
+    pack_tokens,
 )
 from flexkv_core.block.types import BlockKey
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared
@@ -23,7 +22,7 @@ def block(number, kind=KIND):
     """Return a block of two pages in a chain of them."""
     names = (2 * number + 1, 2 * number + 2)
     return BlockPages(
-        names, 2 * number or None, array("I", range(4 * number, 4 * number + 4)), kind
+        names, 2 * number or None, pack_tokens(range(4 * number, 4 * number + 4)), kind
     )
 
 
@@ -165,8 +164,8 @@ def test_pages_that_two_blocks_have_in_common_are_told_once_and_go_with_the_last
 ):
     """As where a prompt parts from another within a block."""
     one = block(0)
-    other = BlockPages((1, 9), None, array("I", [0, 1, 8, 9]), KIND, (None, ("picture",)))
-    rest = BlockPages((9,), 1, array("I", [8, 9]), KIND, (("picture",),))
+    other = BlockPages((1, 9), None, pack_tokens([0, 1, 8, 9]), KIND, (None, ("picture",)))
+    rest = BlockPages((9,), 1, pack_tokens([8, 9]), KIND, (("picture",),))
     announcer.expect(KEYS[:2], [one, other])
     store(announcer, last=1)
     store(announcer, first=1, last=2)

@@ -234,7 +234,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     def _follow_events(self) -> None:
         """Have routers told of both tiers alike."""
         if self._engine.announcer is not None:
-            tracker = EventsTracker(self._engine.announcer, self._engine.counters)
+            tracker = EventsTracker.of(self._engine.announcer, self._engine.counters)
             assert self.connector_scheduler is not None
             self.connector_scheduler._events_tracker = tracker  # noqa: SLF001 vLLM has no option for it
 

@@ -64,9 +64,15 @@ class EventsTracker(OffloadingEventsTracker):
     Thread: the scheduler's.
     """
 
-    def __init__(self, announcer: Announcer, recorder: Recorder) -> None:  # takes no part of vLLM's
-        self._announcer = announcer
-        self._recorder = recorder
+    announcer: Announcer
+    recorder: Recorder
+
+    @classmethod
+    def of(cls, announcer: Announcer, recorder: Recorder) -> "EventsTracker":
+        """Return a tracker that has nothing of vLLM's; what cannot be said counts in `recorder`."""
+        tracker = cls.__new__(cls)
+        tracker.announcer, tracker.recorder = announcer, recorder
+        return tracker
 
     @override
     def record_store(
@@ -77,9 +83,9 @@ class EventsTracker(OffloadingEventsTracker):
         offload_key: "OffloadKey",
     ) -> None:
         if pages := _chunk_pages(req, group_config, chunk_idx):
-            self._announcer.expect([BlockKey(offload_key)], [pages])
+            self.announcer.expect([BlockKey(offload_key)], [pages])
         else:
-            self._recorder.add("events_unsaid_blocks")
+            self.recorder.add("events_unsaid_blocks")
 
     @override
     def record_lookup(
@@ -90,7 +96,7 @@ class EventsTracker(OffloadingEventsTracker):
         offload_key: "OffloadKey",
     ) -> None:
         if pages := _chunk_pages(req, group_config, chunk_idx):
-            self._announcer.find("host", [BlockKey(offload_key)], partial(_list_of, pages))
+            self.announcer.find("host", [BlockKey(offload_key)], partial(_list_of, pages))
 
     @override
     def record_partial_store(
@@ -100,7 +106,7 @@ class EventsTracker(OffloadingEventsTracker):
         boundary_tokens: int,
         offload_key: "OffloadKey",
     ) -> None:
-        self._recorder.add("events_unsaid_blocks")
+        self.recorder.add("events_unsaid_blocks")
 
     @override
     def record_partial_lookup(
@@ -117,9 +123,9 @@ class EventsTracker(OffloadingEventsTracker):
         for event in events:
             keys = [BlockKey(key) for key in event.keys]
             kind = BlocksRemoved if event.removed else BlocksStored
-            self._announcer.log.append(kind("host", keys))
-        return events_of(self._announcer.take())
+            self.announcer.log.append(kind("host", keys))
+        return events_of(self.announcer.take())
 
     @override
     def reset(self) -> None:
-        self._announcer.log.append(CacheCleared())
+        self.announcer.log.append(CacheCleared())

@@ -1,10 +1,8 @@
 """An engine of one kind or another, in as few words as a session needs of it."""
 
-from array import array
-
 import pytest
 
-from flexkv_connectors.announcer import BlockPages, PageKind
+from flexkv_connectors.announcer import BlockPages, PageKind, pack_tokens
 from flexkv_connectors.session.deployment import Deployment, PageShape
 from flexkv_connectors.session.request import RequestState
 from flexkv_core.block.keys import KeyChain
@@ -33,7 +31,7 @@ class PlainRequest(RequestState):
             BlockPages(
                 names=tuple(range(block * pages + 1, (block + 1) * pages + 1)),
                 parent=block * pages or None,
-                token_ids=array("I", tokens[block * BLOCK_TOKENS :][:BLOCK_TOKENS]),
+                packed_tokens=pack_tokens(tokens[block * BLOCK_TOKENS :][:BLOCK_TOKENS]),
                 kind=PageKind(PAGE_TOKENS),
             )
             for block in blocks

@@ -4,12 +4,11 @@ That names and extra keys are those of vLLM's own events is shown on real reques
 """
 
 import sys
-from array import array
 from types import SimpleNamespace
 
 import pytest
 
-from flexkv_connectors.announcer import BlockPages, PageKind, PagesRemoved, PagesStored
+from flexkv_connectors.announcer import BlockPages, PageKind, PagesRemoved, PagesStored, pack_tokens
 from flexkv_connectors.vllm.events import events_of
 
 PLAIN = PageKind(page_tokens=2)
@@ -17,7 +16,7 @@ PLAIN = PageKind(page_tokens=2)
 
 def block(number, kind=PLAIN, extra_keys=None):
     """Return a block of two pages in a chain of them."""
-    tokens = array("I", range(4 * number, 4 * number + 4))
+    tokens = pack_tokens(range(4 * number, 4 * number + 4))
     names = (2 * number + 1, 2 * number + 2)
     return BlockPages(names, 2 * number or None, tokens, kind, extra_keys)
 
