@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flexkv_connectors.vllm.prefill_speed import PrefillSpeed
+
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent), str(HERE.parent / "vllm")]
 
@@ -96,13 +98,17 @@ def start(router: "Router", base: Any) -> "Iterator[Callable[..., RoutedEngine]]
 
 @pytest.fixture
 def start_with_ssd(
-    start: "Callable[..., RoutedEngine]", tmp_path: Path
+    start: "Callable[..., RoutedEngine]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> "Callable[..., RoutedEngine]":
-    """Return a function that starts one with an SSD tier, and as much host memory as vLLM has."""
+    """Return a function that starts one with an SSD tier, and as much host memory as vLLM has.
+
+    It waits for SSD as if it computed for ever: a busy machine changes nothing.
+    """
+    monkeypatch.setattr(PrefillSpeed, "seconds_for", lambda *_: 1e9)
 
     def start_with_ssd(block_tokens: int = 64, **more: Any) -> "RoutedEngine":
-        cpu_blocks = 512 // block_tokens
-        ssd = {"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}
-        return start(block_tokens=block_tokens, cpu_blocks=cpu_blocks, **ssd | more)
+        ssd = {"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path), "promotion_timeout_s": 60}
+        shape = {"block_tokens": block_tokens, "cpu_blocks": 512 // block_tokens}
+        return start(**shape | ssd | more)
 
     return start_with_ssd

@@ -206,9 +206,15 @@ class LossySocket:
     """What a publisher sends through; may be told to lose some of it."""
 
     def __init__(self, publisher: ZmqEventPublisher) -> None:
+        self._queue = publisher._event_queue
         self._socket = publisher._pub
         self.num_to_lose = 0
         publisher._pub = self
+
+    def lose_next(self) -> None:
+        """Lose the batch that is published next."""
+        self._queue.join()
+        self.num_to_lose = 1
 
     def send_multipart(self, frames: tuple[bytes, ...]) -> None:
         """Send a batch, or lose it."""

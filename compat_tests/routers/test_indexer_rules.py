@@ -158,8 +158,7 @@ def test_a_lost_batch_is_asked_for_again_where_that_is_possible(
     publisher = publishers(replays=replays)
     worker, socket = Worker(indexer, PAGE, publisher), LossySocket(publisher)
     worker.publish(stored(range(2), "CPU"))
-    worker.wait()
-    socket.num_to_lose = 1
+    socket.lose_next()
     worker.publish(stored(range(2, 4), "CPU"))
     assert pages_of(worker) == (0, num_pages, num_pages)
     assert not socket.num_to_lose

@@ -91,11 +91,12 @@ def test_two_workers_are_told_apart(start):
 
 
 def test_blocks_of_an_earlier_process_count_once_a_request_has_brought_their_tokens(start_with_ssd):
-    engine = start_with_ssd()
+    engine = start_with_ssd(cpu_blocks=16)
     engine.serve(PROMPT)
     engine.restart()
     assert engine.told(PROMPT) == (0, 0, 0)
-    engine.serve(PROMPT, *OTHERS[:3])
+    engine.serve(PROMPT, *OTHERS)
+    assert engine.engine.events["external tokens"] == 384, "no block of it was saved again"
     assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 0, 384)
 
 
@@ -104,10 +105,10 @@ def test_a_lost_batch_is_replayed(start):
 
     engine = start()
     socket = LossySocket(engine.publisher)
-    socket.num_to_lose = 1
+    socket.lose_next()
     engine.serve(PROMPT, *OTHERS[:2])
-    assert not socket.num_to_lose
     assert engine.told(PROMPT) == engine.has(PROMPT) == (0, 384, 384)
+    assert not socket.num_to_lose
 
 
 def test_a_reset_of_our_cache_leaves_what_vllm_has(start):
