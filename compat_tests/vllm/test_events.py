@@ -118,6 +118,15 @@ def test_a_namespace_of_the_caller_is_in_no_name_of_vllms_so_nothing_is_told(hal
     assert counters.drain()["events_unsaid_blocks"] == NUM_TOKENS // BLOCK_TOKENS
 
 
+def test_what_vllm_has_not_named_is_not_told(half, counters):
+    request = request_of()
+    half.match(request, 0)
+    del request.block_hashes[-1:]
+    saved(half, compute(half, request))
+    assert [*half.take_events()] == []
+    assert counters.drain()["events_unsaid_blocks"] == NUM_TOKENS // BLOCK_TOKENS
+
+
 def test_an_adapter_that_has_changed_under_its_name_is_not_told(half, adapters, counters):
     """Routers would believe the blocks of the old one to be those of the new one."""
     request = request_of(lora=LORA)

@@ -129,7 +129,8 @@ class VllmRequest(RequestState):
             pages_of(self.request, kind, range(start, start + block_tokens), page_tokens)
             for start in starts
         ]
-        return [pages for pages in described if pages is not None]
+        told = [pages for pages in described if pages is not None]
+        return told if len(told) == len(described) else ()
 
     def check_adapter(self, num_local_tokens: int = 0) -> bool:
         """Stop caching the request if its adapter is not the one its keys name any more.
