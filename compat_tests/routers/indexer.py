@@ -1,4 +1,4 @@
-"""Dynamo's indexer, run as its users run it, and the workers whose cache events it follows.
+"""Dynamo's indexer in a process of its own, and the workers whose cache events it follows.
 
 Events travel as vLLM's own publisher sends them, over sockets that only this machine has. The
 indexer offers no choice of the interface that it answers on: it is all of them.
@@ -26,6 +26,7 @@ from vllm.distributed.kv_events import (
     ZmqEventPublisher,
 )
 
+HERE = Path(__file__).parent
 MEDIA = ("GPU", "CPU", "STORAGE")
 LIMIT_S = 30.0
 _FIRST_MARK = 1 << 31
@@ -46,13 +47,13 @@ class Indexer:
     def __init__(self, folder: Path) -> None:
         self._port = free_port()
         self._log = folder / "indexer.log"
-        command = [sys.executable, "-m", "dynamo.indexer", "--port", str(self._port)]
+        command = [sys.executable, HERE / "indexer_child.py", "--port", str(self._port)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, "--threads", "1"],
                 cwd=folder,
                 env=safe_environment(),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
             )
@@ -91,7 +92,7 @@ class Indexer:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _ask(self, path: str, **content: Any) -> Any:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=LIMIT_S)
