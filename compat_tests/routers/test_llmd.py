@@ -75,7 +75,8 @@ class Pod:
     """vLLM's scheduler with our connector, and the frames that it publishes."""
 
     def __init__(self, base, **shape):
-        from scheduler_harness import Shape, SimulatedEngine
+        from scheduler_harness import SimulatedEngine
+        from simulated_shape import Shape
 
         self.engine = SimulatedEngine(base, Shape(**shape))
         self.engine.scheduler.kv_event_publisher = self
@@ -128,7 +129,7 @@ class Pod:
 def base(tmp_path_factory):
     """Return the configuration of an engine whose events are on."""
     from environment import restored_environment, safe_environment
-    from scheduler_harness import base_config
+    from simulated_shape import base_config
     from vllm.config import KVEventsConfig
 
     folder = tmp_path_factory.mktemp("models")

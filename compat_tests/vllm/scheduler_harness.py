@@ -6,136 +6,31 @@ pass, see `simulated_model`. Batches are scheduled, executed and delivered as th
 events, as many in flight as vLLM allows; `test_scheduler_contract` shuffles them.
 """
 
-import copy
-import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-from environment import choose_model_runner, restored_environment
+from environment import choose_model_runner
 from router_view import RouterView
 from simulated_model import (
-    PAGE_TOKENS,
-    Finalize,
     SimulatedModel,
     SimulatedRank,
     expected_output,
 )
-from vllm import EngineArgs, SamplingParams
-from vllm.config import KVEventsConfig, KVTransferConfig, VllmConfig
+from simulated_shape import Shape, config_for, kv_cache_config
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.lora.request import LoRARequest
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import (
-    FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheGroupSpec,
-    KVCacheTensor,
-    MLAAttentionSpec,
-)
-from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-LAYERS_PER_STAGE = 2
 MAX_STEPS = 3000
-
-
-class Shape(NamedTuple):
-    """One engine configuration."""
-
-    async_scheduling: bool = False
-    v2_runner: bool = False
-    finalize: Finalize = "step"
-    num_stages: int = 1
-    tensor_parallel: int = 1
-    mla: bool = False
-    layout: str = "LBNHC"
-    num_pages: int = 64
-    max_batched_tokens: int = 24
-    max_requests: int = 4
-    recompute: bool = True
-    load_async: bool = True
-    block_tokens: int = 2 * PAGE_TOKENS
-    cpu_cache_gb: float = 1e-4
-    options: Mapping[str, Any] = MappingProxyType({})
-
-    @property
-    def num_ranks(self) -> int:
-        return self.num_stages * self.tensor_parallel
-
-
-def base_config(model: Path, connector: dict[str, Any]) -> VllmConfig:
-    """Read a model's configuration once; `SimulatedEngine` adapts copies of it."""
-    with restored_environment():
-        return EngineArgs(
-            model=str(model),
-            dtype="float32",
-            max_model_len=512,
-            block_size=PAGE_TOKENS,
-            enable_prefix_caching=True,
-            kv_transfer_config=KVTransferConfig(kv_role="kv_both", **connector),
-        ).create_engine_config()
-
-
-def _config_for(base: VllmConfig, shape: Shape, rank: int) -> VllmConfig:
-    config = copy.copy(base)
-    for name in ("scheduler_config", "parallel_config", "cache_config", "kv_transfer_config"):
-        setattr(config, name, copy.copy(getattr(base, name)))
-    config.scheduler_config.async_scheduling = shape.async_scheduling
-    config.scheduler_config.max_num_batched_tokens = shape.max_batched_tokens
-    config.scheduler_config.max_num_seqs = shape.max_requests
-    config.scheduler_config.enable_chunked_prefill = True
-    config.parallel_config.tensor_parallel_size = shape.tensor_parallel
-    config.parallel_config.pipeline_parallel_size = shape.num_stages
-    config.parallel_config.world_size = shape.num_ranks
-    config.parallel_config.rank = rank
-    config.cache_config.block_size = PAGE_TOKENS
-    config.cache_config.enable_prefix_caching = True
-    config.cache_config.num_gpu_blocks = shape.num_pages
-    config.kv_events_config = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
-    transfer = config.kv_transfer_config
-    transfer.kv_load_failure_policy = "recompute" if shape.recompute else "fail"
-    transfer.kv_connector_extra_config = {
-        "load_async": shape.load_async,
-        "block_tokens": shape.block_tokens,
-        "cpu_cache_gb": shape.cpu_cache_gb,
-        **shape.options,
-    }
-    return config
-
-
-def _kv_cache_config(shape: Shape, stage: int) -> KVCacheConfig:
-    kind = MLAAttentionSpec if shape.mla else FullAttentionSpec
-    heads = 1 if shape.mla else 2
-    spec = kind(block_size=PAGE_TOKENS, num_kv_heads=heads, head_size=2, dtype=torch.float32)
-    first = stage * LAYERS_PER_STAGE
-    names = [f"model.layers.{first + i}.self_attn.attn" for i in range(LAYERS_PER_STAGE)]
-    page_bytes, layout = spec.page_size_bytes, KVCacheLayout[shape.layout]
-    outermost = layout.is_block_outermost
-    tensor = KVCacheTensor(
-        size=page_bytes * shape.num_pages * LAYERS_PER_STAGE,
-        layers=names,
-        layer_stride=page_bytes if outermost else page_bytes * shape.num_pages,
-        block_stride=page_bytes * LAYERS_PER_STAGE if outermost else page_bytes,
-    )
-    values = {
-        "num_blocks": shape.num_pages,
-        "kv_cache_tensors": [tensor],
-        "kv_cache_groups": [KVCacheGroupSpec(names, spec)],
-        "kv_cache_layout": shape.layout,
-        "hash_block_size": PAGE_TOKENS,
-        "kv_tp_replicas": shape.tensor_parallel if shape.mla else 1,
-    }
-    # Some versions have no fields for the last ones.
-    known = {field.name for field in dataclasses.fields(KVCacheConfig)}
-    return KVCacheConfig(**{name: value for name, value in values.items() if name in known})
 
 
 def ready_keys(manager: Any, tier: str) -> set[bytes]:
@@ -170,14 +65,14 @@ class SimulatedEngine:
 
     def __init__(self, base: VllmConfig, shape: Shape) -> None:
         choose_model_runner(v2=shape.v2_runner)
-        config = _config_for(base, shape, 0)
+        config = config_for(base, shape, 0)
         kind = AsyncScheduler if shape.async_scheduling else Scheduler
         self.scheduler = kind(
             vllm_config=config,
-            kv_cache_config=_kv_cache_config(shape, 0),
+            kv_cache_config=kv_cache_config(shape, 0),
             structured_output_manager=StructuredOutputManager(config),
-            block_size=PAGE_TOKENS,
-            hash_block_size=PAGE_TOKENS,
+            block_size=shape.page_tokens,
+            hash_block_size=shape.page_tokens,
             log_stats=True,
         )
         self.router = self.scheduler.kv_event_publisher = RouterView()
@@ -189,8 +84,8 @@ class SimulatedEngine:
         self._generation = 0
         ranks = [
             SimulatedRank(
-                _config_for(base, shape, rank),
-                _kv_cache_config(shape, rank // shape.tensor_parallel),
+                config_for(base, shape, rank),
+                kv_cache_config(shape, rank // shape.tensor_parallel),
                 shard=0 if shape.mla else rank % shape.tensor_parallel,
             )
             for rank in range(shape.num_ranks)
@@ -204,10 +99,17 @@ class SimulatedEngine:
         self.endings: dict[str, Ending] = {}
         hash_fn = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
         init_none_hash(hash_fn)
-        self._hasher = get_request_block_hasher(PAGE_TOKENS, hash_fn)
+        self._hasher = get_request_block_hasher(shape.page_tokens, hash_fn)
         self._count_loads()
 
-    def add(self, prompt: list[int], max_tokens: int, salt: str = "", **params: Any) -> str:
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        salt: str = "",
+        lora: LoRARequest | None = None,
+        **params: Any,
+    ) -> str:
         """Queue a request."""
         request_id = f"r{len(self._asked)}"
         extra = {"kv_transfer_params": params} if params else None
@@ -218,6 +120,7 @@ class SimulatedEngine:
                 max_tokens=max_tokens, ignore_eos=True, extra_args=extra
             ),
             pooling_params=None,
+            lora_request=lora,
             cache_salt=salt or None,
             block_hasher=self._hasher,
         )

@@ -52,6 +52,7 @@ class SimulatedRank:
             _masks(f"{name} {shard}", values.shape[1], values.shape[3])
             for name, values in zip(tensor.layers, self._values, strict=True)
         ]
+        self.page_tokens = group.kv_cache_spec.block_size
         self._is_alone = config.parallel_config.world_size == 1
         self.connector = KVConnectorFactory.create_connector(
             config, KVConnectorRole.WORKER, kv_cache_config
@@ -174,6 +175,7 @@ class SimulatedModel:
         self, ranks: list[SimulatedRank], salts: dict[str, str], finalize: Finalize
     ) -> None:
         self._ranks = ranks
+        self._page_tokens = ranks[0].page_tokens
         self._finalize = finalize
         self._salts = salts
         self._sequences: dict[str, _Sequence] = {}
@@ -242,10 +244,10 @@ class SimulatedModel:
         if not self._context_is_right(request_id, sequence, values[:start]):
             values = [value ^ 1 for value in values]
         for position in range(start, end):
-            page = sequence.pages[position // PAGE_TOKENS]
+            page = sequence.pages[position // self._page_tokens]
             assert page != 0, "the null page must not be written"
             for rank in self._ranks:
-                rank.write(page, position % PAGE_TOKENS, values[position])
+                rank.write(page, position % self._page_tokens, values[position])
         if end < len(sequence.tokens):
             return []
         sequence.tokens.append(sample(values[-1]))
@@ -253,13 +255,14 @@ class SimulatedModel:
 
     def _context_is_right(self, request_id: str, sequence: _Sequence, values: list[int]) -> bool:
         """Compare all pages before the tokens being computed, on every rank."""
-        pages = np.array(sequence.pages[: -(-len(values) // PAGE_TOKENS)], dtype=np.int64)
+        num_pages = -(-len(values) // self._page_tokens)
+        pages = np.array(sequence.pages[:num_pages], dtype=np.int64)
         expected = np.array(values, dtype=np.int64)[None, :, None]
         for index, rank in enumerate(self._ranks):
             wrong = (rank.read(pages, len(values)) != expected).any(axis=(0, 2))
             if wrong.any():
                 first = int(wrong.argmax())
-                page = sequence.pages[first // PAGE_TOKENS]
+                page = sequence.pages[first // self._page_tokens]
                 self._doubts.append(_Doubt(request_id, index, first, page))
                 return False
         return True

@@ -28,7 +28,7 @@ def assert_one_sentence(text):
 
 @pytest.fixture(scope="module")
 def base(model):
-    from scheduler_harness import base_config
+    from simulated_shape import base_config
 
     return base_config(model("oracle"), {"kv_connector": "flexkv-session"})
 
@@ -36,12 +36,12 @@ def base(model):
 @pytest.fixture
 def connect(base):
     """Return a function that makes a connector as vLLM does, after `change` of its settings."""
-    from scheduler_harness import Shape, _config_for, _kv_cache_config
+    from simulated_shape import Shape, config_for, kv_cache_config
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
     from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 
     def connect(role="SCHEDULER", change=lambda config, cache: None, **options):
-        config, cache = _config_for(base, Shape(), 0), _kv_cache_config(Shape(), 0)
+        config, cache = config_for(base, Shape(), 0), kv_cache_config(Shape(), 0)
         config.kv_transfer_config.kv_connector_extra_config = {"cpu_cache_gb": 1e-3} | options
         change(config, cache)
         return KVConnectorFactory.create_connector(config, KVConnectorRole[role], cache)
@@ -311,7 +311,8 @@ def test_amd_gpus_go_by_the_name_of_cuda_and_are_not_cached(connect, said, monke
 def test_what_cannot_be_cached_is_served(base, load_async):
     import copy
 
-    from scheduler_harness import Shape, SimulatedEngine
+    from scheduler_harness import SimulatedEngine
+    from simulated_shape import Shape
 
     on_gpu = copy.copy(base)
     on_a_gpu(on_gpu, None)

@@ -14,7 +14,8 @@ PROMPT = list(range(43))
 
 @pytest.fixture
 def engine(model):
-    from scheduler_harness import Shape, SimulatedEngine, base_config
+    from scheduler_harness import SimulatedEngine
+    from simulated_shape import Shape, base_config
 
     engine = SimulatedEngine(base_config(model("oracle"), CONNECTOR), Shape())
     yield engine

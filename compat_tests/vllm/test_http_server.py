@@ -304,7 +304,8 @@ def test_serving_opens_no_port(story):
 
 
 def test_neither_side_of_the_connector_opens_a_socket(model):
-    from scheduler_harness import Shape, SimulatedEngine, base_config
+    from scheduler_harness import SimulatedEngine
+    from simulated_shape import Shape, base_config
 
     base = base_config(model("oracle"), {"kv_connector": "flexkv"})
     before = psutil.Process().net_connections("all")

@@ -150,17 +150,17 @@ def answer(server, rank):
 def test_engines_of_dense_models_know_nothing_of_each_other_and_are_given_as_much(
     model, kind, num_engines
 ):
-    from scheduler_harness import Shape, _config_for, _kv_cache_config, base_config
+    from simulated_shape import Shape, base_config, config_for, kv_cache_config
 
     from flexkv_connectors.session.worker import host_budget_bytes
     from flexkv_connectors.vllm.deployment import read_cache_config, translate
 
     shape = Shape(cpu_cache_gb=CPU_CACHE_GB, mla=kind == "mla")
-    config = _config_for(base_config(model(kind), {"kv_connector": "flexkv"}), shape, 0)
+    config = config_for(base_config(model(kind), {"kv_connector": "flexkv"}), shape, 0)
     parallel = config.parallel_config
     parallel.data_parallel_size = parallel.data_parallel_size_local = 2
     if not config.model_config.is_moe:
         parallel.reconfigure_for_independent_dp_rank()  # as vLLM does in each engine's process
-    deployment = translate(config, _kv_cache_config(shape, 0), read_cache_config(config))
+    deployment = translate(config, kv_cache_config(shape, 0), read_cache_config(config))
     assert deployment.num_engines == num_engines
     assert host_budget_bytes(deployment) == CPU_CACHE_BYTES

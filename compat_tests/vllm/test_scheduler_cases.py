@@ -14,7 +14,7 @@ PROMPT = [token % 50 for token in range(7, 7 + 43)]
 
 @pytest.fixture(scope="module")
 def base(model):
-    from scheduler_harness import base_config
+    from simulated_shape import base_config
 
     return base_config(model("oracle"), CONNECTOR)
 
@@ -35,7 +35,8 @@ def weather(monkeypatch):
 @pytest.fixture
 def start(base, weather):
     """Return a function that starts an engine of which only the host tier holds `prompt`."""
-    from scheduler_harness import Shape, SimulatedEngine
+    from scheduler_harness import SimulatedEngine
+    from simulated_shape import Shape
 
     engines = []
 

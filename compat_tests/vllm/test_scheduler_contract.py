@@ -38,7 +38,7 @@ INTERESTING = {
 
 @pytest.fixture(scope="module")
 def bases(model):
-    from scheduler_harness import base_config
+    from simulated_shape import base_config
 
     return {name: base_config(model(name), CONNECTOR) for name in ("oracle", "mla")}
 
@@ -57,7 +57,7 @@ def weather(monkeypatch):
 
 
 def _random_shape(rng):
-    from scheduler_harness import PAGE_TOKENS, Shape
+    from simulated_shape import PAGE_TOKENS, Shape
 
     return Shape(
         async_scheduling=rng.random() < 0.5,

@@ -18,8 +18,8 @@ OPTIONS = {"enable_gpu": True}
 
 @pytest.fixture(scope="module")
 def bases(model):
-    from scheduler_harness import base_config
     from simulated_gpu import with_gpu
+    from simulated_shape import base_config
 
     return {name: with_gpu(base_config(model(name), CONNECTOR)) for name in ("oracle", "mla")}
 
@@ -46,7 +46,8 @@ def counts(monkeypatch):
 
 @pytest.fixture
 def engine(bases, gpus):
-    from scheduler_harness import Shape, SimulatedEngine
+    from scheduler_harness import SimulatedEngine
+    from simulated_shape import Shape
 
     engines = []
 

@@ -16,7 +16,8 @@ def place(request):
 @pytest.fixture
 def engine(place, model, tmp_path):
     """An engine that has served `PROMPT` and then others."""
-    from scheduler_harness import Shape, SimulatedEngine, base_config
+    from scheduler_harness import SimulatedEngine
+    from simulated_shape import Shape, base_config
 
     options = {} if place == "host" else {"ssd_cache_gb": 1, "ssd_cache_dir": str(tmp_path)}
     engine = SimulatedEngine(base_config(model("oracle"), CONNECTOR), Shape(options=options))

@@ -81,6 +81,15 @@ def test_a_name_is_taken_in_the_version_that_the_engine_asks_for(setup_env, monk
     assert found == ["Some_Name==1.2", "other", "third"]
 
 
+def test_dynamo_changes_no_version_that_vllm_has(setup_env, monkeypatch):
+    asked_for = []
+    monkeypatch.setattr(setup_env, "ENGINE_BYTES", 0)
+    monkeypatch.setattr(setup_env, "engine_requirements", list)
+    monkeypatch.setattr(setup_env, "pip_install", lambda what, line: asked_for.append(line))
+    assert setup_env.main(["engine", "0.0.0"]) == 0
+    assert asked_for[-1] == ["--no-deps", setup_env.DYNAMO]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [("pytest", True), ("pytest>=1", True), ("pytest<1", False), ("no-such-package-here", False)],
