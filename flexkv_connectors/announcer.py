@@ -14,10 +14,22 @@ import msgspec
 from flexkv_core.block.types import BlockKey
 from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
 
-__all__ = ["Announcement", "Announcer", "BlockPages", "PageKind", "PagesRemoved", "PagesStored"]
+__all__ = [
+    "MEDIA",
+    "Announcement",
+    "Announcer",
+    "BlockPages",
+    "PageKind",
+    "PagesRemoved",
+    "PagesStored",
+    "names_of",
+]
 
 PageName = int | bytes
 """The engine's hash of all tokens up to the end of a page."""
+
+MEDIA = {"host": "CPU", "ssd": "STORAGE"}
+"""What events call our tiers: vLLM's own names. Dynamo drops events with the medium "SSD"."""
 
 _MAX_EXPECTED_BLOCKS = 16_384
 """Being saved, or lost on the way: 20 MB of names and tokens."""
@@ -31,6 +43,9 @@ class PageKind(NamedTuple):
     lora_name: str | None = None
     group: tuple[int, str, int | None] | None = None
     """The cache group's number, kind and window, where an engine has more than one."""
+
+    cache_salt: str | None = None
+    """Where an engine's events do not say it with the extra keys of each page."""
 
 
 class BlockPages(msgspec.Struct, frozen=True, gc=False):
@@ -73,6 +88,11 @@ class PagesRemoved(NamedTuple):
 
 
 Announcement = PagesStored | PagesRemoved
+
+
+def names_of(said: Announcement) -> list[PageName]:
+    """Return the names of all pages of an announcement."""
+    return [name for block in said.blocks for name in block.names]
 
 
 class _Tier:

@@ -96,6 +96,11 @@ METRICS: Mapping[str, Metric] = {
             "counter",
             "Saved blocks that no event tells of: the engine has no name for them alone",
         ),
+        Metric(
+            "events_dropped_batches",
+            "counter",
+            "Batches of events that a slow consumer did not get, or several; it may ask for them",
+        ),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric(
             "late_results",
