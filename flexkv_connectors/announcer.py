@@ -20,6 +20,7 @@ __all__ = [
     "Announcer",
     "BlockPages",
     "PageKind",
+    "PageName",
     "PagesRemoved",
     "PagesStored",
     "names_of",

@@ -108,8 +108,8 @@ class EventPublisher:
         try:
             self._publisher.send_multipart(frames, self._zmq.NOBLOCK)
         except self._zmq.Again:
-            self._recorder.add("events_dropped_batches")
-            # Once more without those consumers for whom enough is waiting already.
+            self._recorder.add("events_slow_consumers")
+            # Once more, and from now on, without those for whom enough is waiting already.
             self._publisher.setsockopt(self._zmq.XPUB_NODROP, 0)
             self._publisher.send_multipart(frames, self._zmq.NOBLOCK)
             self._publisher.setsockopt(self._zmq.XPUB_NODROP, 1)

@@ -97,9 +97,9 @@ METRICS: Mapping[str, Metric] = {
             "Saved blocks that no event tells of: the engine has no name for them alone",
         ),
         Metric(
-            "events_dropped_batches",
+            "events_slow_consumers",
             "counter",
-            "Batches of events that a slow consumer did not get, or several; it may ask for them",
+            "Times that consumers of events fell behind and began to miss some, to be asked for",
         ),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric(

@@ -100,8 +100,8 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
         self._mailbox = mailbox_of(llm_args)
         self._load_async = setup.deployment.cache.load_async
         self._events = FaultBarrier(without="events for routers")
-        dp_rank = own_rank() // setup.settings.degree
-        self._half = SchedulerHalf(setup.deployment, self._mailbox, dp_rank)
+        # Of several ranks, this is on the first, or on every one under attention data parallelism.
+        self._half = SchedulerHalf(setup.deployment, self._mailbox, dp_rank=own_rank())
         self._offered: set[int] = set()
         """Numbers of requests that were offered something and have not ended."""
 
