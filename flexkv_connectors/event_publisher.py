@@ -106,12 +106,12 @@ class EventPublisher:
 
     def _send(self, frames: list[bytes]) -> None:
         try:
-            self._publisher.send_multipart(frames, self._zmq.NOBLOCK)
+            self._publisher.send_multipart(frames, self._zmq.DONTWAIT)
         except self._zmq.Again:
             self._recorder.add("events_slow_consumers")
             # Once more, and from now on, without those for whom enough is waiting already.
             self._publisher.setsockopt(self._zmq.XPUB_NODROP, 0)
-            self._publisher.send_multipart(frames, self._zmq.NOBLOCK)
+            self._publisher.send_multipart(frames, self._zmq.DONTWAIT)
             self._publisher.setsockopt(self._zmq.XPUB_NODROP, 1)
 
     def _replay(self, router: Any) -> None:  # noqa: ANN401 zmq.Socket
@@ -132,8 +132,9 @@ class EventPublisher:
         blank, first = question
         topic = self._options.topic.encode()
         with self._lock:
-            missed = [[topic, *sent] for sent in self._sent if sent[0] >= first]
-        return [[blank, *frames] for frames in [*missed, [b"", _END, b""]]]
+            kept = list(self._sent)
+        missed = [[blank, topic, *sent] for sent in kept if sent[0] >= first]
+        return [*missed, [blank, b"", _END, b""]]
 
     def _open(self, kind: int, name: str, endpoint: str) -> Any:  # noqa: ANN401 zmq.Socket
         """Return a socket that drops what is not sent when it closes.
@@ -144,7 +145,7 @@ class EventPublisher:
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.sndhwm = self._options.buffer_steps + 1  # all that is kept, and the end
-        is_here = "*" in endpoint or endpoint.startswith("ipc:")
+        is_here = kind == self._zmq.ROUTER or "*" in endpoint or endpoint.startswith("ipc:")
         place = _of_rank(endpoint, self._dp_rank) if is_here else endpoint
         try:
             (socket.bind if is_here else socket.connect)(place)

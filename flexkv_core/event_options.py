@@ -23,7 +23,8 @@ class EventOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     where a consumer listens."""
 
     replay_endpoint: _Text | None = None
-    """Where consumers ask for batches that they have missed; None for nowhere."""
+    """Where consumers ask for batches that they have missed, opened here whatever the address; None
+    for nowhere."""
 
     buffer_steps: Annotated[int, Meta(ge=1, le=_MAX_STEPS)] = 10_000
     """Batches that are kept to be asked for; as many may wait for a slow consumer."""

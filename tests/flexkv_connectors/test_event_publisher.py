@@ -244,6 +244,13 @@ def test_ports_are_counted_up_by_engine(start):
         start(endpoint=f"tcp://*:{port + 1}", replay_endpoint=None)
 
 
+def test_questions_are_taken_at_one_address_of_the_machine_too(start):
+    with zmq.Context() as context:
+        replays = f"tcp://127.0.0.1:{free_ports(context)}"
+    start(replay_endpoint=replays).publish([stored(0)])
+    assert len(ask(replays)) == 1
+
+
 def test_a_central_consumer_is_called_up_at_one_address(start, counters):
     with zmq.Context() as context, context.socket(zmq.SUB) as consumer:
         consumer.rcvtimeo, consumer.linger = 30_000, 0
