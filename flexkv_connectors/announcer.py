@@ -15,6 +15,7 @@ from flexkv_core.block.types import BlockKey
 from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
 
 __all__ = [
+    "MEDIA",
     "Announcement",
     "Announcer",
     "BlockPages",
@@ -22,11 +23,16 @@ __all__ = [
     "PageName",
     "PagesRemoved",
     "PagesStored",
+    "names_of",
     "pack_tokens",
 ]
 
 PageName = int | bytes
 """The engine's hash of all tokens up to the end of a page."""
+
+
+MEDIA = {"host": "CPU", "ssd": "STORAGE"}
+"""What events call our tiers: vLLM's own names. Dynamo drops events with the medium "SSD"."""
 
 _TOKEN_BYTES = 4
 _MAX_EXPECTED_BLOCKS = 16_384
@@ -49,6 +55,9 @@ class PageKind(NamedTuple):
     lora_name: str | None = None
     group: tuple[int, str, int | None] | None = None
     """The cache group's number, kind and window, where an engine has more than one."""
+
+    cache_salt: str | None = None
+    """Where an engine's events do not say it with the extra keys of each page."""
 
 
 class BlockPages(msgspec.Struct, frozen=True, gc=False):
@@ -98,6 +107,11 @@ class PagesRemoved(NamedTuple):
 
 
 Announcement = PagesStored | PagesRemoved
+
+
+def names_of(said: Announcement) -> list[PageName]:
+    """Return the names of all pages of an announcement."""
+    return [name for block in said.blocks for name in block.names]
 
 
 class _Tier:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from flexkv_core.errors import ConfigError
+from flexkv_core.event_options import EventOptions, decoded
 from flexkv_core.excerpt import clipped, excerpt
 from flexkv_core.upstream_options import UPSTREAM_OPTIONS, is_on, why_not
 
@@ -115,6 +116,10 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Staging memory on each GPU in MiB; None takes the blocks that a step of the engine computes
     and a quarter more, or less if little is free."""
 
+    events: EventOptions | None = None
+    """Publish what is stored and removed, for routers, where the engine has no publisher that does
+    it; None publishes nothing."""
+
     @property
     def cpu_cache_bytes(self) -> int | None:
         """`cpu_cache_gb` in bytes."""
@@ -171,6 +176,10 @@ _EXPECTED: Mapping[str, str] = {
     "use_hugepage_cpu_buffer": _YES_OR_NO,
     "enable_gpu": _YES_OR_NO,
     "gpu_staging_mb": f"a size in MiB above 0 and up to {_MAX_STAGING_MB}, such as 1024",
+    "events": (
+        "endpoint, such as 'tcp://*:5557', and if wanted replay_endpoint, buffer_steps, topic and "
+        "format ('array' or 'map')"
+    ),
 }
 
 
@@ -190,6 +199,8 @@ def parse_config(*layers: Mapping[str, object]) -> CacheConfig:
     for option in merged:
         check_option(option)
     values = {name: value for name, value in merged.items() if value is not None and value != ""}
+    if "events" in values:
+        values["events"] = decoded(values["events"])
     for option, value in values.items():
         _check_value(option, value)
     ours = {name: value for name, value in values.items() if name in _EXPECTED}

@@ -96,6 +96,11 @@ METRICS: Mapping[str, Metric] = {
             "counter",
             "Saved blocks that no event tells of: the engine has no name for them alone",
         ),
+        Metric(
+            "events_slow_consumers",
+            "counter",
+            "Times that consumers of events fell behind and began to miss some, to be asked for",
+        ),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric(
             "late_results",

@@ -67,6 +67,11 @@ def test_options_of_a_session_are_refused(engine_of, option):
         engine_of(**{option: 1})
 
 
+def test_a_publisher_of_ours_beside_that_of_vllm_is_refused(engine_of):
+    with pytest.raises(ConfigError, match="set vLLM's --kv-events-config"):
+        engine_of(events={"endpoint": "tcp://*:5557"})
+
+
 def test_an_unknown_option_is_refused(engine_of):
     with pytest.raises(ConfigError, match="did you mean ssd_cache_gb"):
         engine_of(ssd_cache_gbs=1)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flexkv_connectors.event_publisher import require_no_events
 from flexkv_core.config import CacheConfig, parse_config
 from flexkv_core.data.tiers.ssd.from_config import ssd_options
 from flexkv_core.data.tiers.ssd.options import SsdOptions
@@ -65,7 +66,7 @@ def parse_options(options: Mapping[str, object], host_tier: str) -> CacheConfig:
         if name in _OF_A_HOST_TIER:
             msg = f"{name} means nothing here: {host_tier}"
             raise ConfigError(msg)
-    cache = parse_config(read_environment(), options)
+    cache = require_no_events(parse_config(read_environment(), options), "leave it out")
     if cache.ssd_cache_bytes is None:
         raise ConfigError("there is nowhere to store: set ssd_cache_gb above 0, and ssd_cache_dir")
     return cache

@@ -99,7 +99,9 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
         self._barrier = FaultBarrier()
         self._mailbox = mailbox_of(llm_args)
         self._load_async = setup.deployment.cache.load_async
-        self._half = SchedulerHalf(setup.deployment, self._mailbox)
+        self._events = FaultBarrier(without="events for routers")
+        # Of several ranks, this is on the first, or on every one under attention data parallelism.
+        self._half = SchedulerHalf(setup.deployment, self._mailbox, dp_rank=own_rank())
         self._offered: set[int] = set()
         """Numbers of requests that were offered something and have not ended."""
 
@@ -118,7 +120,9 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
 
     @override
     def build_connector_meta(self, scheduler_output: Any) -> ExchangeOrders:
-        return self._run(lambda: self._half.build_orders(scheduler_output), self._no_orders)
+        orders = self._run(lambda: self._half.build_orders(scheduler_output), self._no_orders)
+        self._events.run(self._half.publish, nothing)
+        return orders
 
     @override
     def request_finished(self, request: Any, cache_block_ids: list[int]) -> bool:
@@ -135,6 +139,10 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
     def cancel_load(self, request: Any, start: int, end: int) -> None:  # noqa: ANN401 LlmRequest
         """Take tokens [start, end) off an offer. For newer engines."""
         self._run(lambda: self._half.shorten(request.request_id, range(start, end)), nothing)
+
+    def shutdown(self) -> None:
+        """Close what is open to routers. The engine never calls this; it ends its processes."""
+        self._events.run(self._half.close, nothing)
 
     def _run(self, hook: Callable[[], T], instead: Callable[[], T]) -> T:
         if self._mailbox.refusal:

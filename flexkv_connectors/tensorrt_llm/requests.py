@@ -10,10 +10,11 @@ from typing_extensions import override
 from flexkv_connectors.announcer import BlockPages
 from flexkv_connectors.session.deployment import Deployment
 from flexkv_connectors.session.request import RequestState
+from flexkv_connectors.tensorrt_llm.events import PageNames, kind_of
 from flexkv_core.block.keys import MAX_NAME_CHARACTERS, KeyChain, chain_seed
 from flexkv_core.block.types import RequestId
 
-__all__ = ["TrtllmRequest", "chain_of", "may_skip"]
+__all__ = ["TrtllmRequest", "chain_of", "may_skip", "page_names_of"]
 
 _THIS_PROCESS = secrets.token_bytes(16)
 """The engine names a LoRA by a number of the user's, which means nothing to other processes."""
@@ -54,6 +55,16 @@ def chain_of(request: Any, block_tokens: int) -> KeyChain | None:  # noqa: ANN40
     return KeyChain(block_tokens, seed)
 
 
+def page_names_of(request: Any, deployment: Deployment) -> PageNames | None:  # noqa: ANN401 LlmRequest
+    """Begin to name the pages of a request; None if routers are told nothing of it."""
+    options = deployment.cache.events
+    kind = None if options is None else kind_of(request, deployment.page_tokens, options)
+    chain = None if kind is None else chain_of(request, deployment.page_tokens)
+    if kind is None or chain is None:
+        return None
+    return PageNames(chain, kind, deployment.pages_per_block)
+
+
 def _salt_of(request: Any) -> str | None:  # noqa: ANN401 LlmRequest
     """Return the salt, or the number that some versions keep in its place."""
     salt = getattr(request, "cache_salt", None)
@@ -67,7 +78,7 @@ class TrtllmRequest(RequestState):
     The engine's own request object is not kept: it belongs to the engine's C++ side.
     """
 
-    __slots__ = ("is_described", "tokens")
+    __slots__ = ("_page_names", "is_described", "tokens")
 
     def __init__(
         self,
@@ -75,10 +86,12 @@ class TrtllmRequest(RequestState):
         tokens: Iterable[int],
         deployment: Deployment,
         chain: KeyChain | None,
+        page_names: PageNames | None = None,
     ) -> None:
         super().__init__(request_id, deployment, chain)
         self.may_load = self.may_save = chain is not None
         self.tokens = list(tokens)
+        self._page_names = page_names
         self.is_described = False
         """Whether the engine has described this allocation from its first page on."""
 
@@ -93,5 +106,8 @@ class TrtllmRequest(RequestState):
 
     @override
     def describe(self, blocks: range) -> Sequence[BlockPages]:
-        """Return nothing: no announcer is there to ask."""
-        return ()
+        if self._page_names is None:
+            return ()
+        # Tokens after the last of these blocks may have no key.
+        num_tokens = blocks.stop * self._deployment.block_tokens
+        return self._page_names.pages_of(self.tokens[:num_tokens], blocks)

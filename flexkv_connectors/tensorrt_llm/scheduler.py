@@ -5,12 +5,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from flexkv_connectors.announcer import Announcer
+from flexkv_connectors.event_publisher import EventPublisher
 from flexkv_connectors.session.deployment import Deployment
 from flexkv_connectors.session.orders import Load
 from flexkv_connectors.session.scheduler import SchedulerSession
 from flexkv_connectors.tensorrt_llm.exchange import ExchangeOrders
 from flexkv_connectors.tensorrt_llm.mailbox import Mailbox
-from flexkv_connectors.tensorrt_llm.requests import TrtllmRequest, chain_of, may_skip
+from flexkv_connectors.tensorrt_llm.requests import (
+    TrtllmRequest,
+    chain_of,
+    may_skip,
+    page_names_of,
+)
 from flexkv_core.block.types import RequestId
 from flexkv_core.errors import BrokenPromiseError
 from flexkv_core.metrics import Counters
@@ -26,8 +33,23 @@ _INTERVAL_S = 60.0
 class SchedulerHalf:
     """Answers the engine's scheduler. Nothing blocks. Thread: that of the engine's executor."""
 
-    def __init__(self, deployment: Deployment, mailbox: Mailbox) -> None:
-        self.session: SchedulerSession[TrtllmRequest] = SchedulerSession(deployment, Counters())
+    def __init__(self, deployment: Deployment, mailbox: Mailbox, dp_rank: int = 0) -> None:
+        """Begin before there is a pool.
+
+        Args:
+            deployment: The engine's shape.
+            mailbox: Where the workers' reports arrive.
+            dp_rank: Which of the ranks that schedule for themselves this is.
+
+        Raises:
+            ConfigError: Events cannot be published as the options say.
+        """
+        counters, options = Counters(), deployment.cache.events
+        self._announcer = None if options is None else Announcer()
+        self._publisher = None if options is None else EventPublisher(options, dp_rank, counters)
+        self.session: SchedulerSession[TrtllmRequest] = SchedulerSession(
+            deployment, counters, self._announcer
+        )
         self._deployment = deployment
         self._mailbox = mailbox
         self._offered: dict[RequestId, TrtllmRequest] = {}
@@ -98,6 +120,16 @@ class SchedulerHalf:
             loads=[self._plan_load(state) for state in placed],
         )
 
+    def publish(self) -> None:
+        """Tell routers what has become findable or has left since the last call."""
+        if self._announcer is not None and self._publisher is not None:
+            self._publisher.publish(self._announcer.take())
+
+    def close(self) -> None:
+        """Publish nothing more."""
+        if self._publisher is not None:
+            self._publisher.close()
+
     def require_planned(self) -> None:
         """Stop the engine if it counts on a load that was never ordered.
 
@@ -126,7 +158,9 @@ class SchedulerHalf:
         self.finish(request.request_id)
         request_id = _id_of(request.request_id)
         chain = chain_of(request, self._deployment.block_tokens)
-        state = TrtllmRequest(request_id, request.get_tokens(0), self._deployment, chain)
+        page_names = page_names_of(request, self._deployment)
+        tokens = request.get_tokens(0)
+        state = TrtllmRequest(request_id, tokens, self._deployment, chain, page_names)
         self.session.states[request_id] = state
         self._named.add(request_id)
         return state

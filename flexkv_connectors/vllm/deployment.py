@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flexkv_connectors.event_publisher import require_no_events
 from flexkv_connectors.session.deployment import (
     Deployment,
     PageShape,
@@ -110,7 +111,8 @@ def read_cache_config(vllm_config: "VllmConfig") -> CacheConfig:
     """
     transfer = vllm_config.kv_transfer_config
     extra: Mapping[str, Any] = transfer.kv_connector_extra_config if transfer else {}
-    return require_cells(parse_config(read_environment(), extra), "vLLM")
+    cache = require_cells(parse_config(read_environment(), extra), "vLLM")
+    return require_no_events(cache, "set vLLM's --kv-events-config")
 
 
 def translate(

@@ -5,11 +5,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from flexkv_connectors.announcer import (
+    MEDIA,
     Announcement,
     BlockPages,
     PageKind,
     PagesRemoved,
     PagesStored,
+    names_of,
     pack_tokens,
 )
 
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 __all__ = ["events_of", "kind_of", "pages_of"]
-
-_MEDIUM = {"host": "CPU", "ssd": "STORAGE"}
-"""vLLM's own names; Dynamo drops events with the medium "SSD"."""
 
 
 def kind_of(request: "Request", page_tokens: int) -> PageKind:
@@ -76,12 +75,12 @@ def _stored(said: PagesStored) -> "KVCacheEvent":
     kind = said.blocks[0].kind
     has_extra_keys = any(block.extra_keys for block in said.blocks)
     return kv_events.BlockStored(
-        block_hashes=_names(said.blocks),
+        block_hashes=names_of(said),
         parent_block_hash=said.blocks[0].parent,
         token_ids=[*chain.from_iterable(block.token_ids for block in said.blocks)],
         block_size=kind.page_tokens,
         lora_id=kind.lora_id,
-        medium=_MEDIUM[said.tier],
+        medium=MEDIA[said.tier],
         lora_name=kind.lora_name,
         extra_keys=[*_all_extra_keys(said.blocks)] if has_extra_keys else None,
         **_group_fields(kind),
@@ -93,14 +92,10 @@ def _removed(said: PagesRemoved) -> "KVCacheEvent":
 
     group = said.blocks[0].kind.group
     return kv_events.BlockRemoved(
-        block_hashes=_names(said.blocks),
-        medium=_MEDIUM[said.tier],
+        block_hashes=names_of(said),
+        medium=MEDIA[said.tier],
         group_idx=None if group is None else group[0],
     )
-
-
-def _names(blocks: Iterable[BlockPages]) -> list[int | bytes]:
-    return [*chain.from_iterable(block.names for block in blocks)]
 
 
 def _extra_keys(

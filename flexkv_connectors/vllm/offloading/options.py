@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 
+from flexkv_connectors.event_publisher import require_no_events
 from flexkv_connectors.vllm.deployment import num_engines_on_node
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
 from flexkv_connectors.vllm.offloading.region import default_region_bytes
@@ -56,7 +57,7 @@ def read_options(vllm_config: "VllmConfig") -> CacheConfig:
     cache = parse_config(read_environment(), ours)
     if cache.block_format != "cells":
         raise ConfigError("block_format means nothing here: blocks are rows of vLLM's host memory")
-    return cache
+    return require_no_events(cache, "set vLLM's --kv-events-config")
 
 
 def replaces_spec(vllm_config: "VllmConfig") -> bool:

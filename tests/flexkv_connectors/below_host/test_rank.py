@@ -16,6 +16,7 @@ SSD = {"ssd_cache_gb": 1, "ssd_cache_dir": "/nowhere"}
         (SSD | {"cpu_cache_gb": 1}, "cpu_cache_gb means nothing here: set --host-size"),
         (SSD | {"min_load_tokens": 1}, "min_load_tokens means nothing here"),
         (SSD | {"ssd_cache_gib": 1}, "did you mean ssd_cache_gb"),
+        (SSD | {"events": {"endpoint": "tcp://*:0"}}, "publishes none .*: leave it out"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused_in_one_sentence(options, sentence):

@@ -13,6 +13,7 @@ collect_ignore = []
 if importlib.util.find_spec("torch") is None:
     collect_ignore += [
         "test_bad_setups.py",
+        "test_announcements.py",
         "test_connector.py",
         "test_contract.py",
         "test_failures.py",

@@ -177,6 +177,7 @@ class Engine:
         return self
 
     def close(self):
+        self.scheduler.shutdown()
         self.ranks.run(lambda rank: self.workers[rank].shutdown())
 
     # What a rank's pages hold.

@@ -1,11 +1,13 @@
 """Blocks on SSD outlive the engine, and are never waited for."""
 
+import json
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 from engine_double import PAGE, Engine, Request
+from event_consumer import ask
 
 from flexkv_connectors.session import scheduler
 from flexkv_core.data.tiers.ssd.tier import SsdTier
@@ -67,6 +69,28 @@ def test_the_first_question_after_a_restart_brings_blocks_for_the_second(start, 
     engine.run(Request(3, prompt(20)))
     assert (engine.offers[2], engine.offers[3]) == (0, 16)
     assert engine.scheduler._half.session.take_counts()["promoted_blocks"] == 2
+
+
+def test_routers_hear_of_what_an_earlier_engine_has_left_when_its_tokens_come(
+    start, tmp_path, monkeypatch
+):
+    replays = f"ipc://{tmp_path}/replays"
+    parts = {"endpoint": f"ipc://{tmp_path}/events", "replay_endpoint": replays, "format": "map"}
+    monkeypatch.setenv("FLEXKV_EVENTS", json.dumps(parts))
+    engine = start()
+    engine.run(Request(1, prompt(20)))
+    settle(engine, 1)
+    engine = start()
+    settle(engine, 1)
+    assert ask(replays) == []
+    engine.run(Request(2, prompt(20)))
+    settle(engine, 2)
+    said = [event for _, _, (_, events, _) in ask(replays) for event in events]
+    assert [(event["medium"], event["token_ids"]) for event in said] == [
+        ("STORAGE", prompt(16)),
+        ("CPU", prompt(16)),  # brought there for the next request
+    ]
+    assert said[0]["block_hashes"] == said[1]["block_hashes"]
 
 
 @pytest.fixture

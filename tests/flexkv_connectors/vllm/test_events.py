@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from flexkv_connectors.announcer import BlockPages, PageKind, PagesRemoved, PagesStored, pack_tokens
+from flexkv_connectors.vllm.deployment import read_cache_config
 from flexkv_connectors.vllm.events import events_of
+from flexkv_core.errors import ConfigError
 
 PLAIN = PageKind(page_tokens=2)
 
@@ -67,3 +69,10 @@ def test_a_group_is_said_where_there_are_several():
 def test_removals_name_pages_and_tier():
     event = one(PagesRemoved("ssd", [block(0), block(4)]))
     assert (event.block_hashes, event.medium, event.group_idx) == ([1, 2, 9, 10], "STORAGE", None)
+
+
+def test_a_publisher_of_ours_beside_that_of_vllm_is_refused():
+    options = {"events": {"endpoint": "tcp://*:5557"}}
+    config = SimpleNamespace(kv_transfer_config=SimpleNamespace(kv_connector_extra_config=options))
+    with pytest.raises(ConfigError, match=r"events is set.*: set vLLM's --kv-events-config"):
+        read_cache_config(config)
