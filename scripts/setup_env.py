@@ -17,9 +17,9 @@ own. Its wheel requires a package that cannot be built, and what only Kubernetes
 
 `gpu`: real vLLM for CUDA with the torch that it names, cuda-bindings, the package and its tools.
 
-Run by `make setup`, `make setup-engine`, `make setup-sglang`, `make setup-dynamo` and `make setup-gpu`; `compat_tests`
-names another version behind the engine. A second run only checks versions. pip's output goes to a
-log; what a person must know is one line.
+Run by `make setup` and by `make setup-` with one of the other names; `compat_tests` names another
+version behind the engine. A second run only checks versions. pip's output goes to a log; what a
+person must know is one line.
 """
 
 import os
