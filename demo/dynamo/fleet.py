@@ -186,6 +186,7 @@ def _environment(work: Path, outside: Path) -> dict[str, str]:
         "DYN_FILE_KV": str(outside / "discovery"),
         "DYN_REQUEST_PLANE": "tcp",
         "DYN_TCP_RPC_HOST": HOST,
+        "DYN_TCP_RESPONSE_STREAM_HOST": HOST,
         "DYN_SYSTEM_HOST": HOST,
         "DYN_EVENT_PLANE": "zmq",
         "DYN_EVENT_PLANE_HOST": HOST,  # told to others: Dynamo 1.6 binds all addresses
