@@ -36,7 +36,8 @@ test: $(ENGINE) $(SGLANG) ## Run everything, on real vLLM and SGLang (under 60 m
 	@$(MAKE) --no-print-directory check
 	@# From outside the checkout, as users run engines: nothing is found by accident.
 	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" $(PYTEST) \
-		"$(CURDIR)/compat_tests/vllm" "$(CURDIR)/compat_tests/test_examples.py"
+		"$(CURDIR)/compat_tests/vllm" "$(CURDIR)/compat_tests/routers" \
+		"$(CURDIR)/compat_tests/test_examples.py"
 	@$(MAKE) --no-print-directory test-sglang TESTS="$(TESTS)"
 
 test-all: ## The same, and what else is run at night

@@ -13,6 +13,7 @@ from benchmarks import rows
 HERE = Path(__file__).parent
 SGLANG_PYTHON = rows.ROOT / ".venv-sglang/bin/python"
 QUICK: dict[str, tuple[str, ...]] = {
+    "announcer": ("--blocks", "10000"),
     "control_plane": ("--rounds", "2", "--tree", "10000"),
     "copy_lane": ("--rounds", "2"),
     "identity": ("--rounds", "1", "--mib", "10"),

@@ -62,7 +62,6 @@ class JsonChild:
         with contextlib.suppress(OSError):
             self._commands.close()
         self._end(patience_s=20.0)
-        self._answers.close()
 
     def log_text(self) -> str:
         """Return what the process has printed."""
@@ -90,3 +89,6 @@ class JsonChild:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._answers.close()
+        with contextlib.suppress(OSError):
+            self._commands.close()

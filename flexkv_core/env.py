@@ -4,6 +4,8 @@
     FLEXKV_<OPTION>      one option, such as FLEXKV_CPU_CACHE_GB=16; an empty value sets nothing
     HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME   where models from the hub are on this machine
 
+    FLEXKV_REPLACE_STOCK_CONNECTOR   1: vLLM's name for FlexKV's own connector means ours
+
     FLEXKV_ENGINE_STARTED   when the engine started; we set it ourselves, for the engine's processes
 
 Any other FLEXKV_* variable is a mistake, except for two kinds: those that SGLang reads itself, and
@@ -20,9 +22,11 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from flexkv_core.config import check_option
 from flexkv_core.errors import ConfigError
-from flexkv_core.excerpt import clipped
+from flexkv_core.excerpt import clipped, excerpt
 from flexkv_core.option_file import read_options
 
 __all__ = [
@@ -32,11 +36,14 @@ __all__ = [
     "mark_engine_start",
     "read_environment",
     "read_layers",
+    "replaces_stock_connector",
 ]
 
 _PREFIX = "FLEXKV_"
 _CONFIG_PATH = "FLEXKV_CONFIG_PATH"
+_REPLACE_STOCK = "FLEXKV_REPLACE_STOCK_CONNECTOR"
 _ENGINE_STARTED = "FLEXKV_ENGINE_STARTED"
+_NO_OPTIONS = frozenset({_REPLACE_STOCK, _ENGINE_STARTED})
 _SGLANG_VARIABLES = frozenset(
     {"FLEXKV_ENABLE_LAYERWISE_TRANSFER", "FLEXKV_LAYERWISE_EVENTFD_CONNECT_MAX_RETRIES"}
 )
@@ -91,6 +98,20 @@ def read_layers() -> tuple[Layer, Layer]:
         check_option(option, spell=lambda option: _PREFIX + option.upper())
         of_variables[option] = value
     return Layer(f"the file {path}", of_file), Layer("the environment", of_variables)
+
+
+def replaces_stock_connector() -> bool:
+    """Return whether vLLM's name for FlexKV's own connector is to mean ours.
+
+    Raises:
+        ConfigError: The variable is neither true nor false.
+    """
+    value = os.environ.get(_REPLACE_STOCK) or "false"
+    try:
+        return msgspec.convert(value, bool, strict=False)
+    except msgspec.ValidationError as error:
+        msg = f"{_REPLACE_STOCK} is {excerpt(value)}: expected true or false"
+        raise ConfigError(msg) from error
 
 
 def hub_cache_folder() -> Path:
@@ -154,7 +175,7 @@ def _process_start_s() -> float:
 
 def _is_foreign(name: str, value: str) -> bool:
     """Return whether a variable with our prefix is not one of our options."""
-    if name == _ENGINE_STARTED or name in _SGLANG_VARIABLES or _KUBERNETES_NAME.fullmatch(name):
+    if name in _NO_OPTIONS | _SGLANG_VARIABLES or _KUBERNETES_NAME.fullmatch(name):
         return True
     return name.endswith("_PORT") and _KUBERNETES_ADDRESS.fullmatch(value) is not None
 

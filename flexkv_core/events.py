@@ -4,22 +4,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.block.types import BlockKey
 
 __all__ = ["BlocksRemoved", "BlocksStored", "CacheCleared", "CacheEvent", "EventLog"]
 
 
 class BlocksStored(msgspec.Struct, frozen=True):
-    """Consecutive blocks of one chain became findable in `tier`."""
+    """Consecutive blocks of one chain were written, and became findable in `tier`."""
 
     tier: str
     keys: Sequence[BlockKey]
-    parent: BlockKey | None
-    job_id: JobId
-    """The plan that wrote them: its caller knows the tokens."""
-
-    first_block: int
-    """Position of `keys[0]` in its chain."""
 
 
 class BlocksRemoved(msgspec.Struct, frozen=True):
@@ -39,6 +33,8 @@ CacheEvent = BlocksStored | BlocksRemoved | CacheCleared
 class EventLog:
     """Events in the order they happened, until they are taken.
 
+    Thread: one takes, any other may append, one at a time.
+
     Bounded: when `limit` events wait, one `CacheCleared` replaces them all, so that a router starts
     from nothing instead of believing what is no longer true. Later events follow as usual.
     """
@@ -55,5 +51,7 @@ class EventLog:
 
     def take(self) -> list[CacheEvent]:
         """Return all waiting events and forget them."""
-        events, self._events = self._events, []
-        return events
+        events = self._events
+        taken = events[:]
+        del events[: len(taken)]  # no other list: another thread may be about to append to this one
+        return taken

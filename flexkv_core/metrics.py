@@ -91,6 +91,11 @@ METRICS: Mapping[str, Metric] = {
             "counter",
             "Requests that were not cached because their options for the cache cannot be read",
         ),
+        Metric(
+            "events_unsaid_blocks",
+            "counter",
+            "Saved blocks that no event tells of: the engine has no name for them alone",
+        ),
         Metric("reset", "counter", "Times the whole cache was emptied"),
         Metric(
             "late_results",

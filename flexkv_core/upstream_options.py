@@ -38,6 +38,9 @@ _NO_TRACE = _Upstream(_OFF, "this version traces nothing: remove it")
 _LOGGING = _Upstream(None)
 """Ignored: the engine's own logging settings apply."""
 
+_TUNING = _Upstream(None)
+"""Ignored: how FlexKV's own copies, files, indexes and processes work, and not what is kept."""
+
 UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
     "tokens_per_block": _Upstream((), "it is called block_tokens here: rename it"),
     "kv_cache_dtype": _Upstream(
@@ -47,6 +50,21 @@ UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
     "enable_cpu": _Upstream(_ON, "blocks are kept in host memory always: remove it"),
     "enable_ssd": _Upstream(  # `parse_config` checks it against the other options
         _OFF | _ON, "it is true or false"
+    ),
+    "cache_config": _Upstream(
+        (), "files of FlexKV before 1.0 are not read: set cpu_cache_gb in its place"
+    ),
+    "enable_flexkv": _Upstream(_ON, "the engine's own flag decides that: remove both"),
+    "sync_get": _Upstream(_OFF, "it is called load_async here: set that to false instead"),
+    "enable_layerwise_transfer": _Upstream(
+        _OFF, "a prefix is loaded as a whole here, not layer by layer: remove it"
+    ),
+    "enable_nvcomp": _Upstream(_OFF, "this version compresses nothing: remove it"),
+    "hugepage_size_bytes": _Upstream(
+        {str(2 << 20)}, "huge pages are of 2 MiB here: remove it, and reserve such"
+    ),
+    "hit_reward_seconds": _Upstream(
+        {"0"}, "a hit counts for s3fifo: set eviction_policy to that instead"
     ),
     "max_file_size_gb": _Upstream(
         {"-1"}, "files on SSD grow as they fill, up to ssd_cache_gb in all: remove it"
@@ -58,6 +76,14 @@ UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
         ("mooncake_store_config_path", "redis_host", "redis_port", "redis_password"),
         _SETTING_OF_WHAT_IS_OFF,
     ),
+    **_all(
+        ("local_zmq_ip", "local_zmq_port", "local_ip", "node_ttl_seconds", "lease_ttl_ms"),
+        _SETTING_OF_WHAT_IS_OFF,
+    ),
+    **_all(("renew_lease_ms", "safety_ttl_ms", "rebuild_interval_ms"), _SETTING_OF_WHAT_IS_OFF),
+    **_all(("nixl_backend_plugin", "nvcomp_batch_size"), _SETTING_OF_WHAT_IS_OFF),
+    **_all(("layerwise_eventfd_socket", "layerwise_wait_timeout_s"), _SETTING_OF_WHAT_IS_OFF),
+    **_all(("layerwise_notify_mode", "slru_protected_threshold"), _SETTING_OF_WHAT_IS_OFF),
     "server_client_mode": _Upstream(_OFF, _SERVER),
     "server_launch_mode": _Upstream({"embedded"}, _SERVER),
     "instance_num": _Upstream({"1"}, _SERVER),
@@ -73,6 +99,22 @@ UPSTREAM_OPTIONS: Mapping[str, _Upstream] = {
     **_all(("log_level", "logging_prefix"), _LOGGING),
     **_all(("num_log_interval_requests", "eviction_log_interval_s"), _LOGGING),
     **_all(("enable_trace", "transfer_trace"), _NO_TRACE),
+    **_all(("trace_file_path", "trace_max_file_size_mb"), _SETTING_OF_WHAT_IS_OFF),
+    **_all(("trace_max_files", "trace_flush_interval_ms"), _SETTING_OF_WHAT_IS_OFF),
+    **_all(("use_ce_transfer_h2d", "use_ce_transfer_d2h"), _TUNING),
+    **_all(("transfer_num_cta_h2d", "transfer_num_cta_d2h"), _TUNING),
+    **_all(("transfer_sms_h2d", "transfer_sms_d2h"), _TUNING),
+    **_all(("ce_segment_threshold", "ce_path_opt", "enable_ce_memcpy2d"), _TUNING),
+    **_all(("ce_gather_threads", "ce_gather_nt", "cudahost_chunk_size_gb"), _TUNING),
+    **_all(("ssd_io_opt", "iouring_entries", "iouring_flags", "hugetlbfs_dir"), _TUNING),
+    **_all(("cpu_layout", "ssd_layout", "remote_layout", "gds_layout"), _TUNING),
+    **_all(("cpu_layout_type", "ssd_layout_type"), _TUNING),
+    **_all(("remote_layout_type", "gds_layout_type"), _TUNING),
+    **_all(("index_accel", "evict_ratio", "evict_start_threshold"), _TUNING),
+    **_all(("enable_collective_sync", "kv_shared_across_ranks_mode"), _TUNING),
+    **_all(("master_host", "master_ports"), _TUNING),
+    **_all(("trt_subprocess_host", "trt_subprocess_ports", "vmm_fd_sock_dir"), _TUNING),
+    **_all(("worker_shutdown_timeout_s", "transfer_manager_shutdown_timeout_s"), _TUNING),
 }
 
 

@@ -89,6 +89,8 @@ class Fit:
         ours = self._library.members(cls)
         for name, place in overrides.items():
             self._check_hook(need, theirs, name, ours[name], place)
+        if need.cls not in ours.get("__new__", need.cls):
+            return  # it stands for others, and is never made
         for name, member in ours.items():
             if member.startswith("abstract "):
                 self._report(f"{theirs[0].name}.{name} is abstract and not overridden", need.place)

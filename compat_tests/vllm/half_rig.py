@@ -11,7 +11,7 @@ from flexkv_core.data.tiers.host import PoolAddress
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import Status, StoredBlocks, TierReport, TransferResult
 
-BLOCK_TOKENS = 64
+BLOCK_TOKENS, PAGE_TOKENS = 64, 16
 NUM_TOKENS = 4 * BLOCK_TOKENS
 PROMPT = list(range(NUM_TOKENS))
 
@@ -25,7 +25,7 @@ def deployment_in(directory):
         num_replicas=1,
         num_engines=1,
         num_nodes=1,
-        page_shape=PageShape(num_heads=1, page_tokens=16, token_bytes=64),
+        page_shape=PageShape(num_heads=1, page_tokens=PAGE_TOKENS, token_bytes=64),
         page_order=PLAIN,
         head_size=16,
         element_bytes=2,
@@ -68,30 +68,43 @@ def report_of(rank, recovered):
     return VllmReports([RankReport(rank=rank, pool=pool, ssd=found)])
 
 
-def request_of(lora=None, media=(), request_id="request"):
-    """Return a request for `PROMPT`, with media of 20 tokens from the tokens `media` on."""
+def request_of(lora=None, media=(), request_id="request", salt=None, params=None):
+    """Return a request for `PROMPT`, with media of 20 tokens from the tokens `media` on.
+
+    Args:
+        lora: vLLM's adapter.
+        media: Positions.
+        request_id: Its name.
+        salt: Of the cache.
+        params: Our options for the request.
+    """
     from vllm import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
     from vllm.v1.request import Request
 
-    request = Request(
+    init_none_hash(sha256)
+    return Request(
         request_id=request_id,
         prompt_token_ids=PROMPT,
-        sampling_params=SamplingParams(max_tokens=8),
+        sampling_params=SamplingParams(max_tokens=8, extra_args={"kv_transfer_params": params}),
         pooling_params=None,
         lora_request=lora,
+        cache_salt=salt,
+        mm_features=[
+            SimpleNamespace(
+                mm_position=SimpleNamespace(offset=offset, length=20),
+                identifier=f"picture {offset}",
+            )
+            for offset in media
+        ],
+        block_hasher=get_request_block_hasher(PAGE_TOKENS, sha256),
     )
-    request.mm_features = [
-        SimpleNamespace(
-            mm_position=SimpleNamespace(offset=offset, length=20), identifier=f"picture {offset}"
-        )
-        for offset in media
-    ]
-    return request
 
 
 def compute(half, request, begin=0, end=NUM_TOKENS):
     """Let the engine compute tokens of the prompt in one step; return the plan that saves them."""
-    name, pages = request.request_id, list(range(NUM_TOKENS // 16))
+    name, pages = request.request_id, list(range(NUM_TOKENS // PAGE_TOKENS))
     new = SimpleNamespace(req_id=name, block_ids=(pages,), num_computed_tokens=0)
     known = SimpleNamespace(
         req_ids=[name] if begin else [],

@@ -1,12 +1,15 @@
 """The connector below vLLM's offloading, with a look inside and a hand in it, for test engines."""
 
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 from breakable_disk import Fate, break_disk
 from offloading_on_cpu import Event
+from router_view import RouterView
 from typing_extensions import override
+from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker
@@ -23,18 +26,37 @@ _WAITS: dict[str, tuple[type, str, Any]] = {
 """Where vLLM waits for a copy, and what takes the wait out."""
 
 
+class _RouterOfTiers(RouterView):
+    """It is shown nothing of the device, where blocks are whose children are in our tiers."""
+
+    @override
+    def _knows(self, name: int) -> bool:
+        return True
+
+
 class OffloadGlassConnector(FlexKVOffloadingConnector):
     """What tests ask of it; the scheduler's side, unless it is said."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._tails: list[int] = []
+        self._router = _RouterOfTiers()
 
     @override
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         offered = tails_of(scheduler_output).values()
         self._tails += [end for tails in offered for _, _, end in tails]
         return super().build_connector_meta(scheduler_output)
+
+    @override
+    def take_events(self) -> list[KVCacheEvent]:
+        events = [*super().take_events()]
+        self._router.publish(SimpleNamespace(events=events))
+        return events
+
+    def told(self) -> dict[str, int]:
+        """Return how many pages routers believe to be in each tier."""
+        return {medium: len(names) for medium, names in self._router.media.items()}
 
     def tails(self) -> list[int]:
         """Return up to which tokens vLLM has offered states to store, of all requests."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from environment import choose_model_runner, restored_environment
+from router_view import RouterView
 from simulated_model import (
     PAGE_TOKENS,
     Finalize,
@@ -24,7 +25,7 @@ from simulated_model import (
     expected_output,
 )
 from vllm import EngineArgs, SamplingParams
-from vllm.config import KVTransferConfig, VllmConfig
+from vllm.config import KVEventsConfig, KVTransferConfig, VllmConfig
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -98,6 +99,7 @@ def _config_for(base: VllmConfig, shape: Shape, rank: int) -> VllmConfig:
     config.cache_config.block_size = PAGE_TOKENS
     config.cache_config.enable_prefix_caching = True
     config.cache_config.num_gpu_blocks = shape.num_pages
+    config.kv_events_config = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
     transfer = config.kv_transfer_config
     transfer.kv_load_failure_policy = "recompute" if shape.recompute else "fail"
     transfer.kv_connector_extra_config = {
@@ -136,6 +138,18 @@ def _kv_cache_config(shape: Shape, stage: int) -> KVCacheConfig:
     return KVCacheConfig(**{name: value for name, value in values.items() if name in known})
 
 
+def ready_keys(manager: Any, tier: str) -> set[bytes]:
+    """Return the keys that can be found in `tier`, if there is such a tier."""
+    state = manager._tiers.get(tier)
+    keys: set[bytes] = set()
+    nodes = [] if state is None else [manager._index.root]
+    for node in nodes:
+        nodes += node.children.values()
+        if entry := node.entries[state.index]:
+            keys.update(node.keys[: entry.num_ready])
+    return keys
+
+
 class _Batch:
     """One scheduled batch on its way through the engine."""
 
@@ -166,6 +180,7 @@ class SimulatedEngine:
             hash_block_size=PAGE_TOKENS,
             log_stats=True,
         )
+        self.router = self.scheduler.kv_event_publisher = RouterView()
         self.num_loads = 0
         self.num_loads_ended = 0
         self.events: Counter[str] = Counter()
@@ -348,6 +363,17 @@ class SimulatedEngine:
         assert not manager.num_in_flight
         assert not manager._claims, "leases or reservations were forgotten"
         assert not connector._scheduler.session.states, "requests were forgotten"
+        self._check_router(connector._scheduler._announcer, manager)
+
+    def _check_router(self, announcer: Any, manager: Any) -> None:
+        """Routers know what the tiers have; after a reset of vLLM's that cleared it, no more."""
+        for tier, medium in {"host": "CPU", "ssd": "STORAGE"}.items():
+            announced = announcer._tiers[tier].blocks
+            names = {name for pages in announced.values() for name in pages.names}
+            assert self.router.media[medium] == names
+            ready = ready_keys(manager, tier)
+            assert announced.keys() <= ready
+            assert self.router.num_clears or announced.keys() == ready
 
     def close(self) -> None:
         """Shut both halves of the connector down."""

@@ -1,4 +1,7 @@
-"""Beside another connector in vLLM's MultiConnector: ours first, vLLM's ExampleConnector second."""
+"""Beside another connector in vLLM's MultiConnector: ours first, vLLM's ExampleConnector second.
+
+Ours goes by the name that vLLM has for FlexKV's own.
+"""
 
 import msgspec
 import pytest
@@ -12,7 +15,7 @@ HIT_TOKENS = 640
 
 @pytest.fixture(scope="module")
 def engine(start_engine, tmp_path_factory):
-    ours = {"kv_connector": "flexkv", "kv_connector_extra_config": {"cpu_cache_gb": 0.1}}
+    ours = {"kv_connector": "FlexKVConnectorV1", "kv_connector_extra_config": {"cpu_cache_gb": 0.1}}
     folder = tmp_path_factory.mktemp("example")
     example = {
         "kv_connector": "ExampleConnector",
@@ -26,6 +29,7 @@ def engine(start_engine, tmp_path_factory):
             "kv_connector_extra_config": {"connectors": children},
         },
         disable_hybrid_kv_cache_manager=True,
+        env={"FLEXKV_REPLACE_STOCK_CONNECTOR": "1"},
     )
 
 
@@ -44,6 +48,10 @@ def clean(engine, cold):
     state = engine.state()
     assert (state["busy"], state["requests"]) == (False, {})
     assert state["num_free_blocks"] == state["num_blocks"] - 1
+
+
+def test_the_log_says_once_whose_connector_it_is(engine):
+    assert engine.log.read_text().count("connector.replaced: ") == 1
 
 
 def test_the_first_child_that_has_the_prefix_loads_it(engine, cold):

@@ -253,23 +253,34 @@ def test_every_announced_block_but_the_first_has_a_parent_that_was_announced(sto
         assert after["parent_block_hash"] == before["block_hashes"][-1]
 
 
-def test_names_of_blocks_are_large_distinct_64_bit_numbers(story):
+def test_pages_have_the_names_that_vllm_gives_those_on_its_device(story):
     names = hashes(ours(story.cold_events, "BlockStored"))
     assert len(set(names)) == NUM_BLOCKS
-    assert all(2**32 <= name < 2**64 for name in names)
+    theirs = [event for event in story.cold_events if event.get("medium") == "GPU"]
+    assert set(names) <= set(hashes(theirs))
 
 
 def test_a_block_has_the_same_name_whenever_it_is_stored(story):
     before = hashes(ours(story.events, "BlockStored"))
     after = hashes(ours(story.events_after_reset, "BlockStored"))
     assert after
-    assert before[: len(after)] == after
+    assert set(before) >= set(after)
 
 
-def test_a_hit_stores_nothing_again_and_salted_blocks_are_not_announced(story):
-    stored = ours(story.events, "BlockStored")
-    assert len(hashes(stored)) == NUM_BLOCKS
-    assert not any(event["token_ids"][:99] == story.tokens[:99] for event in stored)
+def test_a_hit_is_announced_again_where_the_engine_has_cleared_all_before(story):
+    """Routers drop every tier of an engine with that event, and ours is still there."""
+    tea = hashes(ours(story.cold_events, "BlockStored"))
+    assert hashes(ours(story.events, "BlockStored"))[: len(tea)] == tea
+
+
+def test_salted_blocks_are_announced_under_other_names_with_their_salt(story):
+    [salted] = [
+        event
+        for event in ours(story.events, "BlockStored")
+        if event.get("extra_keys", [None])[0] == ["of somebody else"]
+    ]
+    assert salted["token_ids"] == story.tokens[: len(salted["token_ids"])]
+    assert not set(salted["block_hashes"]) & set(hashes(ours(story.cold_events, "BlockStored")))
 
 
 def test_evicted_blocks_are_announced_as_removed(story):
@@ -279,8 +290,8 @@ def test_evicted_blocks_are_announced_as_removed(story):
     assert set(tea[-num_evicted:]) == set(removed)
 
 
-def test_a_reset_is_announced_by_the_connector_too(story):
-    assert [event["type"] for event in story.events_after_reset].count("AllBlocksCleared") == 1
+def test_a_reset_clears_nothing_that_the_engine_has_not_cleared(story):
+    assert not any(is_clear(event) for event in story.events_after_reset)
 
 
 def test_nobody_listens_but_on_the_loopback_interface(story, server):

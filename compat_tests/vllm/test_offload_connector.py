@@ -72,7 +72,7 @@ def test_where_a_promotion_has_begun_there_is_no_answer_yet(connector, monkeypat
     """To promote, vLLM evicts from host memory: perhaps what it has just found there."""
 
     def find(*_args, **_more):
-        connector._engine.num_offered += 1
+        connector._engine.offered.append(b"a block")
         return FOUND
 
     monkeypatch.setattr(connector.connector_scheduler, "get_num_new_matched_tokens", find)

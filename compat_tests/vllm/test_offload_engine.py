@@ -9,6 +9,7 @@ from engine_process import Ask, Completion, EngineProcess, random_tokens
 from offload_engines import (
     FAILS,
     KEEPS_ROWS,
+    PROMPTS,
     connector_on,
     flip_all,
     hits_of,
@@ -42,8 +43,11 @@ class History(NamedTuple):
     tails: list[int]
     sources: dict[str, float]
     leftovers: list[Path]
+    told: list[dict[str, int]]
+    """How many pages routers know by medium: after the local hit, and after the restart."""
 
 
+EVENTS_ON = {"kv_events_config": {"enable_kv_cache_events": True, "publisher": "null"}}
 MIXED = "oracle and a draft model of another shape"
 AT_NIGHT = [pytest.param(name, marks=pytest.mark.nightly) for name in ("sinks", MIXED)]
 
@@ -62,7 +66,7 @@ def history(request, model, tmp_path_factory):
 
     def start() -> EngineProcess:
         folder = tmp_path_factory.mktemp("engine")
-        engine = EngineProcess(model(name), folder, connector_on(directory), **options)
+        engine = EngineProcess(model(name), folder, connector_on(directory), **options | EVENTS_ON)
         engine.connector("wait_open")
         return engine
 
@@ -74,6 +78,7 @@ def history(request, model, tmp_path_factory):
     barred = engine.complete_each(BARRED)
     serve(engine)
     local = serve(engine)
+    told = [engine.connector("told")]
     engine.forget()
     host = serve(engine)
     engine.kill()
@@ -81,6 +86,7 @@ def history(request, model, tmp_path_factory):
     leftovers = list(SHARED_MEMORY.glob(f"vllm_offload_{engine_id}*"))
     second = start()
     restarted = serve(second)
+    told.append(second.connector("told"))
     sources = {name: value for name, value in second.metrics().items() if "by_source" in name}
     second.close()
     flip_all(directory)
@@ -88,7 +94,7 @@ def history(request, model, tmp_path_factory):
     damaged = serve(third)
     third.close()
     return History(
-        request.param, local, host, restarted, damaged, barred, tails, sources, leftovers
+        request.param, local, host, restarted, damaged, barred, tails, sources, leftovers, told
     )
 
 
@@ -122,6 +128,13 @@ def test_nothing_is_stored_of_requests_that_must_not_be(history):
 def test_damage_is_computed_again(history):
     assert hits_of(history.damaged) == [0, 0]
     assert tokens_of(history.damaged) == tokens_of(history.local)
+
+
+@on_disk
+def test_routers_know_each_page_of_full_attention_in_both_tiers(history):
+    """Of what an earlier process left, too, once its tokens are known."""
+    num_pages = sum(len(prompt) // PAGE_TOKENS for prompt in PROMPTS)
+    assert history.told == [{"GPU": 0, "CPU": num_pages, "STORAGE": num_pages}] * 2
 
 
 def test_nothing_is_left_in_shared_memory_after_a_kill(history):

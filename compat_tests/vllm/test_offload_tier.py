@@ -51,7 +51,7 @@ def test_what_left_host_memory_comes_back_from_disk(stored, keys):
 def test_all_that_one_request_asks_for_in_a_step_is_one_job(stored, keys):
     stored.begin("second")
     assert {stored.lookup("second", key) for key in keys} == {PENDING}
-    assert stored.engine.num_offered == len(keys)
+    assert len(stored.engine.offered) == len(keys)
     stored.step()
     assert len(stored.tier._jobs) == 1
     stored.settle()

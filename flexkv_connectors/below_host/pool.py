@@ -134,9 +134,9 @@ def _open(
     tier = SsdTier(memory, share, options)
     return open_writer(
         tier,
-        make_lane(tier, 0),
-        make_lane(tier, 1),
+        (make_lane(tier, 0), make_lane(tier, 1)),
         access=pool.access,
         eviction_policy=rank.cache.eviction_policy,
         load_limit_s=load_limit_s,
+        events=rank.events,
     )

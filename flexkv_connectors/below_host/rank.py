@@ -8,6 +8,7 @@ from flexkv_core.data.tiers.ssd.from_config import ssd_options
 from flexkv_core.data.tiers.ssd.options import SsdOptions
 from flexkv_core.env import read_environment
 from flexkv_core.errors import ConfigError
+from flexkv_core.events import EventLog
 
 __all__ = ["StorageRank", "parse_options"]
 
@@ -35,6 +36,9 @@ class StorageRank:
 
     engine_id: str
     """The same on all ranks of the engine, and never another engine's."""
+
+    events: EventLog | None = None
+    """Where it is logged what is written and what leaves; None for nowhere."""
 
     @property
     def has_followers(self) -> bool:

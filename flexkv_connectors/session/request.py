@@ -5,6 +5,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from flexkv_connectors.announcer import BlockPages
 from flexkv_connectors.session.deployment import Deployment
 from flexkv_connectors.session.lower_tier_request import LowerTierRequest
 from flexkv_core.block.keys import KeyChain
@@ -130,6 +131,10 @@ class RequestState(ABC):
                 logger.warning("request.not_cached id=%s: %s", clipped(self.request_id), error)
                 self.may_load = self.may_save = False
         return self.chain.keys
+
+    @abstractmethod
+    def describe(self, blocks: range) -> Sequence[BlockPages]:
+        """Return what routers are told of `blocks`, or nothing if it cannot be said."""
 
     def note_tried(self, num_blocks: int) -> None:
         """Note that the saving of the first `num_blocks` blocks was decided.

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Generic, TypeVar
 
+from flexkv_connectors.announcer import Announcer
+from flexkv_connectors.session.announcements import announce_found, expect_save
 from flexkv_connectors.session.deployment import Deployment
 from flexkv_connectors.session.lower_tier_request import LowerTierRequest
 from flexkv_connectors.session.orders import Load, RankReport
@@ -20,7 +22,6 @@ from flexkv_core.control.index.radix import Refusal
 from flexkv_core.control.job import Completion, JobKind
 from flexkv_core.control.lease import Lease
 from flexkv_core.control.manager import CacheManager
-from flexkv_core.events import EventLog
 from flexkv_core.excerpt import clipped
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, Status, TierOrders, TierReport, TransferPlan
@@ -48,14 +49,14 @@ class SchedulerSession(Generic[S]):
     """
 
     def __init__(
-        self, deployment: Deployment, counters: Counters, events: EventLog | None = None
+        self, deployment: Deployment, counters: Counters, announcer: Announcer | None = None
     ) -> None:
         """Begin without tiers; they open once every owner has reported its pool.
 
         Args:
             deployment: The engine's shape.
             counters: Where counts go.
-            events: Where blocks that become findable or leave are logged; None for nowhere.
+            announcer: Who tells routers of blocks that become findable or leave, if they listen.
         """
         self.states: dict[RequestId, S] = {}
         """Requests that have not ended; an adapter adds them."""
@@ -66,7 +67,7 @@ class SchedulerSession(Generic[S]):
         self.pools = RankPools(deployment.owners, deployment.borrowers)
         self._deployment = deployment
         self._counters = counters
-        self._events = events
+        self._announcer = announcer
         self._staging = StagingRoom(counters)
         self._tiers: Tiers | None = None
         self._is_reset = False
@@ -190,6 +191,9 @@ class SchedulerSession(Generic[S]):
         pages = state.page_ids[first : first + reservation.num_blocks * per_block]
         plan = manager.plan_put(reservation, EnginePages(pages))
         assert plan is not None, "nothing happens between a reservation and its plan"
+        if self._announcer is not None:
+            blocks = range(reservation.first_block, reservation.end_block)
+            expect_save(self._announcer, state, blocks, self._tiers, self._counters)
         self._staging.take(plan.job_id, plan.num_blocks)
         self.saving[plan.job_id] = state
         return plan
@@ -286,9 +290,8 @@ class SchedulerSession(Generic[S]):
         num_ssd_blocks = min((report.capacity_blocks for report in self._ssd_reports), default=0)
         if self._ssd_reports and not num_ssd_blocks:
             logger.warning("tier.off tier=ssd: a rank can keep no block there")
-        tiers = open_tiers(
-            self._deployment, num_slots, num_ssd_blocks, self._counters, self._events
-        )
+        events = None if self._announcer is None else self._announcer.log
+        tiers = open_tiers(self._deployment, num_slots, num_ssd_blocks, self._counters, events)
         if self._is_reset and tiers.ssd is not None:
             tiers.ssd.reset()  # what the workers have found was computed with the old weights
         return tiers
@@ -304,6 +307,8 @@ class SchedulerSession(Generic[S]):
         state.is_counted = True
         if not tiers.manager.note_use(state.keys()):
             self._counters.add("match_miss")
+        elif self._announcer is not None:
+            announce_found(self._announcer, state, tiers)
 
     def _lower(self, state: S) -> LowerTierRequest | None:
         """Return a request's dealings with the SSD tier, if there is one; they begin here."""

@@ -1,9 +1,11 @@
 """The control plane of one engine's tiers."""
 
 import logging
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from flexkv_connectors.session.deployment import Deployment
+from flexkv_core.block.types import BlockKey
 from flexkv_core.control.hierarchy.lower_tier import LowerTier
 from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.events import EventLog
@@ -19,6 +21,11 @@ class Tiers(NamedTuple):
 
     manager: CacheManager
     ssd: LowerTier | None
+
+    def find(self, keys: Sequence[BlockKey]) -> Iterator[tuple[str, int]]:
+        """Yield how many leading blocks of `keys` each tier has."""
+        for tier in ("host", "ssd") if self.ssd is not None else ("host",):
+            yield tier, self.manager.lookup(keys, tier=tier).num_ready
 
     def record_use(self, recorder: Recorder) -> None:
         """Set the gauges that say how full the tiers are."""

@@ -21,6 +21,7 @@ from weakref import WeakSet
 from flexkv_connectors.sglang.adapter_keys import name_adapter
 from flexkv_connectors.sglang.own_embeddings import REQUEST, keep_apart
 from flexkv_connectors.sglang.settings import is_one_rank, keeps_released_weights
+from flexkv_connectors.sglang.stock_flag import FACTORY, name_our_flags
 from flexkv_core.env import mark_engine_start
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ _followed: list[str] = []
 def register() -> None:
     """Ask SGLang to call us around each change of weights and behind each flush; it calls this.
 
-    Also behind each request that it makes: see `own_embeddings` and `adapter_keys`.
+    Also behind each request that it makes (see `own_embeddings` and `adapter_keys`), and where it
+    would look for FlexKV's own package (`stock_flag`).
     """
     from sglang.srt.plugins.hook_registry import (  # noqa: PLC0415 only in an engine
         HookRegistry,
@@ -156,6 +158,7 @@ def register() -> None:
     HookRegistry.register(_FLUSH, flushed, HookType.AFTER)
     for hook in (keep_apart, name_adapter):
         HookRegistry.register(f"{REQUEST}.__init__", hook, HookType.AFTER)
+    HookRegistry.register(FACTORY, name_our_flags, HookType.BEFORE)
     _followed[:] = [*before, *after]
 
 

@@ -1,12 +1,13 @@
 """TensorRT-LLM's requests: their tokens, and what makes keys of them."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
 from typing_extensions import override
 
+from flexkv_connectors.announcer import BlockPages
 from flexkv_connectors.session.deployment import Deployment
 from flexkv_connectors.session.request import RequestState
 from flexkv_core.block.keys import MAX_NAME_CHARACTERS, KeyChain, chain_seed
@@ -89,3 +90,8 @@ class TrtllmRequest(RequestState):
     @override
     def extend(self, chain: KeyChain) -> None:
         chain.advance(self.tokens)
+
+    @override
+    def describe(self, blocks: range) -> Sequence[BlockPages]:
+        """Return nothing: no announcer is there to ask."""
+        return ()

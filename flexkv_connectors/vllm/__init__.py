@@ -3,8 +3,16 @@
 import inspect
 import logging
 from collections.abc import Callable
+from multiprocessing import parent_process as _parent_process
+from typing import TYPE_CHECKING
 
+from flexkv_connectors import upstream_package as _upstream_package
 from flexkv_core.env import mark_engine_start as _mark_engine_start
+from flexkv_core.env import replaces_stock_connector as _replaces_stock_connector
+from flexkv_core.errors import ConfigError as _ConfigError
+
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
 __all__ = ["log_like_vllm", "register"]
 
@@ -15,6 +23,9 @@ _OFFLOADING = "flexkv_connectors.vllm.offloading.connector", "FlexKVOffloadingCo
 _BY_DEVICE = "flexkv_connectors.vllm.by_device", "FlexKVByDevice"
 _CONNECTORS = {"flexkv": _BY_DEVICE, "flexkv-session": _SESSION, "flexkv-offload": _OFFLOADING}
 """Module and class, by the names that users write."""
+
+_STOCK = "FlexKVConnectorV1"
+_STOCK_MODULE = "vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector"
 
 
 def register() -> None:
@@ -43,6 +54,7 @@ def register() -> None:
                 module,
                 kind,
             )
+    _replace_stock(KVConnectorFactory)
 
 
 def log_like_vllm() -> None:
@@ -53,6 +65,29 @@ def log_like_vllm() -> None:
         if not ours.handlers:
             ours.handlers, ours.propagate = engine.handlers[:], False
             ours.setLevel(engine.getEffectiveLevel())
+
+
+def _replace_stock(factory: "type[KVConnectorFactory]") -> None:
+    """Let vLLM's own name for FlexKV mean us if the user asks for that, or say why not."""
+    registry = factory._registry  # noqa: SLF001 vLLM has no public question
+    owner = _module_of(registry[_STOCK]) if _STOCK in registry else "unknown to this vLLM"
+    try:
+        if not _replaces_stock_connector() or owner == _BY_DEVICE[0]:
+            return
+        reason = _why_stock_stays(owner)
+    except _ConfigError as error:
+        reason = str(error)
+    if reason is None:
+        del registry[_STOCK]
+        factory.register_connector(_STOCK, *_BY_DEVICE)
+    elif _parent_process() is None:  # once, not in every process of an engine
+        logger.warning('connector.not_replaced: "%s" stays as it is: %s', _STOCK, reason)
+
+
+def _why_stock_stays(owner: str) -> str | None:
+    if _upstream_package.is_installed():
+        return f"the package {_upstream_package.PACKAGE}, which it is made for, is installed"
+    return None if owner == _STOCK_MODULE else f"it is {owner}"
 
 
 def _module_of(loader: Callable[[], type]) -> str:

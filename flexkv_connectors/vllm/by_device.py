@@ -1,5 +1,7 @@
 """What vLLM's users name `flexkv`: the way into the engine that suits its device."""
 
+import logging
+from abc import ABCMeta
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FlexKVByDevice"]
 
+logger = logging.getLogger(__name__)
+
 
 class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
     """Stands for the session on a CPU, and for vLLM's own offloading on a GPU; is never made.
@@ -34,8 +38,15 @@ class FlexKVByDevice(KVConnectorBase_V1, SupportsHMA):
     def __new__(
         cls, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> KVConnectorBase_V1:
-        """Make the connector that is stood for."""
-        return _kind_for(vllm_config)(vllm_config, role, kv_cache_config)
+        """Make the connector that is stood for; it passes for vLLM's own connector of FlexKV."""
+        connector = _kind_for(vllm_config)(vllm_config, role, kv_cache_config)
+        stock = _stock()
+        # Dynamo's PdConnector takes no others. What a subclass inherits leads to FlexKV's package.
+        ABCMeta.register(stock, type(connector))
+        name = vllm_config.kv_transfer_config.kv_connector
+        if role is KVConnectorRole.SCHEDULER and name == stock.__name__:
+            logger.info("connector.replaced: %s is FlexKV Connectors here", name)
+        return connector
 
     @classmethod
     @override
@@ -112,3 +123,12 @@ def _offloading() -> type[KVConnectorBase_V1]:
     )
 
     return FlexKVOffloadedByDevice
+
+
+def _stock() -> ABCMeta:
+    from vllm.distributed.kv_transfer.kv_connector.v1.flexkv_connector import (  # noqa: PLC0415 a version without it is refused first
+        FlexKVConnectorV1,
+    )
+
+    stock: ABCMeta = FlexKVConnectorV1
+    return stock

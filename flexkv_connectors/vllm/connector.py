@@ -192,6 +192,7 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
         return num_tokens, self._load_async and bool(num_tokens)
 
     def _match(self, request: "Request", num_local_tokens: int) -> int | None:
+        self._notice_reset()  # before what the request finds is announced
         if num_local_tokens and self._old_pages.may_be_hit:
             self._scheduler.bar_saves(request)
         return self._scheduler.match(request, num_local_tokens)
@@ -274,7 +275,16 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
     @override
     def take_events(self) -> "Iterable[KVCacheEvent]":
         no_events: list[KVCacheEvent] = []
-        return self._barrier.run(lambda: self._scheduler.take_events(), lambda: no_events)
+        return self._barrier.run(self._take_events, lambda: no_events)
+
+    def _take_events(self) -> "list[KVCacheEvent]":
+        self._notice_reset()
+        return [*self._scheduler.take_events()]
+
+    def _notice_reset(self) -> None:
+        """Announce all anew: the event of a reset of vLLM's clears all tiers of this engine."""
+        if self._old_pages.saw_reset():
+            self._scheduler.forget_events()
 
     @override
     def get_external_cache_hit_sources(

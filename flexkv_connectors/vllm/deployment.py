@@ -35,6 +35,7 @@ __all__ = [
     "VllmDeployment",
     "draft_of",
     "num_engines_on_node",
+    "publishes_events",
     "read_cache_config",
     "translate",
     "why_not",
@@ -145,7 +146,7 @@ def translate(
         block_tokens=block_tokens_of(cache, spec.block_size, "vLLM"),
         step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         draft_blocks=int(draft_of(vllm_config) is not None),
-        publishes_events=_publishes_events(vllm_config),
+        publishes_events=publishes_events(vllm_config),
         engine_id=str(vllm_config.kv_transfer_config.engine_id),
     )
 
@@ -162,6 +163,7 @@ def _num_replicas(vllm_config: "VllmConfig") -> int:
     return max(1, int(parallel.tensor_parallel_size) // num_heads)
 
 
-def _publishes_events(vllm_config: "VllmConfig") -> bool:
+def publishes_events(vllm_config: "VllmConfig") -> bool:
+    """Return whether vLLM tells routers what its caches hold."""
     events = vllm_config.kv_events_config
     return events is not None and events.enable_kv_cache_events

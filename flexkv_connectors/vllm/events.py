@@ -1,146 +1,130 @@
-"""Cache events in vLLM's own form, for routers that follow a fleet's caches.
+"""Cache events in vLLM's own form: its scheduler publishes them with those of its device."""
 
-The events describe themselves: they carry tokens and parents, so a router that has never heard
-of the engine's own blocks understands them. A block's name is the first 8 bytes of its key as an
-unsigned integer of at least 2**32, never 0: all known consumers accept that, and the same block
-has the same name in every tier.
-"""
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-from array import array
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
-
-from flexkv_core.block.types import BlockKey, JobId
-from flexkv_core.events import BlocksRemoved, BlocksStored, CacheEvent, EventLog
+from flexkv_connectors.announcer import (
+    Announcement,
+    BlockPages,
+    PageKind,
+    PagesRemoved,
+    PagesStored,
+    pack_tokens,
+)
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.request import Request
 
-__all__ = ["EventFeed", "event_hash"]
+__all__ = ["events_of", "kind_of", "pages_of"]
 
 _MEDIUM = {"host": "CPU", "ssd": "STORAGE"}
 """vLLM's own names; Dynamo drops events with the medium "SSD"."""
 
-_MIN_HASH = 2**32
-_MAX_JOBS = 4096
-_MAX_ENDED_BYTES = 64 << 20
-"""Of tokens: eight million of them."""
 
-_RECORD_BYTES = 512
-"""About what is kept of a request beside its tokens."""
+def kind_of(request: "Request", page_tokens: int) -> PageKind:
+    """Return what all pages of `request` have in common."""
+    lora = request.lora_request
+    return PageKind(page_tokens, lora and lora.adapter_id, lora and lora.name)
 
 
-def event_hash(key: BlockKey) -> int:
-    """Return the name of a block in events: 64 bits, packed by msgpack in 9 bytes always."""
-    value = int.from_bytes(key[:8], "big")
-    return value if value >= _MIN_HASH else value + _MIN_HASH
+def pages_of(
+    request: "Request", kind: PageKind, tokens: range, hash_tokens: int
+) -> BlockPages | None:
+    """Return what vLLM itself would tell of some tokens of `request`, whole pages.
 
+    Args:
+        request: vLLM's.
+        kind: Of its pages.
+        tokens: Where the pages begin and end.
+        hash_tokens: One hash of `request` is of the tokens up to a multiple of this.
 
-class _Author(NamedTuple):
-    """What events say of the request that wrote blocks."""
-
-    tokens: Sequence[int]
-    """vLLM's own list while the request runs, a copy once it has ended."""
-
-    lora_id: int | None
-    lora_name: str | None
-
-    @property
-    def num_bytes(self) -> int:
-        """Size, once the request has ended."""
-        return _RECORD_BYTES + 8 * len(self.tokens)
-
-
-class EventFeed:
-    """Turns what the manager logs into vLLM's events. Thread: the scheduler's.
-
-    Blocks whose keys depend on more than tokens and LoRA (salts, media, a caller's namespace) are
-    not announced: events have no field for that, and a router would send the wrong requests.
+    Returns:
+        None if vLLM has not named them all.
     """
+    from vllm.v1.core.kv_cache_utils import (  # noqa: PLC0415 only where events are on
+        maybe_convert_block_hash,
+    )
 
-    def __init__(self, *, enabled: bool, block_tokens: int) -> None:
-        self.log = EventLog() if enabled else None
-        self._block_tokens = block_tokens
-        self._running: dict[str, _Author] = {}
-        self._ended: dict[str, _Author] = {}
-        """The latest: their blocks may become findable later."""
-
-        self._num_ended_bytes = 0
-        self._writers: dict[JobId, str] = {}
-
-    def know(self, request: "Request") -> None:
-        """Follow the tokens of `request`, unless its blocks are not announced."""
-        if self.log is not None and _tells_all(request):
-            lora = request.lora_request
-            self._running[request.request_id] = _Author(
-                request.all_token_ids,
-                None if lora is None else lora.adapter_id,
-                None if lora is None else lora.name,
-            )
-
-    def end(self, request: "Request") -> None:
-        """Keep a copy of the tokens of `request`, and nothing else that vLLM has of it."""
-        author = self._running.pop(request.request_id, None)
-        if author is None:
-            return
-        self._drop_ended(request.request_id)
-        author = author._replace(tokens=array("q", author.tokens))
-        self._ended[request.request_id] = author
-        self._num_ended_bytes += author.num_bytes
-        while self._num_ended_bytes > _MAX_ENDED_BYTES:
-            self._drop_ended(next(iter(self._ended)))
-
-    def expect(self, job_id: JobId, request_id: str) -> None:
-        """Note the request whose blocks plan `job_id` writes."""
-        if self.log is not None:
-            self._writers[job_id] = request_id
-            if len(self._writers) > _MAX_JOBS:
-                del self._writers[next(iter(self._writers))]
-
-    def take(self) -> "Sequence[KVCacheEvent]":
-        """Return all events since the last call."""
-        if self.log is None:
-            return ()
-        translated = (self._one(event) for event in self.log.take())
-        return [event for event in translated if event is not None]
-
-    def _one(self, event: CacheEvent) -> "KVCacheEvent | None":
-        from vllm.distributed import kv_events  # noqa: PLC0415 only where events are on
-
-        if isinstance(event, BlocksStored):
-            return self._stored(event)
-        if isinstance(event, BlocksRemoved):
-            hashes = [event_hash(key) for key in event.keys]
-            return kv_events.BlockRemoved(block_hashes=hashes, medium=_MEDIUM[event.tier])
-        return kv_events.AllBlocksCleared()
-
-    def _stored(self, event: BlocksStored) -> "KVCacheEvent | None":
-        from vllm.distributed import kv_events  # noqa: PLC0415 only where events are on
-
-        request_id = self._writers.get(event.job_id, "")
-        author = self._running.get(request_id) or self._ended.get(request_id)
-        if author is None:
-            return None
-        start = event.first_block * self._block_tokens
-        end = start + len(event.keys) * self._block_tokens
-        return kv_events.BlockStored(
-            block_hashes=[event_hash(key) for key in event.keys],
-            parent_block_hash=None if event.parent is None else event_hash(event.parent),
-            token_ids=list(author.tokens[start:end]),
-            block_size=self._block_tokens,
-            lora_id=author.lora_id,
-            medium=_MEDIUM[event.tier],
-            lora_name=author.lora_name,
-        )
-
-    def _drop_ended(self, request_id: str) -> None:
-        if author := self._ended.pop(request_id, None):
-            self._num_ended_bytes -= author.num_bytes
+    hashes, page_tokens = request.block_hashes, kind.page_tokens
+    if len(hashes) * hash_tokens < tokens.stop:
+        return None
+    pages = [range(start, start + page_tokens) for start in tokens[::page_tokens]]
+    before = hashes[tokens.start // hash_tokens - 1] if tokens.start else None
+    return BlockPages(
+        names=tuple(
+            maybe_convert_block_hash(hashes[page.stop // hash_tokens - 1]) for page in pages
+        ),
+        parent=before and maybe_convert_block_hash(before),
+        packed_tokens=pack_tokens(request.all_token_ids[tokens.start : tokens.stop]),
+        kind=kind,
+        extra_keys=_extra_keys(request, pages),
+    )
 
 
-def _tells_all(request: "Request") -> bool:
-    """Return whether tokens and LoRA alone identify the request's blocks."""
-    ours = (request.kv_transfer_params or {}).get("flexkv", {})  # readable, or it saved nothing
-    has_namespace = ours.get("namespace") is not None
-    return request.cache_salt is None and not request.mm_features and not has_namespace
+def events_of(announcements: Iterable[Announcement]) -> "Iterator[KVCacheEvent]":
+    """Say `announcements` as vLLM would."""
+    for said in announcements:
+        yield _stored(said) if isinstance(said, PagesStored) else _removed(said)
+
+
+def _stored(said: PagesStored) -> "KVCacheEvent":
+    from vllm.distributed import kv_events  # noqa: PLC0415 only where events are on
+
+    kind = said.blocks[0].kind
+    has_extra_keys = any(block.extra_keys for block in said.blocks)
+    return kv_events.BlockStored(
+        block_hashes=_names(said.blocks),
+        parent_block_hash=said.blocks[0].parent,
+        token_ids=[*chain.from_iterable(block.token_ids for block in said.blocks)],
+        block_size=kind.page_tokens,
+        lora_id=kind.lora_id,
+        medium=_MEDIUM[said.tier],
+        lora_name=kind.lora_name,
+        extra_keys=[*_all_extra_keys(said.blocks)] if has_extra_keys else None,
+        **_group_fields(kind),
+    )
+
+
+def _removed(said: PagesRemoved) -> "KVCacheEvent":
+    from vllm.distributed import kv_events  # noqa: PLC0415 only where events are on
+
+    group = said.blocks[0].kind.group
+    return kv_events.BlockRemoved(
+        block_hashes=_names(said.blocks),
+        medium=_MEDIUM[said.tier],
+        group_idx=None if group is None else group[0],
+    )
+
+
+def _names(blocks: Iterable[BlockPages]) -> list[int | bytes]:
+    return [*chain.from_iterable(block.names for block in blocks)]
+
+
+def _extra_keys(
+    request: "Request", pages: Iterable[range]
+) -> tuple[tuple[Any, ...] | None, ...] | None:
+    """Return what enters the names of `pages` beside tokens, as vLLM's own events say it."""
+    from vllm.v1.core import kv_cache_utils  # noqa: PLC0415 only where events are on
+
+    keys = [
+        kv_cache_utils.generate_block_hash_extra_keys(request, page.start, page.stop, 0)[0]
+        for page in pages
+    ]
+    if not any(keys):
+        return None
+    # Before 0.31 they are as events say them.
+    untagged = getattr(kv_cache_utils, "to_event_extra_keys", list)
+    return tuple(untagged(keys))
+
+
+def _all_extra_keys(blocks: Iterable[BlockPages]) -> Iterator[tuple[Any, ...] | None]:
+    for block in blocks:
+        yield from block.extra_keys or [None] * len(block.names)
+
+
+def _group_fields(kind: PageKind) -> dict[str, Any]:
+    """Return what an event says of a cache group, where an engine has more than one."""
+    names = ("group_idx", "kv_cache_spec_kind", "kv_cache_spec_sliding_window")
+    return dict(zip(names, kind.group or (None, None, None), strict=True))

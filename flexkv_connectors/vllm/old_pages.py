@@ -21,10 +21,12 @@ class OldPages:
         """Begin before vLLM has any pages."""
         self._pool: BlockPool | None = None
         self._old: BlockHashToBlockMap | None = None
+        self._seen: BlockHashToBlockMap | None = None
 
     def follow(self, pool: "BlockPool") -> None:
         """Note whose pages they are."""
         self._pool = pool
+        self._seen = pool.cached_block_hash_to_block
 
     def note_reset(self) -> None:
         """Note that what is there now is old."""
@@ -34,6 +36,13 @@ class OldPages:
             len(pool.cached_block_hash_to_block) > 0 or pool.get_usage() > 0
         )
         self._old = pool.cached_block_hash_to_block if pool is not None and are_left else None
+
+    def saw_reset(self) -> bool:
+        """Return whether vLLM has emptied its own prefix cache since the last call."""
+        if self._pool is None or self._pool.cached_block_hash_to_block is self._seen:
+            return False
+        self._seen = self._pool.cached_block_hash_to_block
+        return True
 
     @property
     def may_be_hit(self) -> bool:

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from flexkv_connectors.announcer import BlockPages
 from flexkv_connectors.session.request import RequestState
 from flexkv_connectors.vllm.adapters import Adapters
 from flexkv_connectors.vllm.deployment import VllmDeployment
+from flexkv_connectors.vllm.events import kind_of, pages_of
 from flexkv_connectors.vllm.support import why_not_request, why_not_skip
 from flexkv_connectors.vllm.switches import Switches
 from flexkv_core.block.keys import KeyChain, MediaSpan, chain_seed
@@ -111,6 +113,24 @@ class VllmRequest(RequestState):
             return num_blocks
         # The files of an adapter are compared only if there is something new to save.
         return num_blocks if self.has_keys and self.check_adapter() else 0
+
+    @override
+    def describe(self, blocks: range) -> Sequence[BlockPages]:
+        """Names of vLLM's say nothing of a caller's namespace, nor of an adapter's content."""
+        has_own_name = self._namespace is None and (
+            self._adapter is None or self._adapters.is_only_one(self._adapter)
+        )
+        if not has_own_name:
+            return ()
+        page_tokens, block_tokens = self._deployment.page_tokens, self._deployment.block_tokens
+        kind = kind_of(self.request, page_tokens)
+        starts = range(blocks.start * block_tokens, blocks.stop * block_tokens, block_tokens)
+        described = [
+            pages_of(self.request, kind, range(start, start + block_tokens), page_tokens)
+            for start in starts
+        ]
+        told = [pages for pages in described if pages is not None]
+        return told if len(told) == len(described) else ()
 
     def check_adapter(self, num_local_tokens: int = 0) -> bool:
         """Stop caching the request if its adapter is not the one its keys name any more.

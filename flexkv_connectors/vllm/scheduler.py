@@ -1,25 +1,27 @@
 """The scheduler half: translates what vLLM's scheduler asks and does into calls of a session."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from flexkv_connectors.announcer import Announcer
 from flexkv_connectors.session.orders import Load
 from flexkv_connectors.session.scheduler import SchedulerSession
 from flexkv_connectors.vllm.adapters import Adapters
 from flexkv_connectors.vllm.deployment import VllmDeployment
-from flexkv_connectors.vllm.events import EventFeed
+from flexkv_connectors.vllm.events import events_of
 from flexkv_connectors.vllm.metadata import VllmOrders, VllmReports
 from flexkv_connectors.vllm.prefill_speed import PrefillSpeed
 from flexkv_connectors.vllm.report_timeout import ReportTimeout
 from flexkv_connectors.vllm.requests import VllmRequest, computed_by
 from flexkv_connectors.vllm.switches import SwitchReader
 from flexkv_core.metrics import Counters
-from flexkv_core.plan import Status, TierOrders, TransferPlan, TransferResult
+from flexkv_core.plan import Status, TransferPlan, TransferResult
 
 if TYPE_CHECKING:
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
@@ -34,11 +36,9 @@ class SchedulerHalf:
         self._counters = counters
         self._adapters = adapters
         self._switches = SwitchReader(counters)
-        self._events = EventFeed(
-            enabled=deployment.publishes_events, block_tokens=deployment.block_tokens
-        )
+        self._announcer = Announcer() if deployment.publishes_events else None
         self.session: SchedulerSession[VllmRequest] = SchedulerSession(
-            deployment, counters, self._events.log
+            deployment, counters, self._announcer
         )
         self._late_saves: list[TransferPlan] = []
         """Of requests that have ended since the last orders."""
@@ -101,11 +101,11 @@ class SchedulerHalf:
         late_saves, self._late_saves = self._late_saves, []
         self._speed.begin_step(scheduler_output.total_num_scheduled_tokens, time.monotonic())
         computed = computed_by(scheduler_output, self.session.states)
-        saves = [plan for state, num in computed if (plan := self._plan_save(state, num))]
+        saves = [plan for state, num in computed if (plan := self.session.plan_save(state, num))]
         return VllmOrders(
             saves=saves,
             late_saves=late_saves,
-            ssd=self._take_ssd_orders(),
+            ssd=self.session.take_ssd_orders(),
             pools=self.session.pools.to_attach,
         )
 
@@ -115,7 +115,6 @@ class SchedulerHalf:
         if state is None:
             return
         state.release_adapter()
-        self._events.end(request)
         self.session.end(state)
         if state.num_promised_tokens:
             return  # pages that wait for a load hold nothing to save
@@ -152,9 +151,14 @@ class SchedulerHalf:
         is_opening = self._opening.allows(waiting=self.session.is_opening)
         return self._timeout.allows(waiting=waiting) or is_opening
 
-    def take_events(self) -> Sequence[object]:
+    def take_events(self) -> "Iterable[KVCacheEvent]":
         """Return events, in vLLM's form, about blocks that became findable or left."""
-        return self._events.take()
+        return () if self._announcer is None else events_of(self._announcer.take())
+
+    def forget_events(self) -> None:
+        """Note that vLLM has told routers to forget all that this engine has."""
+        if self._announcer is not None:
+            self._announcer.forget()
 
     def _state(self, request: "Request") -> VllmRequest:
         state = self.session.states.get(request.request_id)
@@ -162,14 +166,7 @@ class SchedulerHalf:
             switches = self._switches.read(request.kv_transfer_params)
             state = VllmRequest(request, self._adapters, self._deployment, switches)
             self.session.states[state.request_id] = state
-            self._events.know(request)
         return state
-
-    def _plan_save(self, state: VllmRequest, num_computed: int) -> TransferPlan | None:
-        plan = self.session.plan_save(state, num_computed)
-        if plan is not None:
-            self._events.expect(plan.job_id, state.request_id)
-        return plan
 
     def _save_ended(self) -> None:
         """Plan the last saves of requests that have ended, if there is a pool by now."""
@@ -177,17 +174,10 @@ class SchedulerHalf:
             return
         ended, self._unsaved = self._unsaved, []
         for state, num_computed in ended:
-            if plan := self._plan_save(state, num_computed):
+            if plan := self.session.plan_save(state, num_computed):
                 self._late_saves.append(plan)
             num_lost = state.num_savable_blocks(num_computed) - state.num_tried_blocks
             self._counters.add("save_no_room_blocks", max(0, num_lost))
-
-    def _take_ssd_orders(self) -> TierOrders | None:
-        orders = self.session.take_ssd_orders()
-        if orders is not None and (manager := self.session.manager) is not None:
-            for plan in orders.plans:
-                self._events.expect(plan.job_id, manager.request_of(plan.job_id))
-        return orders
 
     def _reviewed(self, result: TransferResult) -> TransferResult:
         """Return `result`, or a failure if the adapter has changed under what it has saved."""

@@ -14,7 +14,7 @@ from flexkv_core.block.keys import MAX_NAME_CHARACTERS
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
 
 __all__ = [
     "why_not_device",
@@ -168,7 +168,7 @@ def window_of(kv_cache_config: "KVCacheConfig") -> int | None:
     vLLM does that where its hybrid manager is off: all layers are one group then.
     """
     (group,) = kv_cache_config.kv_cache_groups
-    spec = group.kv_cache_spec
+    spec: FullAttentionSpec = group.kv_cache_spec
     window: int | None = spec.sliding_window or spec.attention_chunk_size
     return window
 

@@ -13,6 +13,7 @@ from flexkv_core.block_store.writer_catalog import WriterCatalog
 from flexkv_core.data.tiers.ssd.follower import Follower
 from flexkv_core.data.tiers.ssd.tier import SsdTier
 from flexkv_core.data.transfer.lane import AsyncLane
+from flexkv_core.events import EventLog
 from flexkv_core.plan import Status
 
 __all__ = ["BlockStore", "open_follower", "open_writer"]
@@ -171,16 +172,27 @@ class BlockStore:
 
 def open_writer(
     tier: SsdTier,
-    load_lane: AsyncLane,
-    save_lane: AsyncLane,
+    lanes: tuple[AsyncLane, AsyncLane],
     *,
     access: Access,
     eviction_policy: str,
     load_limit_s: float,
+    events: EventLog | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> BlockStore:
-    """Open the store of a rank that writes its blocks; take over the tier and the lanes."""
-    catalog = WriterCatalog(tier, eviction_policy=eviction_policy)
+    """Open the store of a rank that writes its blocks; take over the tier and the lanes.
+
+    Args:
+        tier: The files.
+        lanes: One to load, one to save.
+        access: What the blocks need to be of use.
+        eviction_policy: Which blocks leave first.
+        load_limit_s: How long a load may take that has no deadline of its own.
+        events: Where it is logged what is written and what leaves.
+        clock: Of deadlines.
+    """
+    load_lane, save_lane = lanes
+    catalog = WriterCatalog(tier, eviction_policy=eviction_policy, events=events)
     hooks = JobHooks(catalog.plan_saves, catalog.end_saves)
     saves = JobQueue("save", save_lane, hooks, _SAVE_LIMIT_S, clock=clock)
     return BlockStore(catalog, _loads(catalog, load_lane, load_limit_s, clock), saves, access)

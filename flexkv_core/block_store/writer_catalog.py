@@ -16,6 +16,7 @@ from flexkv_core.control.hierarchy.restorer import Restorer
 from flexkv_core.control.index.radix import Refusal
 from flexkv_core.control.manager import CacheManager, TierSpec
 from flexkv_core.data.tiers.ssd.tier import SsdTier
+from flexkv_core.events import EventLog
 from flexkv_core.metrics import Counters
 from flexkv_core.plan import EnginePages, TierReport, TransferPlan, TransferResult
 
@@ -53,7 +54,9 @@ class WriterCatalog(Catalog):
     Thread: any. `_lock` guards the manager, is held for microseconds and never during I/O.
     """
 
-    def __init__(self, tier: SsdTier, *, eviction_policy: str) -> None:
+    def __init__(
+        self, tier: SsdTier, *, eviction_policy: str, events: EventLog | None = None
+    ) -> None:
         """Take over the tier, and begin to take in what earlier processes left."""
         self._tier = tier
         self._counters = Counters()
@@ -61,6 +64,7 @@ class WriterCatalog(Catalog):
         self._manager = CacheManager(
             [TierSpec(_TIER, capacity_blocks, eviction_policy, addressed_by="key")],
             recorder=self._counters,
+            events=events,
         )
         self._restorer = Restorer(
             self._manager, _TIER, (_RANK,), self._counters, keeps_fragments=True

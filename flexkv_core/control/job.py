@@ -83,9 +83,7 @@ class Job:
 
     def end(self, index: PrefixIndex) -> Completion:
         """Release what the plan held, publish what it wrote, and return how it ended."""
-        num_published = sum(
-            claim.end(index, self.num_blocks, self.plan.job_id) for claim in self.claims
-        )
+        num_published = sum(claim.end(index, self.num_blocks) for claim in self.claims)
         return Completion(
             job_id=self.plan.job_id,
             request_id=self.claims[0].request_id,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from flexkv_core.block.types import JobId, RequestId
+from flexkv_core.block.types import RequestId
 from flexkv_core.control.index.node import Entry, Write
 from flexkv_core.control.index.radix import PrefixIndex
 from flexkv_core.errors import LeaseError
@@ -54,8 +54,8 @@ class Claim(ABC):
             raise LeaseError(msg)
 
     @abstractmethod
-    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
-        """Release the blocks; plan `job_id`, if any, copied the first `num_good` of them.
+    def end(self, index: PrefixIndex, num_good: int = 0) -> int:
+        """Release the blocks; a plan copied the first `num_good` of them, if there was one.
 
         Returns:
             Blocks that became ready.
@@ -70,7 +70,7 @@ class Lease(Claim):
     """The deepest entry, which is pinned."""
 
     @override
-    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
+    def end(self, index: PrefixIndex, num_good: int = 0) -> int:
         self.state = ClaimState.ENDED
         index.unpin(self.entry)
         return 0
@@ -83,6 +83,6 @@ class Reservation(Claim):
     write: Write
 
     @override
-    def end(self, index: PrefixIndex, num_good: int = 0, job_id: JobId | None = None) -> int:
+    def end(self, index: PrefixIndex, num_good: int = 0) -> int:
         self.state = ClaimState.ENDED
-        return index.finish(self.write, num_good, job_id)
+        return index.finish(self.write, num_good)

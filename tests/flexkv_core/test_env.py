@@ -13,6 +13,7 @@ from flexkv_core.env import (
     hub_cache_folder,
     mark_engine_start,
     read_environment,
+    replaces_stock_connector,
 )
 from flexkv_core.errors import ConfigError
 
@@ -117,6 +118,28 @@ def test_what_others_own_is_left_alone(environment, name, value):
     assert read_environment() == {}
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("1", True), ("true", True), ("0", False), ("false", False), ("", False)],
+)
+def test_the_name_of_flexkvs_connector_is_replaced_where_asked(environment, value, expected):
+    environment.setenv("FLEXKV_REPLACE_STOCK_CONNECTOR", value)
+
+    assert replaces_stock_connector() == expected
+    assert read_environment() == {}
+
+
+def test_nothing_is_replaced_unasked():
+    assert not replaces_stock_connector()
+
+
+def test_a_wish_that_cannot_be_read_is_refused(environment):
+    environment.setenv("FLEXKV_REPLACE_STOCK_CONNECTOR", "perhaps")
+
+    with pytest.raises(ConfigError, match="is 'perhaps': expected true or false"):
+        replaces_stock_connector()
+
+
 def test_a_port_that_kubernetes_did_not_set_is_an_error(environment):
     environment.setenv("FLEXKV_MASTER_PORT", "5556")
 
@@ -188,6 +211,21 @@ def test_nothing_of_a_file_commands_a_terminal_or_floods_it(config_file, content
     assert message.isascii()
     assert message.isprintable()
     assert len(message) < 600
+
+
+def test_a_file_and_variables_as_flexkvs_pages_print_them_are_read(config_file, environment):
+    config_file(
+        "cpu_cache_gb: 32\nssd_cache_gb: 1024\n"
+        "ssd_cache_dir: /data0/flexkv_ssd/;/data1/flexkv_ssd/\nenable_gds: false\n"
+    )
+    environment.setenv("FLEXKV_IOURING_ENTRIES", "512")
+    environment.setenv("FLEXKV_CPU_CACHE_GB", "64")
+    environment.setenv("ENABLE_FLEXKV", "1")
+
+    config = parse_config(read_environment())
+
+    assert (config.cpu_cache_gb, config.ssd_cache_gb) == (64, 1024)
+    assert config.ssd_directories == (Path("/data0/flexkv_ssd"), Path("/data1/flexkv_ssd"))
 
 
 def test_an_option_in_the_file_that_is_not_text_is_unknown(config_file):

@@ -24,6 +24,14 @@ from flexkv_core.upstream_options import UPSTREAM_OPTIONS, is_on, why_not
         ("logging_prefix", "FLEXKV"),
         ("redis_host", "127.0.0.1"),
         ("py_metrics_port", 8080),
+        ("iouring_entries", 512),
+        ("evict_ratio", 0.05),
+        ("cpu_layout", "BLOCKFIRST"),
+        ("master_ports", "5556,5557,5558"),
+        ("hit_reward_seconds", 0),
+        ("hugepage_size_bytes", 2097152),
+        ("enable_flexkv", True),
+        ("enable_layerwise_transfer", False),
     ],
 )
 def test_what_asks_for_nothing_else_than_is_here_is_accepted(option, value):
@@ -47,6 +55,12 @@ def test_what_asks_for_nothing_else_than_is_here_is_accepted(option, value):
         ("instance_num", 2, "no cache server"),
         ("max_file_size_gb", 8, "up to ssd_cache_gb in all"),
         ("enable_metrics", True, "/metrics"),
+        ("sync_get", 1, "set that to false"),
+        ("enable_layerwise_transfer", True, "as a whole"),
+        ("enable_nvcomp", "1", "compresses nothing"),
+        ("hugepage_size_bytes", 1 << 30, "2 MiB"),
+        ("hit_reward_seconds", 5, "s3fifo"),
+        ("enable_flexkv", False, "the engine's own flag"),
         ("tokens_per_block", 64, "it is called block_tokens here"),
         ("kv_cache_dtype", "fp8", "the engine's --kv-cache-dtype"),
     ],
@@ -67,3 +81,7 @@ def test_every_refusal_has_an_advice():
 def test_a_switch_is_on_in_every_spelling(value):
     assert is_on(value)
     assert not is_on(not value)
+
+
+def test_a_file_of_an_old_flexkv_is_told_what_to_set():
+    assert "set cpu_cache_gb" in why_not("cache_config", {"num_cpu_blocks": 10240})

@@ -115,9 +115,9 @@ class Engine:
         pages = Pages(is_staged=world.is_staged)
         options = world.options(QUOTA, has_followers=world.is_followed)
         tier = SsdTier(pages.tier_memory, share, options, clock=clock)
-        lanes = [pages.lane(tier, clock, direction) for direction in range(2)]
+        lanes = tuple(pages.lane(tier, clock, direction) for direction in range(2))
         limits = {"access": world.access, "load_limit_s": 5.0, "clock": clock}
-        store = open_writer(tier, *lanes, eviction_policy=world.policy, **limits)
+        store = open_writer(tier, lanes, eviction_policy=world.policy, **limits)
         self.sides = [Side(store, tier, pages, lanes)]
         if world.is_followed:
             pages = Pages(is_staged=world.is_staged)

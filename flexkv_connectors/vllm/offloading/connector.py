@@ -17,6 +17,7 @@ from flexkv_connectors.vllm import log_like_vllm
 from flexkv_connectors.vllm.adapter_loads import follow_adapters
 from flexkv_connectors.vllm.offloading.drift import tails_of
 from flexkv_connectors.vllm.offloading.engine import OffloadingEngine
+from flexkv_connectors.vllm.offloading.events import EventsTracker, announce_offered
 from flexkv_connectors.vllm.offloading.idle import IdleConnector
 from flexkv_connectors.vllm.offloading.options import (
     read_options,
@@ -38,6 +39,7 @@ from flexkv_connectors.vllm.old_pages import OldPages
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
@@ -100,6 +102,7 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             self._loadable: set[str] = set()
             """Requests that vLLM may look up, by its id."""
 
+            self._follow_events()
             self._requests = Requests(self._engine, follow_adapters(vllm_config, self._barrier))
             forget_name(vllm_config.kv_transfer_config.engine_id)  # every worker has mapped it
 
@@ -144,12 +147,22 @@ class FlexKVOffloadingConnector(OffloadingConnector):
         self._bar_doubtful([request.request_id])
         if self._old_pages.may_be_hit and (num_computed_tokens or self._hits_within_pages):
             self._bar_saves(request.request_id)
-        num_offered = self._engine.num_offered
+        self._notice_reset()  # before what the request finds is announced
+        self._engine.offered.clear()
         with _skipping(request, skips=request.request_id not in self._loadable):
             found: tuple[int | None, bool] = super().get_num_new_matched_tokens(
                 request, num_computed_tokens
             )
-        return (None, False) if self._engine.num_offered > num_offered else found
+        if not self._engine.offered:
+            return found
+        self._announce_offered(request)
+        return None, False
+
+    @override
+    def take_events(self) -> "Iterable[KVCacheEvent]":
+        self._notice_reset()
+        events: Iterable[KVCacheEvent] = super().take_events()
+        return events
 
     @override
     def request_finished(
@@ -217,6 +230,23 @@ class FlexKVOffloadingConnector(OffloadingConnector):
             # Workers see each layer's cache and the room of an earlier moment: they were refused.
             return "its workers could not be served: see above"
         return None
+
+    def _follow_events(self) -> None:
+        """Have routers told of both tiers alike."""
+        if self._engine.announcer is not None:
+            tracker = EventsTracker.of(self._engine.announcer, self._engine.counters)
+            assert self.connector_scheduler is not None
+            self.connector_scheduler._events_tracker = tracker  # noqa: SLF001 vLLM has no option for it
+
+    def _notice_reset(self) -> None:
+        """Announce all anew: the event of a reset of vLLM's clears all tiers of this engine."""
+        if self._engine.announcer is not None and self._old_pages.saw_reset():
+            self._engine.announcer.forget()
+
+    def _announce_offered(self, request: "Request") -> None:
+        """Tell routers of what an earlier process has left: now its tokens are known."""
+        if self._engine.announcer is not None:
+            announce_offered(self._engine, self._statuses[request.request_id])
 
     @property
     def _statuses(self) -> "dict[str, RequestOffloadState]":

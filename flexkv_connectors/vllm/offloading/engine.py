@@ -1,8 +1,12 @@
 """What the tier has to know of its engine beyond what vLLM hands to it."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from flexkv_connectors.announcer import Announcer
+from flexkv_connectors.vllm.deployment import publishes_events
+from flexkv_core.block.types import BlockKey
 from flexkv_core.config import CacheConfig
 from flexkv_core.metrics import Counters
 
@@ -39,8 +43,22 @@ class OffloadingEngine:
     requests: dict[str, TierRequest] = field(default_factory=dict)
     """By vLLM's id: the connector adds them, and the tier takes them out when no call follows."""
 
-    num_offered: int = 0
-    """Blocks that the tier has said it has: vLLM begins to promote each."""
+    offered: "list[OffloadKey]" = field(default_factory=list)
+    """Blocks that the tier has just said it has: vLLM begins to promote each."""
+
+    announcer: Announcer | None = field(init=False)
+    """Who tells routers of both tiers; None where vLLM publishes no events."""
 
     counters: Counters = field(default_factory=Counters)
     """What the connector counts; the tier reports it with its own."""
+
+    def __post_init__(self) -> None:
+        self.announcer = Announcer() if publishes_events(self.vllm_config) else None
+
+    def block_key(self, key: "OffloadKey", request_id: str) -> BlockKey:
+        """Return our name of a block, for a request that the tier knows.
+
+        vLLM's is a hash of the tokens up to its end, with salt, media and the *name* of an adapter,
+        and the number of its cache group.
+        """
+        return BlockKey(sha256(key + (self.requests[request_id].adapter or b"")).digest())

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import override
@@ -178,9 +177,10 @@ class FlexKVTier(SecondaryTierManager):
         store, request = self._store, self._requests.get(req_context.req_id)
         if store is None or request is None or not _is_durable(key, request, req_context):
             return LookupResult.MISS
-        if key in request.asked or not all(store.lookup([_block_key(key, request)])):
+        block_key = self._engine.block_key(key, req_context.req_id)
+        if key in request.asked or not all(store.lookup([block_key])):
             return LookupResult.MISS
-        self._engine.num_offered += 1
+        self._engine.offered.append(key)
         return LookupResult.HIT
 
     def _submit(self, submit: Callable[[BlockStore, Blocks], JobId], job: TransferJob) -> None:
@@ -199,10 +199,19 @@ class FlexKVTier(SecondaryTierManager):
         }
         if not rows:
             return False
-        block_keys = [_block_key(key, request) for key in rows]
+        block_keys = [self._engine.block_key(key, job.req_context.req_id) for key in rows]
+        self._expect(rows, block_keys)
         job_id = submit(store, Blocks(block_keys, [*rows.values()]))
         self._jobs[job_id] = _Job(job, [*rows])
         return True
+
+    def _expect(self, keys: "Iterable[OffloadKey]", block_keys: Iterable[BlockKey]) -> None:
+        """Note that what is stored is called as it is in host memory."""
+        if (announcer := self._engine.announcer) is None:
+            return
+        for key, block_key in zip(keys, block_keys, strict=True):
+            if pages := announcer.pages_of(key):
+                announcer.expect([block_key], [pages])
 
     def _poll(self) -> None:
         store = self._store
@@ -248,6 +257,7 @@ def _rank_of(engine: OffloadingEngine, engine_id: str) -> StorageRank:
         num_replicas=1,
         is_follower=False,
         engine_id=engine_id,
+        events=None if engine.announcer is None else engine.announcer.log,
     )
 
 
@@ -257,15 +267,6 @@ def _is_durable(key: "OffloadKey", request: TierRequest, req_context: "ReqContex
         return True
     end = end_of(key, req_context)
     return end is not None and end <= request.num_durable_tokens
-
-
-def _block_key(key: "OffloadKey", request: TierRequest) -> BlockKey:
-    """Return our name of a block.
-
-    vLLM's is a hash of the tokens up to its end, with salt, media and the *name* of an adapter, and
-    the number of its cache group.
-    """
-    return BlockKey(sha256(key + (request.adapter or b"")).digest())
 
 
 def _miss() -> LookupResult:

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.block.types import BlockKey
 from flexkv_core.control.eviction.base import EvictionPolicy
 from flexkv_core.control.index.slot_pool import SlotPool
 from flexkv_core.plan import SLOT_BYTES
@@ -280,8 +280,8 @@ class Write:
     entry: Entry
     """The deepest entry it was made for; dead if blocks were dropped."""
 
-    job_id: JobId | None = None
-    """The plan that carried it out, once that has ended."""
-
     is_written: bool = False
     """Every owner has reported, or nothing will ever be written."""
+
+    is_restored: bool = False
+    """An earlier process has written it."""

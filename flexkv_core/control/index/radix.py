@@ -4,7 +4,7 @@ import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flexkv_core.block.types import BlockKey, JobId
+from flexkv_core.block.types import BlockKey
 from flexkv_core.control.index.node import ChainEnd, Entry, Node, TierState, Write
 from flexkv_core.control.index.tree import KeyTree
 from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
@@ -112,7 +112,8 @@ class PrefixIndex:
             return found
         write = self.reserve(tier, keys, start=found.entry.node)
         if isinstance(write, Write):
-            self.finish(write, write.end_block - write.first_block, None)
+            write.is_restored = True
+            self.finish(write, write.end_block - write.first_block)
         return self._find(tier, keys, found.node_in(keys))
 
     def begins_chain(self, key: BlockKey) -> bool:
@@ -161,15 +162,15 @@ class PrefixIndex:
             node = self._tree.add_keys(node, shared_end, keys[shared_end:end])
         return self._claim(tier, node, known_end, end)
 
-    def finish(self, write: Write, num_good: int, job_id: JobId | None) -> int:
-        """End `write`, whose first `num_good` blocks plan `job_id` wrote, and publish them.
+    def finish(self, write: Write, num_good: int) -> int:
+        """End `write`, whose first `num_good` blocks were written, and publish them.
 
         A bad block, and everything after it on this tier, is dropped.
 
         Returns:
             Blocks that became ready, including those of writes that had to wait for this one.
         """
-        write.is_written, write.job_id = True, job_id
+        write.is_written = True
         bad_block = write.first_block + num_good
         if bad_block < write.end_block:
             entry = write.entry.at(bad_block)
@@ -356,7 +357,8 @@ class PrefixIndex:
         while entry.writes and entry.writes[0].is_written:
             write = entry.writes.pop(0)
             ready_end = min(write.end_block, entry.end)
-            self._record_stored(entry, ready_end, write)
+            if not write.is_restored:  # nobody knows its tokens yet
+                self._record_stored(entry, ready_end)
             entry.num_ready = ready_end - entry.start
         return entry.num_ready - num_ready
 
@@ -366,21 +368,11 @@ class PrefixIndex:
             keys = entry.node.keys[num_kept : entry.num_ready]
             self._events.append(BlocksRemoved(entry.tier.name, keys))
 
-    def _record_stored(self, entry: Entry, ready_end: int, write: Write) -> None:
-        """Record that `entry` becomes findable up to `ready_end`, thanks to `write`."""
-        if self._events is None or write.job_id is None:
-            return  # no listener, or blocks found on a disk, whose tokens are unknown
-        tier, node, first = entry.tier, entry.node, entry.num_ready
-        assert node.parent is not None
-        before = node.keys[first - 1 : first] if first else node.parent.keys[-1:]
-        stored = BlocksStored(
-            tier=tier.name,
-            keys=node.keys[first : ready_end - entry.start],
-            parent=before[0] if before else None,
-            job_id=write.job_id,
-            first_block=entry.ready_end,
-        )
-        self._events.append(stored)
+    def _record_stored(self, entry: Entry, ready_end: int) -> None:
+        """Record that `entry` becomes findable up to `ready_end`."""
+        if self._events is not None and ready_end > entry.ready_end:
+            keys = entry.node.keys[entry.num_ready : ready_end - entry.start]
+            self._events.append(BlocksStored(entry.tier.name, keys))
 
 
 def _are_leaving(tier: TierState, keys: Sequence[BlockKey]) -> bool:

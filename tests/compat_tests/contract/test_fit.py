@@ -161,3 +161,16 @@ def test_uses_name_every_place(fit):
     assert uses["toy.api.Base.load"] == {"ours/one.py:5"}
     assert uses["toy.api.Base.role"] == {"ours/one.py:6"}
     assert "toy.api.Base.save" not in uses
+
+
+def test_a_class_that_stands_for_others_need_not_have_their_hooks(fit):
+    ours = """
+        from toy.api import Base
+        class One(Base):
+            def __new__(cls) -> Base:
+                return make()
+    """
+    assert broken(fit(ours)) == []
+    assert broken(fit(ours.replace("-> Base", "-> One | Base"))) == [
+        ("ours/one.py:3", "Base.load is abstract and not overridden")
+    ]

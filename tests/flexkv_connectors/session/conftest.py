@@ -2,6 +2,7 @@
 
 import pytest
 
+from flexkv_connectors.announcer import BlockPages, PageKind, pack_tokens
 from flexkv_connectors.session.deployment import Deployment, PageShape
 from flexkv_connectors.session.request import RequestState
 from flexkv_core.block.keys import KeyChain
@@ -23,6 +24,18 @@ class PlainRequest(RequestState):
 
     def extend(self, chain):
         chain.advance(self.tokens)
+
+    def describe(self, blocks):
+        pages, tokens = self._deployment.pages_per_block, self.tokens
+        return [
+            BlockPages(
+                names=tuple(range(block * pages + 1, (block + 1) * pages + 1)),
+                parent=block * pages or None,
+                packed_tokens=pack_tokens(tokens[block * BLOCK_TOKENS :][:BLOCK_TOKENS]),
+                kind=PageKind(PAGE_TOKENS),
+            )
+            for block in blocks
+        ]
 
 
 @pytest.fixture

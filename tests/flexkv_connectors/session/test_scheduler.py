@@ -2,6 +2,7 @@
 
 import pytest
 
+from flexkv_connectors.announcer import Announcer
 from flexkv_connectors.session.orders import RankReport
 from flexkv_connectors.session.scheduler import SchedulerSession
 from flexkv_core.config import parse_config
@@ -23,12 +24,17 @@ def counters():
 def open_session(make_deployment, counters):
     """Return a function that opens the session of two ranks."""
 
-    def run(ssd_blocks=None, recovered=(), **changes):
-        session = SchedulerSession(make_deployment(**changes), counters)
+    def run(ssd_blocks=None, recovered=(), announcer=None, **changes):
+        session = SchedulerSession(make_deployment(**changes), counters, announcer)
         session.handle_reports(opened(rank, ssd_blocks, recovered) for rank in range(2))
         return session
 
     return run
+
+
+@pytest.fixture
+def announcer():
+    return Announcer()
 
 
 @pytest.fixture
@@ -482,3 +488,58 @@ def test_blocks_on_ssd_are_looked_for_once_however_many_copies_bring_them(
     assert not session.fetch(request)
     assert session.offer(request, 0) == 32, "a copy takes at most half of host memory"
     assert len(walks) == 1
+
+
+def said(announcer):
+    """Return what is announced, as kinds, tiers and names."""
+    return [
+        (type(one).__name__, one.tier, [name for block in one.blocks for name in block.names])
+        for one in announcer.take()
+    ]
+
+
+def test_routers_are_told_of_what_is_saved_once_it_is_found(open_session, begin, announcer):
+    session = open_session(announcer=announcer)
+    request = begin(session, "writer", 24, first_page=0)
+    plan = session.plan_save(request, 24)
+    assert said(announcer) == []
+    session.end(request)
+    end(session, plan)
+    assert said(announcer) == [("PagesStored", "host", [1, 2, 3, 4, 5, 6])]
+
+
+def test_routers_are_not_told_of_a_save_that_failed(open_session, begin, announcer):
+    session = open_session(announcer=announcer)
+    plan = session.plan_save(begin(session, "writer", 24, first_page=0), 24)
+    end(session, plan, Status.ERROR)
+    assert said(announcer) == []
+
+
+def test_routers_are_told_of_copies_by_the_names_of_the_original(open_session, save, announcer):
+    session = open_session(ssd_blocks=8, announcer=announcer)
+    session.take_ssd_orders()
+    save(session)
+    said(announcer)
+    [plan] = session.take_ssd_orders().plans
+    end(session, plan)
+    assert said(announcer) == [("PagesStored", "ssd", [1, 2, 3, 4])]
+
+
+def test_routers_are_told_of_an_earlier_process_when_tokens_come(
+    open_session, make_request, begin, announcer
+):
+    keys = list(make_request("earlier process", 24).keys())
+    chain = [StoredKey(key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
+    session = open_session(ssd_blocks=8, recovered=chain, announcer=announcer)
+    session.take_ssd_orders()
+    assert said(announcer) == []
+    session.fetch(begin(session, "r", 17))
+    assert said(announcer) == [("PagesStored", "ssd", [1, 2, 3, 4])]
+
+
+def test_routers_are_told_of_each_block_that_a_reset_drops(open_session, save, announcer):
+    session = open_session(announcer=announcer)
+    save(session)
+    said(announcer)
+    session.reset()
+    assert said(announcer) == [("PagesRemoved", "host", [1, 2, 3, 4, 5, 6])]

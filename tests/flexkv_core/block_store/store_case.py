@@ -83,7 +83,7 @@ class StoreCase(BlockStoreCase):
         lanes = [pages.lane(scripted, self.clock, direction) for direction in range(2)]
         store = open_writer(
             tier,
-            *lanes,
+            lanes,
             access=self.access,
             eviction_policy="lru",
             load_limit_s=30.0,

@@ -83,7 +83,7 @@ class DirectRig(Store):
         self.access = access
         self.store = open_writer(
             self.tier,
-            *(DirectLane(0, TierLane(0, seen, memory, clock=clock)) for _ in range(2)),
+            tuple(DirectLane(0, TierLane(0, seen, memory, clock=clock)) for _ in range(2)),
             access=access,
             eviction_policy="lru",
             load_limit_s=load_limit_s,
@@ -114,7 +114,7 @@ class Rig(Store):
         self.access = access
         self.store = open_writer(
             self.tier,
-            *(self._lane(fmt, seen, first) for first in (0, STAGING)),
+            tuple(self._lane(fmt, seen, first) for first in (0, STAGING)),
             access=access,
             eviction_policy="lru",
             load_limit_s=30.0,

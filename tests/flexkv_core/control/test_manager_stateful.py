@@ -393,9 +393,7 @@ class World:
     def _follow(self, event: object) -> None:
         if isinstance(event, BlocksStored):
             chain = self._path(event.keys[-1])[::-1]
-            assert event.first_block == len(chain) - len(event.keys)
-            assert event.parent == self.parent[event.keys[0]]
-            assert list(event.keys) == chain[event.first_block :]
+            assert list(event.keys) == chain[-len(event.keys) :]
             self.findable[event.tier] |= set(event.keys)
         elif isinstance(event, BlocksRemoved):
             assert set(event.keys) <= self.findable[event.tier]

@@ -45,7 +45,7 @@ class Tiers(PrefixIndex):
     def store(self, tier, keys):
         write = self.reserve(tier, keys)
         slots = self.slots_of(write)
-        self.finish(write, write.end_block - write.first_block, None)
+        self.finish(write, write.end_block - write.first_block)
         return slots
 
     def slots_of(self, write):

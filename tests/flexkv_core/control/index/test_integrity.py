@@ -25,7 +25,7 @@ class Subject:
         self.tier = TierState(0, "host", "slot", SlotPool(20), create_policy("lru", 20))
         self.index = PrefixIndex([self.tier], Counters(), None)
         stored = self.index.reserve(self.tier, chain(0, 1, 2, 3, 4, 5))
-        self.index.finish(stored, 6, None)
+        self.index.finish(stored, 6)
         self.write = self.index.reserve(self.tier, chain(0, 1, 2, 3, 7, 8))
         self.lease = self.index.match(self.tier, chain(0, 1, 2, 3)).entry
         self.trunk = next(iter(self.index.root.children.values()))

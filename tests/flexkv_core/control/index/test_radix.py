@@ -34,7 +34,6 @@ class Index(PrefixIndex):
     def __init__(self, policy="lru"):
         self.log, self.counters = EventLog(), Counters()
         self.pins, self.open_writes = {}, set()
-        self.num_jobs = 0
         tiers = [
             TierState(i, name, "slot", SlotPool(CAPACITY), create_policy(policy, CAPACITY))
             for i, name in enumerate(("host", "ssd"))
@@ -58,9 +57,8 @@ class Index(PrefixIndex):
 
     def end(self, write, num_good=None):
         self.open_writes.remove(write)
-        self.num_jobs += 1
         num_blocks = write.end_block - write.first_block
-        return self.finish(write, num_blocks if num_good is None else num_good, self.num_jobs)
+        return self.finish(write, num_blocks if num_good is None else num_good)
 
     def store(self, keys, tier=None):
         return self.end(self.begin(keys, tier))
@@ -514,32 +512,31 @@ def test_clear_drops_everything_but_what_is_in_use(index):
     assert index.host.pool.num_used == 0
 
 
-def test_stored_blocks_are_told_with_their_place_in_the_chain(index):
+def test_stored_blocks_are_told(index):
     index.store(A[:2])
     index.store(A[:5])
-    assert index.log.take() == [
-        BlocksStored("host", A[:2], None, 1, 0),
-        BlocksStored("host", A[2:5], A[1], 2, 2),
-    ]
+    assert index.log.take() == [BlocksStored("host", A[:2]), BlocksStored("host", A[2:5])]
 
 
-def test_a_write_over_a_fork_is_told_in_order_with_the_parent_of_each_run(index):
+def test_blocks_that_an_earlier_process_wrote_are_not_told(index):
+    index.restore(index.ssd, A[:5], 0, None)
+    assert index.log.take() == []
+
+
+def test_a_write_over_a_fork_is_told_in_order(index):
     index.store(A, index.ssd)
     index.store(B, index.ssd)
     index.log.take()
     index.store(B)
-    assert index.log.take() == [
-        BlocksStored("host", B[:4], None, 3, 0),
-        BlocksStored("host", B[4:], B[3], 3, 4),
-    ]
+    assert index.log.take() == [BlocksStored("host", B[:4]), BlocksStored("host", B[4:])]
 
 
-def test_blocks_that_had_to_wait_are_told_with_their_own_plan(index):
+def test_blocks_that_had_to_wait_are_told_when_they_are_found(index):
     first, second = index.begin(A[:2]), index.begin(A[:5])
     index.end(second)
     assert index.log.take() == []
     index.end(first)
-    assert [event.job_id for event in index.log.take()] == [2, 1]
+    assert index.log.take() == [BlocksStored("host", A[:2]), BlocksStored("host", A[2:5])]
 
 
 def test_evicted_and_dropped_blocks_are_told(index):
