@@ -7,6 +7,8 @@ DEV := $(VENV)/.dev-is-set-up
 ENGINE := $(VENV)/.engine-is-set-up
 SGLANG_VENV := .venv-sglang
 SGLANG := $(SGLANG_VENV)/.sglang-is-set-up
+DYNAMO_VENV := .venv-dynamo
+DYNAMO := $(DYNAMO_VENV)/.dynamo-is-set-up
 GPU_VENV := .venv-gpu
 GPU := $(GPU_VENV)/.gpu-is-set-up
 OUTSIDE := $(or $(TMPDIR),/tmp)
@@ -15,8 +17,8 @@ TESTS := not nightly
 PYTEST := -m pytest --config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
 	--durations=15 -m "$(TESTS)"
 
-.PHONY: help compat models contract installed layout live lint-workflows demo demo-cross test test-all test-sglang \
-	test-gpu check soak mutants setup setup-engine setup-sglang setup-gpu bench bench-gpu wheel clean clean-all
+.PHONY: help compat models contract installed layout live lint-workflows demo demo-cross demo-dynamo test test-all test-sglang \
+	test-gpu check soak mutants setup setup-engine setup-sglang setup-dynamo setup-gpu bench bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +28,9 @@ demo: $(ENGINE) ## Show it on real vLLM (CPU): a chat cold, from host memory, fr
 
 demo-cross: $(ENGINE) $(SGLANG) ## Show vLLM and SGLang reading each other's KV from one directory
 	@PYTHONSAFEPATH= $(BIN)/python -m demo.cross
+
+demo-dynamo: $(DYNAMO) ## Show NVIDIA Dynamo routing by what FlexKV keeps on two workers of vLLM (CPU)
+	@PYTHONSAFEPATH= $(DYNAMO_VENV)/bin/python -m demo.dynamo
 
 test: $(ENGINE) $(SGLANG) ## Run everything, on real vLLM and SGLang (under 60 minutes on 2 cores)
 	@$(MAKE) --no-print-directory check
@@ -90,6 +95,8 @@ setup-engine: $(ENGINE) ## Add real vLLM for CPU, and Dynamo's runtime, to .venv
 
 setup-sglang: $(SGLANG) ## Make .venv-sglang with real SGLang, to run on a CPU
 
+setup-dynamo: $(DYNAMO) ## Make .venv-dynamo with NVIDIA Dynamo and real vLLM for CPU
+
 setup-gpu: $(GPU) ## Make .venv-gpu with real vLLM for CUDA
 
 bench: $(ENGINE) $(SGLANG) ## Measure; writes JSON rows and the table in benchmarks/README.md
@@ -103,8 +110,8 @@ clean: ## Remove caches, builds and the generated model
 	rm -rf .work dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-clean-all: clean ## Remove .venv, .venv-sglang and .venv-gpu, too
-	rm -rf $(VENV) $(SGLANG_VENV) $(GPU_VENV)
+clean-all: clean ## Remove .venv, .venv-sglang, .venv-dynamo and .venv-gpu, too
+	rm -rf $(VENV) $(SGLANG_VENV) $(DYNAMO_VENV) $(GPU_VENV)
 
 $(DEV): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
 	@sh scripts/create_venv.sh $(VENV) $(PYTHON)
@@ -118,6 +125,11 @@ $(ENGINE): $(DEV) scripts/setup_env.py
 $(SGLANG): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
 	@sh scripts/create_venv.sh $(SGLANG_VENV) $(PYTHON)
 	@$(SGLANG_VENV)/bin/python scripts/setup_env.py sglang
+	@touch $@
+
+$(DYNAMO): pyproject.toml scripts/create_venv.sh scripts/setup_env.py
+	@sh scripts/create_venv.sh $(DYNAMO_VENV) $(PYTHON)
+	@$(DYNAMO_VENV)/bin/python scripts/setup_env.py dynamo
 	@touch $@
 
 $(GPU): pyproject.toml scripts/create_venv.sh scripts/setup_env.py

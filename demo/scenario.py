@@ -7,7 +7,8 @@ from itertools import takewhile
 
 from demo.client import Answer, Client, Message
 from demo.conversation import chat
-from demo.server import BLOCK_TOKENS, DemoError
+from demo.process import DemoError
+from demo.server import BLOCK_TOKENS
 
 ANSWER_TOKENS = 24
 METRICS_TIMEOUT_S = 20

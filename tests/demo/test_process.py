@@ -1,13 +1,14 @@
-"""What is told of a server that ended, and what is left of one that was stopped: nothing."""
+"""What is told of a child that ended, and what is left of one that was stopped: nothing."""
 
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from demo import server as demo_server
-from demo.server import _is_running, _stop, _why_it_ended
+from demo import process
+from demo.process import Child, DemoError, _is_running, require_running, stop
 
 STARTUP_ERROR = """\
 WARNING limits like `OSError: [Errno 24] Too many open files` can follow
@@ -29,7 +30,8 @@ def test_the_first_error_is_the_reason(log, reason, tmp_path):
     path.write_text(log)
     server = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     server.wait()
-    assert f"the server ended: {reason} (" in _why_it_ended(server, path)
+    with pytest.raises(DemoError, match=re.escape(f"the server ended: {reason} (")):
+        require_running([Child("the server", server, path)])
 
 
 @pytest.fixture
@@ -43,13 +45,13 @@ def kept_signals():
 
 @pytest.mark.usefixtures("kept_signals")
 @pytest.mark.parametrize("program", ["sleep 600 & wait", "trap '' TERM; sleep 600 & sleep 600"])
-def test_a_stopped_server_leaves_no_process(program, monkeypatch):
-    monkeypatch.setattr(demo_server, "STOP_TIMEOUT_S", 1)
+def test_a_stopped_server_leaves_no_process(program, monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "STOP_TIMEOUT_S", 1)
     server = subprocess.Popen(
         ["sh", "-c", f"{program} & echo; wait"], stdout=subprocess.PIPE, start_new_session=True
     )
     server.stdout.readline()
     assert _is_running(server.pid)
-    _stop(server)
+    stop([Child("the server", server, tmp_path)])
     assert not _is_running(server.pid)
     server.communicate()

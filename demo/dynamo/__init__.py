@@ -1,0 +1,1 @@
+"""`make demo-dynamo`: NVIDIA Dynamo's router knows what FlexKV keeps on every worker."""
