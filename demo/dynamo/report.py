@@ -31,7 +31,9 @@ def write_report(subject: str, rows: Sequence[Shown], known: Sequence[Sequence[K
         headline=headline,
         chart=_chart(rows),
         table="\n".join(_table_row(row) for row in rows),
-        workers="".join(f'<th scope="col" class="number">Worker {n + 1}</th>' for n in range(len(known[0]))),
+        workers="".join(
+            f'<th scope="col" class="number">Worker {n + 1}</th>' for n in range(len(known[0]))
+        ),
         known="\n".join(_known_row(user, workers) for user, workers in enumerate(known)),
         users=NUM_USERS,
         turns=NUM_TURNS,
