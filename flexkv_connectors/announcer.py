@@ -123,14 +123,15 @@ class _Tier:
 
     def __init__(self) -> None:
         self.blocks: dict[BlockKey, BlockPages] = {}
-        self._alike: dict[PageName, tuple[BlockPages, ...]] = {}
-        """Blocks by their first page."""
+        self._alike: dict[tuple[PageName, PageKind], tuple[BlockPages, ...]] = {}
+        """Blocks by their first page, whose name is the same in every cache group."""
 
     def add(self, key: BlockKey, pages: BlockPages) -> BlockPages:
         """Return those pages of a new block that are new."""
-        alike = self._alike.get(pages.names[0], ())
+        first = pages.names[0], pages.kind
+        alike = self._alike.get(first, ())
         self.blocks[key] = pages
-        self._alike[pages.names[0]] = (*alike, pages)
+        self._alike[first] = (*alike, pages)
         return _without_shared(pages, alike)
 
     def remove(self, key: BlockKey) -> BlockPages | None:
@@ -138,9 +139,10 @@ class _Tier:
         pages = self.blocks.pop(key, None)
         if pages is None:
             return None
-        alike = tuple(other for other in self._alike.pop(pages.names[0]) if other is not pages)
+        first = pages.names[0], pages.kind
+        alike = tuple(other for other in self._alike.pop(first) if other is not pages)
         if alike:
-            self._alike[pages.names[0]] = alike
+            self._alike[first] = alike
         return _without_shared(pages, alike)
 
 

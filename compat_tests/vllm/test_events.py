@@ -217,11 +217,93 @@ def test_a_token_that_no_router_could_read_is_not_told():
     assert pages_of(request, kind, range(PAGE_TOKENS), PAGE_TOKENS) is None
 
 
+class FakeManager:
+    """What vLLM's host tier has not told yet."""
+
+    def __init__(self):
+        self.events = []
+
+    def take_events(self):
+        yield from self.events
+        self.events.clear()
+
+
+GROUP = SimpleNamespace(
+    group_idx=0,
+    kv_event_group_spec=("full_attention", None),
+    sliding_window_size_in_chunks=None,
+    tokens_per_block=PAGE_TOKENS,
+    tokens_per_chunk=BLOCK_TOKENS,
+    hashes_per_chunk=BLOCK_TOKENS // PAGE_TOKENS,
+)
+"""One of full attention, as vLLM's offloading describes it."""
+
+
+def tracker_of(manager):
+    from flexkv_connectors.vllm.offloading.events import EventsTracker
+
+    return EventsTracker.of(Announcer(), Counters(), FaultBarrier(), manager)
+
+
+def stored_event(*keys):
+    return SimpleNamespace(keys=keys, removed=False)
+
+
+def test_below_vllms_offloading_what_was_stored_just_before_a_reset_is_not_told_after_it():
+    manager = FakeManager()
+    tracker = tracker_of(manager)
+    tracker.record_store(request_of(), GROUP, 0, b"a key")
+    manager.events.append(stored_event(b"a key"))
+    tracker.reset()
+    assert tracker.take_events(manager.take_events()) == []
+    assert not tracker.barrier.reason
+
+
+def test_below_vllms_offloading_a_lookup_describes_no_block_that_is_told_already():
+    """A request that waits is looked up in each step, from its first block on."""
+    tracker, request = tracker_of(FakeManager()), request_of()
+    tracker.record_lookup(request, GROUP, 0, b"a key")
+    [told] = tracker.take_events([])
+    assert told.token_ids == PROMPT[:BLOCK_TOKENS]
+    tracker.record_lookup(None, GROUP, 0, b"a key")  # no request, no tokens
+    assert tracker.take_events([]) == []
+    assert not tracker.barrier.reason
+
+
+def test_below_vllms_offloading_pages_are_told_as_vllm_tells_those_on_its_device():
+    request = request_of(salt="of somebody", media=(20, 100))
+    tracker, theirs = tracker_of(FakeManager()), said_by_vllm(request)
+    tracker.record_store(request, GROUP, 1, b"a key")
+    [ours] = tracker.take_events([stored_event(b"a key")])
+    num_pages = BLOCK_TOKENS // PAGE_TOKENS
+    assert ours.block_hashes == theirs.block_hashes[num_pages : 2 * num_pages]
+    assert ours.parent_block_hash == theirs.block_hashes[num_pages - 1]
+    assert ours.extra_keys == theirs.extra_keys[num_pages : 2 * num_pages]
+    assert (ours.group_idx, ours.kv_cache_spec_kind) == (0, "full_attention")
+
+
+@pytest.mark.parametrize("window", [1, None])
+def test_below_vllms_offloading_what_a_window_keeps_is_counted_and_not_told(window):
+    tracker = tracker_of(FakeManager())
+    group = SimpleNamespace(**vars(GROUP) | {"sliding_window_size_in_chunks": window})
+    tracker.record_store(request_of(), group, 0, b"a key")
+    tracker.record_lookup(request_of(), group, 0, b"a key")
+    assert len(tracker.take_events([])) == (window is None)
+    assert tracker.recorder.drain().get("events_unsaid_blocks", 0) == (window is not None)
+
+
+def test_below_vllms_offloading_the_rest_of_a_state_is_counted_and_not_told():
+    tracker = tracker_of(FakeManager())
+    tracker.record_partial_store(request_of(), GROUP, PAGE_TOKENS, b"a key")
+    assert tracker.take_events([stored_event(b"a key")]) == []
+    assert tracker.recorder.drain()["events_unsaid_blocks"] == 1
+
+
 def test_a_failure_to_tell_costs_the_cache_and_not_the_engine():
     from flexkv_connectors.vllm.offloading.events import EventsTracker
 
     barrier = FaultBarrier()
-    tracker = EventsTracker.of(Announcer(), Counters(), barrier)
+    tracker = EventsTracker.of(Announcer(), Counters(), barrier, FakeManager())
     tracker.record_store(request_of(), None, 0, b"a key")
     assert "AttributeError" in barrier.reason
     assert tracker.take_events([]) == []

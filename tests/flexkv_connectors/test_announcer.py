@@ -148,6 +148,15 @@ def test_what_is_being_saved_when_routers_forget_would_follow_what_they_do_not_k
     assert announcer.take() == []
 
 
+def test_what_came_and_left_before_routers_forgot_is_not_told_when_it_is_saved_again(announcer):
+    announcer.expect(KEYS, PAGES)
+    store(announcer)
+    announcer.log.append(BlocksRemoved("host", KEYS))
+    announcer.forget()
+    announcer.expect(KEYS, PAGES)
+    assert announcer.take() == []
+
+
 def test_nothing_is_kept_of_blocks_that_have_left(announcer):
     announcer.expect(KEYS, PAGES)
     store(announcer)
@@ -174,6 +183,16 @@ def test_pages_that_two_blocks_have_in_common_are_told_once_and_go_with_the_last
         announcer.log.append(BlocksRemoved("host", [KEYS[at]]))
     names = [[page for pages in said.blocks for page in pages.names] for said in announcer.take()]
     assert names == ([[2], [1, 9]] if first_to_go == 0 else [[9], [1, 2]])
+
+
+def test_blocks_of_two_cache_groups_are_each_told_under_the_same_names(announcer):
+    first, second = (PageKind(2, group=(number, "full", None)) for number in range(2))
+    pages = [block(0, first), block(0, second), block(1, first), block(1, second)]
+    announcer.expect(KEYS[:4], pages)
+    store(announcer, last=4)
+    assert announcer.take() == [PagesStored("host", [block]) for block in pages]
+    announcer.log.append(BlocksRemoved("host", KEYS[:1]))
+    assert announcer.take() == [PagesRemoved("host", pages[:1])]
 
 
 def test_saves_that_come_to_nothing_are_bounded(announcer, monkeypatch):

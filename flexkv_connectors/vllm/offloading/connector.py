@@ -234,9 +234,13 @@ class FlexKVOffloadingConnector(OffloadingConnector):
     def _follow_events(self) -> None:
         """Have routers told of both tiers alike."""
         if self._engine.announcer is not None:
-            tracker = EventsTracker.of(self._engine.announcer, self._engine.counters, self._barrier)
             assert self.connector_scheduler is not None
-            self.connector_scheduler._events_tracker = tracker  # noqa: SLF001 vLLM has no option for it
+            self.connector_scheduler._events_tracker = EventsTracker.of(  # noqa: SLF001 vLLM has no option for it
+                self._engine.announcer,
+                self._engine.counters,
+                self._barrier,
+                self.connector_scheduler.manager,
+            )
 
     def _notice_reset(self) -> None:
         """Announce all anew: the event of a reset of vLLM's clears all tiers of this engine."""

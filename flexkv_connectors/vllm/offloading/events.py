@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         GroupOffloadConfig,
         RequestOffloadState,
     )
-    from vllm.v1.kv_offload.base import OffloadingEvent, OffloadKey
+    from vllm.v1.kv_offload.base import OffloadingEvent, OffloadingManager, OffloadKey
     from vllm.v1.request import Request
 
 __all__ = ["EventsTracker", "announce_offered"]
@@ -49,14 +49,17 @@ def announce_offered(engine: OffloadingEngine, status: "RequestOffloadState") ->
     offered, request = {*engine.offered}, status.req
     for group, state in zip(status.config.kv_group_configs, status.group_states, strict=True):
         for chunk_idx, key in enumerate(state.offload_keys):
-            pages = _chunk_pages(request, group, chunk_idx) if key in offered else None
-            if pages is not None:
+            if key in offered:
                 block_key = engine.block_key(key, request.request_id)
-                engine.announcer.find("ssd", [block_key], partial(_list_of, pages))
+                describe = partial(_described, request, group, chunk_idx)
+                engine.announcer.find("ssd", [block_key], describe)
 
 
-def _list_of(pages: BlockPages, _: range) -> list[BlockPages]:
-    return [pages]
+def _described(
+    req: "Request", group: "GroupOffloadConfig", chunk_idx: int, _: range
+) -> list[BlockPages]:
+    pages = _chunk_pages(req, group, chunk_idx)
+    return [] if pages is None else [pages]
 
 
 class EventsTracker(OffloadingEventsTracker):
@@ -70,11 +73,20 @@ class EventsTracker(OffloadingEventsTracker):
 
     barrier: FaultBarrier
 
+    manager: "OffloadingManager"
+
     @classmethod
-    def of(cls, announcer: Announcer, recorder: Recorder, barrier: FaultBarrier) -> "EventsTracker":
-        """Return a tracker that has nothing of vLLM's; what cannot be said counts in `recorder`."""
+    def of(
+        cls,
+        announcer: Announcer,
+        recorder: Recorder,
+        barrier: FaultBarrier,
+        manager: "OffloadingManager",
+    ) -> "EventsTracker":
+        """Return a tracker of `manager`'s; what cannot be said counts in `recorder`."""
         tracker = cls.__new__(cls)
         tracker.announcer, tracker.recorder, tracker.barrier = announcer, recorder, barrier
+        tracker.manager = manager
         return tracker
 
     @override
@@ -124,6 +136,8 @@ class EventsTracker(OffloadingEventsTracker):
 
     @override
     def reset(self) -> None:
+        for _ in self.manager.take_events():
+            pass  # of before: after what is cleared here, it would be told as new
         self.announcer.log.append(CacheCleared())
 
     def _expect(
@@ -137,8 +151,8 @@ class EventsTracker(OffloadingEventsTracker):
     def _find(
         self, req: "Request", group: "GroupOffloadConfig", chunk_idx: int, key: "OffloadKey"
     ) -> None:
-        if pages := _chunk_pages(req, group, chunk_idx):
-            self.announcer.find("host", [BlockKey(key)], partial(_list_of, pages))
+        describe = partial(_described, req, group, chunk_idx)  # only what is new: waits look often
+        self.announcer.find("host", [BlockKey(key)], describe)
 
     def _take(self, events: "Iterable[OffloadingEvent]") -> "list[KVCacheEvent]":
         for event in events:

@@ -543,3 +543,27 @@ def test_routers_are_told_of_each_block_that_a_reset_drops(open_session, save, a
     said(announcer)
     session.reset()
     assert said(announcer) == [("PagesRemoved", "host", [1, 2, 3, 4, 5, 6])]
+
+
+def test_routers_that_forgot_are_told_what_goes_before_the_next_save(
+    open_session, begin, announcer
+):
+    session = open_session(announcer=announcer)
+    request = begin(session, "writer", 24, first_page=0)
+    end(session, session.plan_save(request, 16))
+    announcer.forget()
+    end(session, session.plan_save(request, 24))
+    told = said(announcer)
+    assert {(kind, tier) for kind, tier, _ in told} == {("PagesStored", "host")}
+    assert [name for _, _, names in told for name in names] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_cannot_be_said_of_a_save_is_counted(
+    open_session, begin, announcer, counters, monkeypatch
+):
+    session = open_session(announcer=announcer)
+    request = begin(session, "writer", 24, first_page=0)
+    monkeypatch.setattr(type(request), "describe", lambda *_: ())
+    end(session, session.plan_save(request, 24))
+    assert said(announcer) == []
+    assert counters.drain()["events_unsaid_blocks"] == 3
