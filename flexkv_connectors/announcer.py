@@ -232,8 +232,11 @@ class Announcer:
             yield PagesStored(event.tier, run)
 
     def _removed(self, tier: str, keys: Iterable[BlockKey]) -> Iterable[PagesRemoved]:
-        gone = [pages for key in keys if (pages := self._tiers[tier].remove(key))]
-        return [PagesRemoved(tier, gone)] if gone else []
+        gone: dict[object, list[BlockPages]] = defaultdict(list)
+        for key in keys:
+            if pages := self._tiers[tier].remove(key):
+                gone[pages.kind.group].append(pages)  # an event names one group
+        return [PagesRemoved(tier, blocks) for blocks in gone.values()]
 
 
 def _without_shared(pages: BlockPages, others: Iterable[BlockPages]) -> BlockPages:

@@ -191,8 +191,8 @@ def test_blocks_of_two_cache_groups_are_each_told_under_the_same_names(announcer
     announcer.expect(KEYS[:4], pages)
     store(announcer, last=4)
     assert announcer.take() == [PagesStored("host", [block]) for block in pages]
-    announcer.log.append(BlocksRemoved("host", KEYS[:1]))
-    assert announcer.take() == [PagesRemoved("host", pages[:1])]
+    announcer.log.append(BlocksRemoved("host", KEYS[:4]))
+    assert announcer.take() == [PagesRemoved("host", pages[at::2]) for at in range(2)]
 
 
 def test_saves_that_come_to_nothing_are_bounded(announcer, monkeypatch):
