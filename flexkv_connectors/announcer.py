@@ -123,12 +123,12 @@ class _Tier:
 
     def __init__(self) -> None:
         self.blocks: dict[BlockKey, BlockPages] = {}
-        self._alike: dict[tuple[PageName, PageKind], tuple[BlockPages, ...]] = {}
+        self._alike: dict[tuple[PageName, object], tuple[BlockPages, ...]] = {}
         """Blocks by their first page, whose name is the same in every cache group."""
 
     def add(self, key: BlockKey, pages: BlockPages) -> BlockPages:
         """Return those pages of a new block that are new."""
-        first = pages.names[0], pages.kind
+        first = pages.names[0], pages.kind.group
         alike = self._alike.get(first, ())
         self.blocks[key] = pages
         self._alike[first] = (*alike, pages)
@@ -139,7 +139,7 @@ class _Tier:
         pages = self.blocks.pop(key, None)
         if pages is None:
             return None
-        first = pages.names[0], pages.kind
+        first = pages.names[0], pages.kind.group
         alike = tuple(other for other in self._alike.pop(first) if other is not pages)
         if alike:
             self._alike[first] = alike
