@@ -47,7 +47,7 @@ def pack_tokens(token_ids: Sequence[int]) -> bytes | None:
         return None
 
 
-class PageKind(NamedTuple):
+class PageKind(msgspec.Struct, frozen=True, gc=False):
     """What pages of a request have in common."""
 
     page_tokens: int

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.events import OffloadingEventsTracker
 
@@ -37,7 +38,9 @@ def _chunk_pages(req: "Request", group: "GroupOffloadConfig", chunk_idx: int) ->
     if group.sliding_window_size_in_chunks is not None:
         return None
     spec = group.kv_event_group_spec
-    kind = kind_of(req, group.tokens_per_block)._replace(group=(group.group_idx, *spec))
+    kind = msgspec.structs.replace(
+        kind_of(req, group.tokens_per_block), group=(group.group_idx, *spec)
+    )
     start = chunk_idx * group.tokens_per_chunk
     hash_tokens = group.tokens_per_chunk // group.hashes_per_chunk
     return pages_of(req, kind, range(start, start + group.tokens_per_chunk), hash_tokens)
