@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from flexkv_core.block.types import BlockKey
-from flexkv_core.events import BlocksRemoved, BlocksStored, EventLog
+from flexkv_core.events import BlocksRemoved, BlocksStored, CacheCleared, EventLog
 
 __all__ = [
     "MEDIA",
@@ -205,6 +205,11 @@ class Announcer:
                 for name, tier in self._tiers.items():
                     said += self._removed(name, [*tier.blocks])
         return said
+
+    def take_back(self) -> list[Announcement]:
+        """Return the removal of all that was announced: the cache is off from now on."""
+        self.log.append(CacheCleared())
+        return self.take()
 
     def forget(self) -> None:
         """Note that routers have dropped all they know of this engine.

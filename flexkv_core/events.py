@@ -33,7 +33,7 @@ CacheEvent = BlocksStored | BlocksRemoved | CacheCleared
 class EventLog:
     """Events in the order they happened, until they are taken.
 
-    Thread: one takes, any other may append, one at a time.
+    Thread: one takes, any may append.
 
     Bounded: when `limit` events wait, one `CacheCleared` replaces them all, so that a router starts
     from nothing instead of believing what is no longer true. Later events follow as usual.

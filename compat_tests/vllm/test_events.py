@@ -299,6 +299,16 @@ def test_below_vllms_offloading_the_rest_of_a_state_is_counted_and_not_told():
     assert tracker.recorder.drain()["events_unsaid_blocks"] == 1
 
 
+def test_below_vllms_offloading_a_cache_that_has_failed_takes_back_what_was_told():
+    tracker = tracker_of(FakeManager())
+    tracker.record_store(request_of(), GROUP, 0, b"a key")
+    [told] = tracker.take_events([stored_event(b"a key")])
+    tracker.barrier.switch_off("of a test")
+    [taken_back] = tracker.take_events([])
+    assert taken_back.block_hashes == told.block_hashes
+    assert tracker.take_events([]) == []
+
+
 def test_a_failure_to_tell_costs_the_cache_and_not_the_engine():
     from flexkv_connectors.vllm.offloading.events import EventsTracker
 

@@ -255,3 +255,15 @@ def test_a_token_that_was_still_to_be_fed_back_at_an_abort_is_not_saved(start):
 
     engine.check_idle()
     assert engine.events["external tokens"] - before == 16
+
+
+def test_routers_are_told_that_a_cache_which_has_failed_holds_nothing_any_more(start):
+    engine = start()
+    engine.add(PROMPT, 1)
+    engine.drain()
+    assert engine.router.media["CPU"]
+    engine.scheduler.connector._barrier.switch_off("of a test")
+    engine.add(PROMPT[:7], 1)
+    engine.drain()
+    assert not engine.router.media["CPU"]
+    assert engine.router.media["GPU"]

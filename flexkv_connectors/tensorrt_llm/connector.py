@@ -121,7 +121,8 @@ class FlexKVScheduler(KvCacheConnectorScheduler):
     @override
     def build_connector_meta(self, scheduler_output: Any) -> ExchangeOrders:
         orders = self._run(lambda: self._half.build_orders(scheduler_output), self._no_orders)
-        self._events.run(self._half.publish, nothing)
+        is_off = bool(self._barrier.reason)
+        self._events.run(self._half.take_back if is_off else self._half.publish, nothing)
         return orders
 
     @override

@@ -125,6 +125,11 @@ class SchedulerHalf:
         if self._announcer is not None and self._publisher is not None:
             self._publisher.publish(self._announcer.take())
 
+    def take_back(self) -> None:
+        """Let no router send requests to a cache that is off."""
+        if self._announcer is not None and self._publisher is not None:
+            self._publisher.publish(self._announcer.take_back())
+
     def close(self) -> None:
         """Publish nothing more."""
         if self._publisher is not None:

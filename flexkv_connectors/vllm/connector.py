@@ -274,12 +274,19 @@ class FlexKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @override
     def take_events(self) -> "Iterable[KVCacheEvent]":
-        no_events: list[KVCacheEvent] = []
-        return self._barrier.run(self._take_events, lambda: no_events)
+        return self._barrier.run(self._take_events, self._take_back_events)
 
     def _take_events(self) -> "list[KVCacheEvent]":
         self._notice_reset()
         return [*self._scheduler.take_events()]
+
+    def _take_back_events(self) -> "list[KVCacheEvent]":
+        """Let no router send requests to a cache that is off."""
+        no_events: list[KVCacheEvent] = []
+        half: SchedulerHalf | None = getattr(self, "_scheduler", None)
+        if half is None:
+            return no_events
+        return FaultBarrier("events").run(lambda: [*half.take_back_events()], lambda: no_events)
 
     def _notice_reset(self) -> None:
         """Announce all anew: the event of a reset of vLLM's clears all tiers of this engine."""

@@ -155,6 +155,10 @@ class SchedulerHalf:
         """Return events, in vLLM's form, about blocks that became findable or left."""
         return () if self._announcer is None else events_of(self._announcer.take())
 
+    def take_back_events(self) -> "Iterable[KVCacheEvent]":
+        """Return events, in vLLM's form, that take back all that was told."""
+        return () if self._announcer is None else events_of(self._announcer.take_back())
+
     def forget_events(self) -> None:
         """Note that vLLM has told routers to forget all that this engine has."""
         if self._announcer is not None:

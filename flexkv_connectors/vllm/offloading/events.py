@@ -134,8 +134,7 @@ class EventsTracker(OffloadingEventsTracker):
 
     @override
     def take_events(self, events: "Iterable[OffloadingEvent]") -> "Iterable[KVCacheEvent]":
-        no_events: list[KVCacheEvent] = []
-        return self.barrier.run(partial(self._take, events), lambda: no_events)
+        return self.barrier.run(partial(self._take, events), self._take_back)
 
     @override
     def reset(self) -> None:
@@ -156,6 +155,13 @@ class EventsTracker(OffloadingEventsTracker):
     ) -> None:
         describe = partial(_described, req, group, chunk_idx)  # only what is new: waits look often
         self.announcer.find("host", [BlockKey(key)], describe)
+
+    def _take_back(self) -> "list[KVCacheEvent]":
+        """Let no router send requests to a cache that is off."""
+        no_events: list[KVCacheEvent] = []
+        return FaultBarrier("events").run(
+            lambda: [*events_of(self.announcer.take_back())], lambda: no_events
+        )
 
     def _take(self, events: "Iterable[OffloadingEvent]") -> "list[KVCacheEvent]":
         for event in events:

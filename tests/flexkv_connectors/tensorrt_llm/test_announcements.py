@@ -122,6 +122,16 @@ def test_routers_hear_of_each_block_that_a_reset_takes(start, replays):
     )
 
 
+def test_routers_hear_that_a_cache_which_has_failed_holds_nothing_any_more(start, replays):
+    engine = start()
+    engine.run(Request(1, prompt(20)))
+    step(engine)
+    assert Router().hear(replays).pages
+    engine.scheduler._barrier.switch_off("of a test")
+    step(engine)
+    assert Router().hear(replays).pages == {}
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_an_engine_is_heard_once_however_many_ranks_it_has(start, replays, ranks):
     engine = start(ranks=ranks)
