@@ -17,7 +17,7 @@ TESTS := not nightly
 PYTEST := -m pytest --config-file="$(CURDIR)/pyproject.toml" --rootdir="$(CURDIR)" \
 	--durations=15 -m "$(TESTS)"
 
-.PHONY: help compat models contract installed layout live lint-workflows demo demo-cross demo-dynamo test test-all test-sglang \
+.PHONY: help compat models contract installed layout live lint-workflows demo demo-cross demo-dynamo test test-all test-sglang test-routers \
 	test-gpu check soak mutants setup setup-engine setup-sglang setup-dynamo setup-gpu bench bench-gpu wheel clean clean-all
 
 help: ## List the targets
@@ -49,6 +49,10 @@ test-sglang: $(ENGINE) $(SGLANG) ## Of that, what needs SGLang, alone or beside 
 		"$(CURDIR)/compat_tests/sglang"
 	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" $(PYTEST) \
 		"$(CURDIR)/compat_tests/cross"
+
+test-routers: $(ENGINE) ## Of that, what Dynamo's and llm-d's routers judge
+	cd "$(OUTSIDE)" && PYTHONSAFEPATH=1 "$(CURDIR)/$(BIN)/python" $(PYTEST) \
+		"$(CURDIR)/compat_tests/routers"
 
 test-gpu: $(GPU) ## Run the kernel and the lane on the GPU of this machine; fails where there is none
 	$(GPU_VENV)/bin/python -c "import torch; torch.cuda.init()"
