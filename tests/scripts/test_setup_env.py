@@ -87,7 +87,7 @@ def test_dynamo_changes_no_version_that_vllm_has(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env, "engine_requirements", list)
     monkeypatch.setattr(setup_env, "pip_install", lambda what, line: asked_for.append(line))
     assert setup_env.main(["engine", "0.0.0"]) == 0
-    assert asked_for[-1] == ["--no-deps", setup_env.DYNAMO]
+    assert asked_for[-1] == ["--no-deps", setup_env.DYNAMO_RUNTIME]
 
 
 @pytest.mark.parametrize(
