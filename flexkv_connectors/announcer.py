@@ -30,7 +30,6 @@ __all__ = [
 PageName = int | bytes
 """The engine's hash of all tokens up to the end of a page."""
 
-
 MEDIA = {"host": "CPU", "ssd": "STORAGE"}
 """What events call our tiers: vLLM's own names. Dynamo drops events with the medium "SSD"."""
 

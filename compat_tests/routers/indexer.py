@@ -57,11 +57,10 @@ class Indexer:
                 stdout=log,
                 stderr=log,
             )
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
             wait_until(self._answers, "the indexer answers")
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def follow(self, worker: "Worker", publisher: ZmqEventPublisher) -> None:
         """Take in what a publisher says of a worker."""

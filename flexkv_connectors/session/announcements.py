@@ -19,12 +19,14 @@ def expect_save(
     announcer: Announcer, state: RequestState, blocks: range, tiers: Tiers, recorder: Recorder
 ) -> None:
     """Note what `blocks` are called, which are being saved, and have those before them known."""
-    if not state.describe(blocks):
+    pages = state.describe(blocks)
+    if not pages:
         recorder.add("events_unsaid_blocks", len(blocks))
         return
     keys, first = state.keys(), blocks.start
     while first and announcer.pages_of(keys[first - 1]) is None:
         first -= 1
-    announcer.expect(keys[first : blocks.stop], state.describe(range(first, blocks.stop)))
+    announcer.expect(keys[blocks.start : blocks.stop], pages)
     if first < blocks.start:
+        announcer.expect(keys[first : blocks.start], state.describe(range(first, blocks.start)))
         announce_found(announcer, state, tiers)

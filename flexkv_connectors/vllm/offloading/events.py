@@ -73,9 +73,7 @@ class EventsTracker(OffloadingEventsTracker):
 
     announcer: Announcer
     recorder: Recorder
-
     barrier: FaultBarrier
-
     manager: "OffloadingManager"
 
     @classmethod
